@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Life of a buffer: allocation, peers, growth, reset, end.  Calls are in call.c. */
+#include "core/buffer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "params_check.h"
+
+#define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
+
+#define TOTALS_BYTES (sizeof(struct ep_totals) + EP_MAX_LOCAL_EXPERTS * sizeof(uint32_t))
+
+static uint64_t record_stride(uint32_t num_ranks)
+{
+    return ep_align_slot(sizeof(struct ep_call_record)
+                         + (num_ranks + EP_MAX_LOCAL_EXPERTS) * sizeof(uint32_t));
+}
+
+/* -- allocation ----------------------------------------------------------------------------- */
+
+static int alloc_zeroed(struct ep_buffer *b, uint64_t bytes, const char *name, ep_dptr_t *out)
+{
+    TRY(b->exec->alloc(b->exec->self, bytes, name, out));
+    return b->exec->fill(b->exec->self, *out, 0, bytes, b->stream);
+}
+
+static int host_alloc_zeroed(struct ep_buffer *b, uint64_t bytes, const char *name, void **host,
+                             ep_dptr_t *out)
+{
+    TRY(b->exec->host_alloc(b->exec->self, bytes, name, host, out));
+    return b->exec->fill(b->exec->self, *out, 0, bytes, b->stream);
+}
+
+static int alloc_scratch(struct ep_buffer *b)
+{
+    uint64_t sent = ep_align_slot(b->comm.num_ranks * sizeof(uint32_t));
+    uint64_t dest = ep_align_slot(b->comm.num_ranks * sizeof(struct ep_dest));
+    uint64_t source = ep_align_slot(b->comm.num_ranks * sizeof(struct ep_source));
+    uint64_t push = ep_align_slot(b->comm.num_ranks * sizeof(struct ep_push));
+    TRY(alloc_zeroed(b, sent + dest + source + push, "scratch", &b->scratch));
+    b->sent = b->scratch;
+    b->dest = b->sent + sent;
+    b->source = b->dest + dest;
+    b->push = b->source + source;
+    return EP_OK;
+}
+
+static int allocate(struct ep_buffer *b)
+{
+    const struct ep_executor *exec = b->exec;
+    uint32_t num_ranks = b->comm.num_ranks;
+    TRY(exec->stream_create(exec->self, &b->stream));
+    TRY(exec->stream_create(exec->self, &b->abort_stream));
+    b->heap_bytes = sizeof(struct ep_control) + num_ranks * sizeof(struct ep_flags)
+                    + 2 * num_ranks * (uint64_t)b->comm.record_stride;
+    TRY(alloc_zeroed(b, b->heap_bytes, "heap", &b->comm.heap));
+    TRY(alloc_zeroed(b, (1 + EP_MAX_SEGMENTS) * num_ranks * sizeof(ep_dptr_t), "peer tables",
+                     &b->comm.peer_heap));
+    b->comm.peer_arena = b->comm.peer_heap + num_ranks * sizeof(ep_dptr_t);
+    TRY(alloc_scratch(b));
+    void *host;
+    TRY(host_alloc_zeroed(b, sizeof(struct ep_status_ring), "status ring", &host,
+                          &b->comm.status));
+    b->ring = host;
+    TRY(host_alloc_zeroed(b, TOTALS_BYTES, "totals", &host, &b->totals_dptr));
+    b->totals = host;
+    return exec->stream_synchronize(exec->self, b->stream);
+}
+
+int ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num_ranks,
+                     uint64_t timeout_ns, struct ep_buffer **out)
+{
+    if (num_ranks == 0 || num_ranks > EP_MAX_RANKS || rank >= num_ranks)
+        return EP_ERR_ARGUMENT;
+    struct ep_buffer *b = calloc(1, sizeof *b);
+    if (!b)
+        return EP_ERR_MEMORY;
+    b->exec = exec;
+    b->comm = (struct ep_comm){.timeout_ns = timeout_ns, .rank = rank, .num_ranks = num_ranks,
+                               .record_stride = record_stride(num_ranks)};
+    pthread_mutex_init(&b->lock, NULL);
+    int rc = allocate(b);
+    if (rc != EP_OK) {
+        ep_buffer_destroy(b);
+        return rc;
+    }
+    b->peer_heap[rank] = b->comm.heap;
+    *out = b;
+    return EP_OK;
+}
+
+void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, void *handle, uint32_t threads)
+{
+    b->kernel[kernel] = (struct ep_loaded){handle, threads};
+}
+
+uint32_t ep_param_bytes(uint32_t kernel)
+{
+    static const uint32_t bytes[EP_NUM_KERNELS] = {
+        [EP_KERNEL_LAYOUT] = sizeof(struct ep_layout_params),
+        [EP_KERNEL_NOTIFY] = sizeof(struct ep_notify_params),
+        [EP_KERNEL_DISPATCH] = sizeof(struct ep_dispatch_params),
+        [EP_KERNEL_COMBINE_NOTIFY] = sizeof(struct ep_combine_notify_params),
+        [EP_KERNEL_COMBINE_PUSH] = sizeof(struct ep_combine_push_params),
+        [EP_KERNEL_COMBINE_REDUCE] = sizeof(struct ep_combine_reduce_params),
+        [EP_KERNEL_ABORT] = sizeof(struct ep_abort_params)};
+    return kernel < EP_NUM_KERNELS ? bytes[kernel] : 0;
+}
+
+/* -- peers ---------------------------------------------------------------------------------- */
+
+int ep_buffer_heap_handle(struct ep_buffer *b, void *handle)
+{
+    return b->exec->export_memory(b->exec->self, b->comm.heap, handle);
+}
+
+int ep_buffer_open_heap(struct ep_buffer *b, uint32_t rank, const void *handle)
+{
+    if (rank == b->comm.rank)
+        return EP_OK;
+    return b->exec->import_memory(b->exec->self, handle, &b->peer_heap[rank]);
+}
+
+int ep_buffer_add_segment(struct ep_buffer *b, uint64_t bytes, uint32_t *index, ep_dptr_t *base,
+                          void *handle)
+{
+    if (bytes == 0 || bytes % EP_SLOT_ALIGN)
+        return EP_ERR_ARGUMENT;
+    if (b->arena.num_segments == EP_MAX_SEGMENTS)
+        return EP_ERR_CAPACITY;
+    TRY(b->exec->alloc(b->exec->self, bytes, "arena", base));
+    int rc = b->exec->export_memory(b->exec->self, *base, handle);
+    if (rc == EP_OK) {
+        pthread_mutex_lock(&b->lock);
+        *index = b->arena.num_segments;
+        rc = ep_arena_add(&b->arena, *base, *base, bytes);
+        pthread_mutex_unlock(&b->lock);
+    }
+    if (rc != EP_OK) {
+        b->exec->free(b->exec->self, *base, b->stream);
+        return rc;
+    }
+    b->peer_arena[*index][b->comm.rank] = *base;
+    return EP_OK;
+}
+
+void ep_buffer_set_view(struct ep_buffer *b, uint32_t index, uint64_t view)
+{
+    b->arena.segment[index].view = view;
+}
+
+int ep_buffer_open_segment(struct ep_buffer *b, uint32_t rank, uint32_t index, const void *handle)
+{
+    if (rank == b->comm.rank)
+        return EP_OK;
+    return b->exec->import_memory(b->exec->self, handle, &b->peer_arena[index][rank]);
+}
+
+int ep_buffer_publish(struct ep_buffer *b)
+{
+    const struct ep_executor *exec = b->exec;
+    uint64_t row = b->comm.num_ranks * sizeof(ep_dptr_t);
+    TRY(exec->copy_in(exec->self, b->comm.peer_heap, b->peer_heap, row, b->stream));
+    for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
+        TRY(exec->copy_in(exec->self, b->comm.peer_arena + i * row, b->peer_arena[i], row,
+                          b->stream));
+    return exec->stream_synchronize(exec->self, b->stream);
+}
+
+void ep_buffer_close_peers(struct ep_buffer *b)
+{
+    const struct ep_executor *exec = b->exec;
+    for (uint32_t rank = 0; rank < b->comm.num_ranks; rank++) {
+        if (rank == b->comm.rank)
+            continue;
+        if (b->peer_heap[rank])
+            exec->release_memory(exec->self, b->peer_heap[rank]);
+        b->peer_heap[rank] = 0;
+        for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++) {
+            if (b->peer_arena[i][rank])
+                exec->release_memory(exec->self, b->peer_arena[i][rank]);
+            b->peer_arena[i][rank] = 0;
+        }
+    }
+}
+
+/* -- the end -------------------------------------------------------------------------------- */
+
+/* With the buffer closed, the address of a segment that nothing uses any more, else 0: the caller
+ * holds the lock and frees it after letting go. */
+static ep_dptr_t take_idle(const struct ep_buffer *b, struct ep_segment *segment)
+{
+    if (!b->closed || b->abandoned || segment->num_used)
+        return 0;
+    ep_dptr_t base = segment->base;
+    segment->base = 0;
+    return base;
+}
+
+static void release_quarantine(struct ep_buffer *b)
+{
+    while (b->quarantine) {
+        struct ep_block *block = b->quarantine;
+        b->quarantine = block->link;
+        ep_arena_release(&b->arena, block);
+    }
+}
+
+static void close_arena(struct ep_buffer *b)
+{
+    for (uint32_t i = 0; i < b->arena.num_segments; i++) {
+        pthread_mutex_lock(&b->lock);
+        ep_dptr_t idle = take_idle(b, &b->arena.segment[i]);
+        pthread_mutex_unlock(&b->lock);
+        if (idle)
+            b->exec->free(b->exec->self, idle, b->stream);
+    }
+}
+
+void ep_buffer_close(struct ep_buffer *b)
+{
+    const struct ep_executor *exec = b->exec;
+    pthread_mutex_lock(&b->lock);
+    int closed = b->closed;
+    b->closed = 1;
+    release_quarantine(b);
+    pthread_mutex_unlock(&b->lock);
+    if (closed || b->abandoned)
+        return;
+    ep_buffer_close_peers(b);
+    close_arena(b);
+    if (b->comm.heap)
+        exec->free(exec->self, b->comm.heap, b->stream);
+    if (b->comm.peer_heap)
+        exec->free(exec->self, b->comm.peer_heap, b->stream);
+    if (b->scratch)
+        exec->free(exec->self, b->scratch, b->stream);
+    if (b->ring)
+        exec->host_free(exec->self, b->ring);
+    if (b->totals)
+        exec->host_free(exec->self, b->totals);
+    if (b->abort_stream)
+        exec->stream_destroy(exec->self, b->abort_stream);
+    if (b->stream)
+        exec->stream_destroy(exec->self, b->stream);
+}
+
+void ep_buffer_destroy(struct ep_buffer *b)
+{
+    ep_buffer_close(b);
+    ep_arena_clear(&b->arena);
+    pthread_mutex_destroy(&b->lock);
+    free(b);
+}
+
+void ep_buffer_release(struct ep_buffer *b, struct ep_block *slot)
+{
+    pthread_mutex_lock(&b->lock);
+    struct ep_segment *segment = &b->arena.segment[slot->segment];
+    ep_arena_release(&b->arena, slot);
+    ep_dptr_t idle = take_idle(b, segment);
+    pthread_mutex_unlock(&b->lock);
+    if (idle)
+        b->exec->free(b->exec->self, idle, NULL);
+}
+
+uint64_t ep_buffer_used(struct ep_buffer *b)
+{
+    pthread_mutex_lock(&b->lock);
+    uint64_t bytes = ep_arena_used(&b->arena);
+    pthread_mutex_unlock(&b->lock);
+    return bytes;
+}
+
+/* -- reset ---------------------------------------------------------------------------------- */
+
+int ep_buffer_reset_begin(struct ep_buffer *b, uint64_t *epoch)
+{
+    const struct ep_executor *exec = b->exec;
+    if (b->closed)
+        return EP_ERR_DESTROYED;
+    TRY(exec->stream_synchronize(exec->self, b->abort_stream));
+    TRY(exec->stream_synchronize(exec->self, b->stream));
+    TRY(exec->copy_out(exec->self, &b->control, b->comm.heap, sizeof b->control, b->stream));
+    *epoch = b->control.epoch;
+    return EP_OK;
+}
+
+int ep_buffer_reset_end(struct ep_buffer *b, uint64_t max_epoch)
+{
+    const struct ep_executor *exec = b->exec;
+    /* Two past the maximum: no flag that any rank has raised reaches the new epoch. */
+    struct ep_control control = {.epoch = max_epoch + 2};
+    TRY(exec->copy_in(exec->self, b->comm.heap, &control, sizeof control, b->stream));
+    TRY(exec->fill(exec->self, b->comm.heap + sizeof control, 0,
+                   b->comm.num_ranks * sizeof(struct ep_flags), b->stream));
+    TRY(exec->stream_synchronize(exec->self, b->stream));
+    b->control = control;
+    b->num_status = 0;
+    memset(b->ring, 0, sizeof *b->ring);
+    pthread_mutex_lock(&b->lock);
+    release_quarantine(b);
+    pthread_mutex_unlock(&b->lock);
+    return EP_OK;
+}

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What the core needs of a machine: one table of functions, filled by the CPU executor
+ * (cysrc/emu) and by the CUDA driver.  One table serves one rank.  Every function returns
+ * EP_OK or an EP_ERR_* code and leaves the reason in last_error(). */
+#ifndef DEEPEP_PTX_EXECUTOR_H
+#define DEEPEP_PTX_EXECUTOR_H
+
+#include <stdint.h>
+#include "deepep_ptx/params.h"
+
+#define EP_HANDLE_BYTES 128
+
+enum ep_result {
+    EP_OK = 0,
+    EP_ERR_ARGUMENT,         /* the caller's fault; nothing was launched                       */
+    EP_ERR_MEMORY,           /* no memory                                                      */
+    EP_ERR_EXECUTOR,         /* the driver or the CPU executor failed; see last_error()         */
+    EP_ERR_ABORTED,          /* another rank of this process failed: this one is told to stop  */
+    EP_ERR_TIMEOUT,          /* a host wait reached its limit                                  */
+    EP_ERR_STATUS,           /* the device wrote a status record: see ep_buffer_status()        */
+    EP_ERR_CAPACITY,         /* the arena has no free extent of that size                      */
+    EP_ERR_DESTROYED
+};
+
+struct ep_launch {
+    void       *kernel;      /* handle the executor gave for the loaded symbol                 */
+    const void *params;      /* parameter block, copied before launch() returns                */
+    uint32_t    param_bytes;
+    uint32_t    grid;        /* CTAs                                                           */
+    uint32_t    block;       /* threads of a CTA                                               */
+    uint32_t    smem;        /* bytes of dynamic shared memory                                 */
+    void       *stream;
+};
+
+struct ep_executor {
+    void *self;
+
+    /* Device memory of this rank.  `name` appears in error reports.  free() is stream-ordered. */
+    int (*alloc)(void *self, uint64_t bytes, const char *name, ep_dptr_t *out);
+    int (*free)(void *self, ep_dptr_t ptr, void *stream);
+
+    /* Host memory that the device can read and write. */
+    int (*host_alloc)(void *self, uint64_t bytes, const char *name, void **host, ep_dptr_t *out);
+    int (*host_free)(void *self, void *host);
+
+    /* copy_in: src may be reused on return.  copy_out: dst is complete on return. */
+    int (*copy_in)(void *self, ep_dptr_t dst, const void *src, uint64_t bytes, void *stream);
+    int (*copy_out)(void *self, void *dst, ep_dptr_t src, uint64_t bytes, void *stream);
+    int (*fill)(void *self, ep_dptr_t dst, uint8_t value, uint64_t bytes, void *stream);
+
+    /* Peers: a handle of EP_HANDLE_BYTES travels through the group.  Importing one's own
+     * handle gives one's own address. */
+    int (*export_memory)(void *self, ep_dptr_t ptr, void *handle);
+    int (*import_memory)(void *self, const void *handle, ep_dptr_t *out);
+    int (*release_memory)(void *self, ep_dptr_t imported);
+
+    int (*stream_create)(void *self, void **out);
+    int (*stream_destroy)(void *self, void *stream);
+    int (*stream_synchronize)(void *self, void *stream);
+
+    int (*launch)(void *self, const struct ep_launch *launch);
+
+    /* Wait until *word == want, without the GIL; EP_ERR_TIMEOUT after timeout_ns of the
+     * executor's time. */
+    int (*wait_word)(void *self, const uint64_t *word, uint64_t want, uint64_t timeout_ns);
+
+    /* CTAs of `kernel` that one device runs at the same time. */
+    int (*max_resident)(void *self, void *kernel, uint32_t block, uint32_t smem, uint32_t *ctas);
+
+    const char *(*last_error)(void *self);
+};
+
+#endif

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+from libc.stdint cimport uint32_t, uint64_t
+
+from deepep_ptx._executor cimport Executor, ep_dptr_t, ep_executor
+from gen.params cimport ep_control, ep_status_record
+
+cdef extern from "core/arena.h" nogil:
+    struct ep_block:
+        ep_block *next
+        uint64_t offset
+        uint64_t bytes
+        uint32_t segment
+        uint32_t used
+
+    struct ep_segment:
+        ep_dptr_t base
+        ep_block *first
+
+    struct ep_arena:
+        ep_segment segment[8]
+        uint32_t num_segments
+        uint64_t total
+
+    int ep_arena_add(ep_arena *arena, ep_dptr_t base, uint64_t view, uint64_t bytes)
+    ep_block *ep_arena_reserve_largest(ep_arena *arena)
+    int ep_arena_reserve(ep_arena *arena, uint64_t bytes, ep_block **out)
+    void ep_arena_trim(ep_block *block, uint64_t bytes)
+    void ep_arena_release(ep_arena *arena, ep_block *block)
+    uint64_t ep_arena_largest_free(const ep_arena *arena)
+    uint64_t ep_arena_used(const ep_arena *arena)
+    bint ep_arena_find(const ep_arena *arena, uint64_t view, uint64_t bytes, uint32_t *segment,
+                       uint64_t *offset)
+    void ep_arena_clear(ep_arena *arena)
+
+cdef extern from "core/buffer.h" nogil:
+    enum:
+        EP_DTYPE_BF16
+
+    struct ep_slot:
+        uint64_t topk_idx
+        uint64_t topk_weights
+        uint64_t src_idx
+        uint64_t bytes
+
+    struct ep_buffer:
+        ep_status_record status[16]
+        uint32_t num_status
+        uint32_t launched[7]
+        uint32_t num_launched
+        ep_control control
+        ep_arena arena
+
+    struct ep_layout_args:
+        ep_dptr_t topk_idx
+        ep_dptr_t rank_counts
+        ep_dptr_t expert_counts
+        ep_dptr_t in_rank
+        uint32_t num_tokens
+        uint32_t num_topk
+        uint32_t num_experts
+        uint32_t topk_idx_bytes
+        uint32_t num_sms
+
+    struct ep_dispatch_args:
+        ep_dptr_t x
+        ep_dptr_t topk_idx
+        ep_dptr_t topk_weights
+        ep_dptr_t in_rank
+        ep_dptr_t rank_counts
+        ep_dptr_t expert_counts
+        ep_dptr_t pos
+        ep_dptr_t rank_prefix
+        uint32_t num_tokens
+        uint32_t hidden_bytes
+        uint32_t num_topk
+        uint32_t topk_idx_bytes
+        uint32_t num_experts
+        uint32_t dtype
+        uint32_t worst_rows
+        uint32_t num_sms
+
+    struct ep_dispatch_result:
+        ep_block *block
+        uint64_t view
+        ep_slot slot
+        uint32_t rows
+        uint64_t epoch
+        const uint32_t *expert_counts
+
+    struct ep_combine_args:
+        ep_dptr_t x
+        ep_dptr_t weights
+        uint64_t x_offset
+        uint64_t weights_offset
+        uint32_t x_segment
+        uint32_t weights_segment
+        uint32_t mode
+        uint32_t num_tokens
+        uint32_t hidden_bytes
+        uint32_t num_topk
+        uint32_t dtype
+        uint32_t num_sms
+        uint64_t handle_epoch
+        ep_dptr_t out
+        ep_dptr_t out_weights
+        ep_dptr_t bias0
+        ep_dptr_t bias1
+        ep_dptr_t pos
+        ep_dptr_t rank_prefix
+
+    int ep_buffer_create(const ep_executor *exec, uint32_t rank, uint32_t num_ranks,
+                         uint64_t timeout_ns, ep_buffer **out)
+    void ep_buffer_set_kernel(ep_buffer *b, uint32_t kernel, void *handle, uint32_t threads)
+    uint32_t ep_param_bytes(uint32_t kernel)
+    int ep_buffer_heap_handle(ep_buffer *b, void *handle)
+    int ep_buffer_open_heap(ep_buffer *b, uint32_t rank, const void *handle)
+    int ep_buffer_add_segment(ep_buffer *b, uint64_t bytes, uint32_t *index, ep_dptr_t *base,
+                              void *handle)
+    void ep_buffer_set_view(ep_buffer *b, uint32_t index, uint64_t view)
+    int ep_buffer_open_segment(ep_buffer *b, uint32_t rank, uint32_t index, const void *handle)
+    int ep_buffer_publish(ep_buffer *b)
+    void ep_buffer_close_peers(ep_buffer *b)
+    void ep_buffer_close(ep_buffer *b)
+    void ep_buffer_abandon(ep_buffer *b)
+    void ep_buffer_destroy(ep_buffer *b)
+    int ep_buffer_reset_begin(ep_buffer *b, uint64_t *epoch)
+    int ep_buffer_reset_end(ep_buffer *b, uint64_t max_epoch)
+    void ep_buffer_release(ep_buffer *b, ep_block *slot)
+    uint64_t ep_buffer_used(ep_buffer *b)
+    int ep_buffer_layout(ep_buffer *b, const ep_layout_args *args)
+    int ep_buffer_dispatch(ep_buffer *b, const ep_dispatch_args *args, ep_dispatch_result *out)
+    int ep_buffer_combine(ep_buffer *b, const ep_combine_args *args)
+
+
+cdef class CoreBuffer:
+    cdef ep_buffer *core             # owned
+    cdef readonly Executor executor  # outlives the core
+    cdef readonly uint32_t rank
+    cdef readonly uint32_t num_ranks
+    cdef list kernels                # keeps the loaded code
+    cdef list symbols
+    cdef list views                  # keeps the memory that slots show
+
+    cdef int raise_for(self, int code) except -1
+    cdef bint is_pulled(self, array, bint zero_copy, uint32_t *segment, uint64_t *offset) except -1

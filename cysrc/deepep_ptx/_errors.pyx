@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: MIT
+"""Result codes and status records as exceptions."""
+
+from gen.params cimport (
+    EP_AGREE_DTYPE,
+    EP_AGREE_HANDLE_EPOCH,
+    EP_AGREE_HIDDEN_BYTES,
+    EP_AGREE_NUM_EXPERTS,
+    EP_AGREE_NUM_TOPK,
+    EP_AGREE_OP,
+    EP_AGREE_TOPK_IDX_BYTES,
+    EP_CODE_ABORTED,
+    EP_CODE_CAPACITY,
+    EP_CODE_IN_CALL,
+    EP_CODE_MISMATCH,
+    EP_CODE_PEER_ABORT,
+    EP_CODE_PEER_FAULT,
+    EP_CODE_RANK_COUNTS,
+    EP_CODE_TIMEOUT,
+    EP_CODE_TOPK_RANGE,
+    EP_KERNEL_ABORT,
+    EP_KERNEL_COMBINE_NOTIFY,
+    EP_KERNEL_COMBINE_PUSH,
+    EP_KERNEL_COMBINE_REDUCE,
+    EP_KERNEL_DISPATCH,
+    EP_KERNEL_LAYOUT,
+    EP_KERNEL_NOTIFY,
+    EP_OP_COMBINE,
+    EP_OP_DISPATCH,
+    EP_WAIT_CALL,
+    EP_WAIT_DONE,
+    EP_WAIT_PUSH,
+)
+
+from deepep_ptx._executor cimport (
+    EP_ERR_CAPACITY,
+    EP_ERR_DESTROYED,
+    EP_ERR_STATUS,
+    EP_ERR_TIMEOUT,
+    EP_OK,
+)
+
+from deepep_ptx.errors import (
+    CapacityError,
+    DeepEPError,
+    DeepEPTimeoutError,
+    DestroyedError,
+    RankMismatchError,
+)
+
+# Name in variants.toml -> index in the core's kernel table.
+KERNELS = {
+    "layout": EP_KERNEL_LAYOUT,
+    "notify": EP_KERNEL_NOTIFY,
+    "dispatch": EP_KERNEL_DISPATCH,
+    "combine_notify": EP_KERNEL_COMBINE_NOTIFY,
+    "combine_push": EP_KERNEL_COMBINE_PUSH,
+    "combine_reduce": EP_KERNEL_COMBINE_REDUCE,
+    "abort": EP_KERNEL_ABORT,
+}
+
+cdef dict KERNEL_NAMES = {index: name for name, index in KERNELS.items()}
+
+cdef dict WAITS = {
+    EP_WAIT_CALL: "call record",
+    EP_WAIT_PUSH: "pushed rows",
+    EP_WAIT_DONE: "end of call",
+}
+
+# `what` of a capacity record: more rows than num_worst_tokens, whatever the arena holds.
+cdef uint32_t ROWS_PAST_WORST = 1
+
+cdef dict OPERATIONS = {EP_OP_DISPATCH: "dispatch", EP_OP_COMBINE: "combine"}
+
+# Word of a call record -> the argument that it stands for, and how to print its value.
+cdef dict AGREEMENTS = {
+    EP_AGREE_OP: ("call", lambda word: OPERATIONS.get(word, word)),
+    EP_AGREE_NUM_EXPERTS: ("num_experts", int),
+    EP_AGREE_HIDDEN_BYTES: ("hidden", lambda word: word // 2),
+    EP_AGREE_DTYPE: ("x.dtype", int),
+    EP_AGREE_NUM_TOPK: ("num_topk", int),
+    EP_AGREE_TOPK_IDX_BYTES: ("topk_idx.itemsize", int),
+    EP_AGREE_HANDLE_EPOCH: ("handle", lambda word: f"of call {word}"),
+}
+
+
+cdef object timeout_error(const ep_status_record *record, uint32_t rank):
+    wait = WAITS.get(record.what, f"wait {record.what}")
+    kernel = KERNEL_NAMES.get(record.kernel, f"kernel {record.kernel}")
+    peer = record.peer
+    if record.code == EP_CODE_TIMEOUT:
+        text = (f"rank {rank}: {kernel} reached the time limit waiting for the {wait} of rank "
+                f"{peer} (flag {record.seen:#x}, wanted {record.expected:#x})")
+    else:
+        text = (f"rank {rank}: {kernel} waited for the {wait} of rank {record.seen}, which has "
+                f"aborted and blames rank {peer}")
+    return DeepEPTimeoutError(f"{text}; the buffer stays aborted until reset()",
+                              rank=rank, peer=peer, wait=wait)
+
+
+cdef object mismatch_error(const ep_status_record *record, uint32_t rank):
+    argument, show = AGREEMENTS.get(record.what, (f"word {record.what}", int))
+    values = (show(record.expected), show(record.seen))
+    return RankMismatchError(
+        f"{argument}: rank {rank} has {values[0]}, rank {record.peer} has {values[1]}; "
+        "it must be equal on all ranks",
+        argument=argument, ranks=(rank, record.peer), values=values,
+    )
+
+
+cdef object capacity_error(const ep_status_record *record):
+    if record.what == ROWS_PAST_WORST:
+        text = (f"num_worst_tokens: must be at least {record.seen}, the rows that rank "
+                f"{record.peer} receives")
+    else:
+        text = f"num_nvl_bytes: rank {record.peer} has no room for {record.seen} rows"
+    return CapacityError(f"{text}; num_nvl_bytes={record.expected} would hold them",
+                         needed_bytes=record.expected)
+
+
+cdef object status_error(const ep_status_record *record, uint32_t rank):
+    code = record.code
+    if code == EP_CODE_TIMEOUT or code == EP_CODE_PEER_ABORT:
+        return timeout_error(record, rank)
+    if code == EP_CODE_MISMATCH:
+        return mismatch_error(record, rank)
+    if code == EP_CODE_CAPACITY:
+        return capacity_error(record)
+    if code == EP_CODE_TOPK_RANGE:
+        return ValueError(
+            f"topk_idx: row {record.what} has expert {<long long>record.seen}, "
+            f"accepted are -1 and [0, {record.expected})"
+        )
+    if code == EP_CODE_RANK_COUNTS:
+        return ValueError(
+            f"num_tokens_per_rank: {record.seen} tokens for rank {record.what}, "
+            f"is_token_in_rank has {record.expected}"
+        )
+    if code == EP_CODE_PEER_FAULT:
+        return DeepEPError(f"rank {record.peer} reported bad arguments; no rows were moved")
+    if code == EP_CODE_IN_CALL:
+        return DeepEPError("two calls of one buffer overlap; each must end before the next begins")
+    if code == EP_CODE_ABORTED:
+        return DeepEPError("the buffer is aborted; call reset() on all ranks")
+    return DeepEPError(f"the device reported code {code}")
+
+
+cdef object report_error(const Report *report):
+    if report == NULL or report.num_records == 0:
+        return DeepEPError("the device refused the call and wrote no status record")
+    first = status_error(&report.records[0], report.rank)
+    texts = {str(first)}
+    for i in range(1, report.num_records):
+        other = str(status_error(&report.records[i], report.rank))
+        if other not in texts:
+            texts.add(other)
+            first.add_note(f"also: {other}")
+    if isinstance(first, CapacityError):
+        first.needed_bytes = max(report.records[i].expected for i in range(report.num_records))
+    return first
+
+
+cdef int check(int code, Executor executor, const Report *report=NULL) except -1:
+    if code == EP_OK:
+        return 0
+    if code == EP_ERR_STATUS:
+        raise report_error(report)
+    if code == EP_ERR_TIMEOUT:
+        rank = report.rank if report != NULL else -1
+        raise DeepEPTimeoutError(
+            f"rank {rank}: the totals of the call did not arrive; the buffer stays aborted until "
+            "reset()", rank=rank, peer=-1, wait="totals",
+        )
+    if code == EP_ERR_CAPACITY:
+        raise CapacityError("the arena has all the segments that it can have; give num_nvl_bytes")
+    if code == EP_ERR_DESTROYED:
+        raise DestroyedError("the buffer was used after destroy()")
+    if executor is None:
+        raise MemoryError("no memory for the core")
+    raise executor.error(code)

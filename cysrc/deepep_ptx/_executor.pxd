@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef extern from "core/executor.h" nogil:
+    ctypedef uint64_t ep_dptr_t
+
+    enum:
+        EP_HANDLE_BYTES
+
+    enum:
+        EP_OK
+        EP_ERR_ARGUMENT
+        EP_ERR_MEMORY
+        EP_ERR_EXECUTOR
+        EP_ERR_ABORTED
+        EP_ERR_TIMEOUT
+        EP_ERR_STATUS
+        EP_ERR_CAPACITY
+        EP_ERR_DESTROYED
+
+    struct ep_launch:
+        void *kernel
+        const void *params
+        uint32_t param_bytes
+        uint32_t grid
+        uint32_t block
+        uint32_t smem
+        void *stream
+
+    # `self` is spelled `context` here: Cython keeps the name for methods.
+    struct ep_executor:
+        void *self
+        int (*alloc)(void *context, uint64_t bytes, const char *name, ep_dptr_t *out)
+        int (*free)(void *context, ep_dptr_t ptr, void *stream)
+        int (*host_alloc)(void *context, uint64_t bytes, const char *name, void **host,
+                          ep_dptr_t *out)
+        int (*host_free)(void *context, void *host)
+        int (*copy_in)(void *context, ep_dptr_t dst, const void *src, uint64_t bytes, void *stream)
+        int (*copy_out)(void *context, void *dst, ep_dptr_t src, uint64_t bytes, void *stream)
+        int (*fill)(void *context, ep_dptr_t dst, uint8_t value, uint64_t bytes, void *stream)
+        int (*export_memory)(void *context, ep_dptr_t ptr, void *handle)
+        int (*import_memory)(void *context, const void *handle, ep_dptr_t *out)
+        int (*release_memory)(void *context, ep_dptr_t imported)
+        int (*stream_create)(void *context, void **out)
+        int (*stream_destroy)(void *context, void *stream)
+        int (*stream_synchronize)(void *context, void *stream)
+        int (*launch)(void *context, const ep_launch *launch)
+        int (*wait_word)(void *context, const uint64_t *word, uint64_t want, uint64_t timeout_ns)
+        int (*max_resident)(void *context, void *kernel, uint32_t block, uint32_t smem,
+                            uint32_t *ctas)
+        const char *(*last_error)(void *context)
+
+
+cdef class Executor:
+    # Filled by the subclass's __cinit__, valid while this object lives.  Owned by the subclass.
+    cdef const ep_executor *table
+    cdef readonly str name      # "emu" or "cuda"
+    cdef readonly str arch      # "sm_90"

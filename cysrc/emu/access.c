@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT */
+#include "access.h"
+#include "report.h"
+
+/* One lane's bytes, at most 16. */
+struct lane_bytes { uint64_t word[2]; };
+
+/* `size` is 1, 2, 4, 8 or 16; each is a move or two, where a memcpy of that size were a call. */
+EMU_INLINE void copy_bytes(void *dst, const void *src, unsigned size)
+{
+    switch (size) {
+    case 1: memcpy(dst, src, 1); break;
+    case 2: memcpy(dst, src, 2); break;
+    case 4: memcpy(dst, src, 4); break;
+    case 8: memcpy(dst, src, 8); break;
+    default: memcpy(dst, src, 16); break;
+    }
+}
+
+EMU_INLINE uint64_t get_element(const void *p, unsigned bytes)
+{
+    struct lane_bytes value = {{0}};
+
+    copy_bytes(&value, p, bytes);        /* little endian, as the GPU */
+    return value.word[0];
+}
+
+EMU_INLINE void put_lane(struct emu_exec *x, const struct emu_span *span, const struct lane_bytes *new,
+                     unsigned size)
+{
+    struct lane_bytes old = {{0}};
+
+    copy_bytes(&old, span->host, size);
+    emu_note_write(x, old.word[0] != new->word[0] || old.word[1] != new->word[1]);
+    copy_bytes(span->host, new, size);
+    if (span->valid)
+        emu_bits_set(span->valid, span->offset, size);
+}
+
+EMU_INLINE void set_register(struct emu_exec *x, const struct emu_instr *op, int32_t at, unsigned lane,
+                         uint64_t value)
+{
+    uint8_t *reg = x->warp->registers + at;
+
+    if (op->wide)
+        ((emu_u64 *)reg)[lane] = value;
+    else
+        ((emu_u32 *)reg)[lane] = emu_narrow((uint32_t)value, op->dst_mask, op->dst_sign);
+}
+
+EMU_INLINE uint64_t get_register(const struct emu_exec *x, const struct emu_instr *op, int32_t at,
+                             unsigned lane)
+{
+    const void *reg = emu_operand(x, at);
+
+    return op->wide ? ((const emu_u64 *)reg)[lane] : ((const emu_u32 *)reg)[lane];
+}
+
+/* Checks all but validity; false after a fault. */
+EMU_INLINE bool reach_lane(struct emu_exec *x, const struct emu_instr *op, unsigned lane,
+                           uint64_t va, bool writes, struct emu_span *span)
+{
+    enum emu_address_fault what;
+
+    if (!emu_aligned(op, va))
+        what = EMU_FAULT_MISALIGNED;
+    else if (!emu_reach(x, op->space, va, op->size, span))
+        what = EMU_FAULT_UNREACHABLE;
+    else if (writes && span->mapping && !span->mapping->writable)
+        what = EMU_FAULT_READ_ONLY;
+    else
+        return true;
+    emu_fault_address(x, what, lane, va);
+    return false;
+}
+
+int emu_load_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
+{
+    for (uint32_t left = m; left; left &= left - 1) {
+        unsigned lane = __builtin_ctz(left);
+        uint64_t va = emu_lane_address(x, op, lane);
+        struct emu_span span;
+
+        if (!reach_lane(x, op, lane, va, false, &span))
+            return EMU_RUN_FAULT;
+        if (!emu_readable(x, &span, op->size))
+            return emu_fault_address(x, EMU_FAULT_UNWRITTEN, lane, va);
+        for (unsigned k = 0; k < op->vec; k++)
+            set_register(x, op, op->dst[k], lane, get_element(span.host + k * op->elem, op->elem));
+        emu_count_load(x, &span, op->size);
+    }
+    return EMU_RUN_ON;
+}
+
+int emu_store_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
+{
+    for (uint32_t left = m; left; left &= left - 1) {
+        unsigned lane = __builtin_ctz(left);
+        uint64_t va = emu_lane_address(x, op, lane);
+        struct lane_bytes bytes = {{0}};
+        struct emu_span span;
+
+        if (!reach_lane(x, op, lane, va, true, &span))
+            return EMU_RUN_FAULT;
+        for (unsigned k = 0; k < op->vec; k++) {
+            struct lane_bytes value = {{get_register(x, op, op->dst[k], lane)}};
+
+            copy_bytes((uint8_t *)&bytes + k * op->elem, &value, op->elem);
+        }
+        put_lane(x, &span, &bytes, op->size);
+        emu_count_store(x, &span, op->size);
+    }
+    return EMU_RUN_ON;
+}
+
+/* The value that an atomic leaves in memory. */
+static uint64_t combine(const struct emu_instr *op, uint64_t old, uint64_t b, uint64_t c)
+{
+    bool is_signed = op->type == EMU_T_S32 || op->type == EMU_T_S64;
+    int64_t s_old = op->wide ? (int64_t)old : (int32_t)old;
+    int64_t s_b = op->wide ? (int64_t)b : (int32_t)b;
+    bool less = is_signed ? s_old < s_b : old < b;
+
+    switch (op->sub) {
+    case EMU_AT_ADD:  return old + b;
+    case EMU_AT_INC:  return old >= b ? 0 : old + 1;
+    case EMU_AT_DEC:  return old == 0 || old > b ? b : old - 1;
+    case EMU_AT_EXCH: return b;
+    case EMU_AT_CAS:  return old == b ? c : old;
+    case EMU_AT_MIN:  return less ? old : b;
+    case EMU_AT_MAX:  return less ? b : old;
+    case EMU_AT_AND:  return old & b;
+    case EMU_AT_OR:   return old | b;
+    default:          return old ^ b;
+    }
+}
+
+int emu_atomic(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
+{
+    for (uint32_t left = m; left; left &= left - 1) {
+        unsigned lane = __builtin_ctz(left);
+        uint64_t va = emu_lane_address(x, op, lane), old;
+        struct lane_bytes new = {{0}};
+        struct emu_span span;
+
+        if (!reach_lane(x, op, lane, va, true, &span))
+            return EMU_RUN_FAULT;
+        if (!emu_readable(x, &span, op->size))
+            return emu_fault_address(x, EMU_FAULT_UNWRITTEN, lane, va);
+        old = get_element(span.host, op->elem);
+        new.word[0] = combine(op, old, get_register(x, op, op->src[1], lane),
+                              get_register(x, op, op->src[2], lane));
+        if (!op->wide)
+            new.word[0] = (uint32_t)new.word[0];
+        put_lane(x, &span, &new, op->size);
+        if (op->dst[0] != EMU_NONE)
+            set_register(x, op, op->dst[0], lane, old);
+        emu_count_load(x, &span, op->size);
+        emu_count_store(x, &span, op->size);
+    }
+    return EMU_RUN_ON;
+}

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The CPU executor's core: virtual GPUs that execute decoded PTX.
+ *
+ * A world holds the ranks of one run.  Each rank has a 64-bit address space of its own (a peer's
+ * memory is mapped at another address there), running grids, and nothing else: streams, host
+ * threads and copies live one layer up (host.c).  One thread at a time may call in here. */
+#ifndef DEEPEP_PTX_EMU_H
+#define DEEPEP_PTX_EMU_H
+
+#include <stdint.h>
+#include <stddef.h>
+
+enum emu_result {
+    EMU_OK = 0,
+    EMU_ERR_MEMORY,          /* no memory                                                     */
+    EMU_ERR_ADDRESS,         /* not a mapped address of that rank, or not that many bytes      */
+    EMU_ERR_ARGUMENT,        /* launch does not fit the kernel or the device                   */
+    EMU_ERR_FAULT            /* the world has a fault: see emu_world_fault()                   */
+};
+
+/* What emu_step() found. */
+enum emu_progress {
+    EMU_IDLE,                /* no grid is running                                            */
+    EMU_RUNNING,             /* something changed: memory, a barrier, a grid's end             */
+    EMU_STALLED,             /* every group waits or spins and a whole round changed nothing   */
+    EMU_FAULTED
+};
+
+enum emu_check {             /* bits of emu_options.checks */
+    EMU_CHECK_UNINIT = 1     /* reads of bytes and registers that nobody wrote.  Bounds,
+                                alignment, mask and barrier checks cannot be switched off      */
+};
+
+struct emu_options {
+    uint32_t num_ranks;
+    uint32_t sms_per_rank;   /* CTAs are resident while they fit: threads, shared memory, slots */
+    uint32_t scheduler;      /* EMU_SCHED_*: 0 = rr                                           */
+    uint32_t checks;         /* EMU_CHECK_* bits                                              */
+    uint64_t seed;
+    uint64_t stall_limit;    /* warp instructions a live group may execute while nothing in the
+                                world changes, before the run is called never-ending           */
+};
+
+/* A decoded instruction.  Register operands are byte offsets into the warp's register file;
+ * a negative operand ~x is byte offset x into the kernel's constant pool, laid out like
+ * registers (32 lanes).  EMU_NONE = operand absent. */
+#define EMU_NONE INT32_MIN
+
+struct emu_insn {
+    uint16_t op;             /* enum emu_op, generated from deepep_ptx/emu/isa.py              */
+    uint8_t  type;           /* enum emu_type of the operation                                */
+    uint8_t  type2;          /* cvt: source type                                              */
+    uint8_t  vec;            /* elements of ld/st: 1, 2, 4                                     */
+    uint8_t  space;          /* enum emu_space                                                */
+    uint8_t  sem;            /* enum emu_sem: weak, relaxed, volatile, acquire, release, acq_rel */
+    uint8_t  scope;          /* enum emu_scope                                                */
+    uint8_t  proxy;          /* enum emu_proxy                                                */
+    uint8_t  sub;            /* setp: comparison; atom: operation; mov: special register; ...  */
+    uint16_t flags;          /* EMU_F_*                                                       */
+    int32_t  pred;           /* guard predicate: index, or -1                                 */
+    int32_t  dst[4];
+    int32_t  src[4];
+    int32_t  target;         /* branch: index of the target instruction                       */
+    int32_t  line;           /* index into the kernel's line table                            */
+    int64_t  imm;            /* address offset, parameter offset, immediate                   */
+};
+
+struct emu_world;
+struct emu_kernel;
+struct emu_grid;
+
+struct emu_world *emu_world_create(const struct emu_options *options);
+void emu_world_destroy(struct emu_world *world);
+
+/* -- memory ---------------------------------------------------------------------------------
+ * Every segment lies at its own 2 MiB-aligned address with unmapped space behind it.  Bytes of
+ * emu_alloc are uninitialised (and filled with a seed pattern); mapped host memory is whole. */
+int emu_alloc(struct emu_world *world, uint32_t rank, uint64_t bytes, const char *name,
+              uint64_t *va, void **host);
+int emu_map_host(struct emu_world *world, uint32_t rank, void *host, uint64_t bytes, int writable,
+                 const char *name, uint64_t *va);
+int emu_map_peer(struct emu_world *world, uint32_t rank, uint32_t owner, uint64_t owner_va,
+                 uint64_t *va);
+/* Unmaps; the owner's unmap frees.  A later access of the address is reported as use after free. */
+int emu_unmap(struct emu_world *world, uint32_t rank, uint64_t va);
+/* Host access: [va, va + bytes) must lie in one segment. */
+int emu_host_read(struct emu_world *world, uint32_t rank, void *dst, uint64_t va, uint64_t bytes);
+int emu_host_write(struct emu_world *world, uint32_t rank, uint64_t va, const void *src, uint64_t bytes);
+int emu_host_fill(struct emu_world *world, uint32_t rank, uint64_t va, uint8_t value, uint64_t bytes);
+int emu_host_address(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes, void **host);
+/* The host wrote these bytes through an address it holds: they count as initialised. */
+int emu_host_written(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes);
+
+/* -- kernels -------------------------------------------------------------------------------- */
+struct emu_kernel_image {
+    const char *symbol;
+    const struct emu_insn *insns;   uint32_t num_insns;
+    const uint8_t *constants;       uint32_t constant_bytes;
+    uint32_t register_bytes;        /* register file of one warp                              */
+    uint32_t num_predicates;
+    uint32_t param_bytes;
+    uint32_t shared_bytes;          /* static                                                 */
+    uint32_t local_bytes;           /* per thread                                             */
+    uint32_t max_threads;           /* .maxntid, 0 = not given                                */
+    const char *const *files;       uint32_t num_files;
+    const struct emu_line { uint32_t file, line, ptx_line; } *lines;  uint32_t num_lines;
+    const char *const *texts;       /* [num_insns]: the statement, for reports                */
+};
+/* Copies everything it needs. */
+struct emu_kernel *emu_kernel_load(struct emu_world *world, const struct emu_kernel_image *image);
+
+/* -- grids ---------------------------------------------------------------------------------- */
+int emu_launch(struct emu_world *world, uint32_t rank, struct emu_kernel *kernel,
+               const void *params, uint32_t param_bytes,
+               uint32_t grid, uint32_t block, uint32_t smem, struct emu_grid **out);
+int  emu_grid_done(const struct emu_grid *grid);
+void emu_grid_free(struct emu_grid *grid);          /* of a finished grid, or of any in a faulted world */
+int  emu_max_resident(const struct emu_world *world, const struct emu_kernel *kernel,
+                      uint32_t block, uint32_t smem, uint32_t *ctas);
+
+/* -- time and scheduling --------------------------------------------------------------------
+ * One step = one scheduling round over all live groups of all ranks.  Virtual time (ns, what
+ * %globaltimer reads) advances with every round. */
+enum emu_progress emu_step(struct emu_world *world);
+uint64_t emu_now(const struct emu_world *world);
+void     emu_advance(struct emu_world *world, uint64_t to);
+/* The smallest value above now that a spinning group compares %globaltimer with; UINT64_MAX if none. */
+uint64_t emu_next_deadline(const struct emu_world *world);
+/* Something outside of the grids changed memory that they may poll. */
+void     emu_touch(struct emu_world *world);
+
+/* Turn a stall that nothing can end into a fault that lists every waiting group. */
+void emu_stall(struct emu_world *world);
+
+struct emu_fault {
+    char kind[32];           /* "out-of-bounds", "deadlock", ...                              */
+    char kernel[96], file[160];
+    uint32_t line;           /* of file; 0 when the fault has no single place                 */
+    uint32_t ptx_line;       /* of the rendered text                                          */
+    int32_t  rank, cta, warp, lane;     /* -1 = none                                          */
+    char *text;              /* the whole report                                              */
+};
+const struct emu_fault *emu_world_fault(const struct emu_world *world);   /* NULL: none */
+
+/* Totals since the world was made or reset. */
+struct emu_counters {
+    uint64_t warp_instructions, thread_instructions;
+    uint64_t global_load_bytes, global_store_bytes, peer_load_bytes, peer_store_bytes;
+};
+void emu_rank_counters(const struct emu_world *world, uint32_t rank, struct emu_counters *out);
+
+#endif

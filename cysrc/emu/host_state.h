@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What the parts of the host side share: host.c (threads and waits), host_memory.c, host_stream.c.
+ * All functions here want the world's lock held. */
+#ifndef DEEPEP_PTX_EMU_HOST_STATE_H
+#define DEEPEP_PTX_EMU_HOST_STATE_H
+
+#include <pthread.h>
+
+#include "emu/host.h"
+
+#define ERROR_BYTES 4096
+#define REPORT_BYTES 8192
+#define NOBODY (-1)
+
+enum rank_state { RANK_ABSENT, RANK_READY, RANK_RUNNING, RANK_WAITING, RANK_DONE };
+
+enum wait_kind { WAIT_WORD, WAIT_STREAM, WAIT_YIELD };
+
+struct wait {
+    enum wait_kind kind;
+    const char *what;
+    const uint64_t *word;
+    uint64_t want;
+    const struct host_stream *stream;
+    uint64_t round;          /* yield: the round that it wants to be over */
+    uint64_t deadline;       /* virtual ns, EP_FOREVER = none */
+    int deadlocked;
+};
+
+enum op_kind { OP_LAUNCH, OP_COPY, OP_FILL, OP_FREE };
+
+struct op {
+    struct op *next;
+    enum op_kind kind;
+    ep_dptr_t va;
+    uint64_t bytes;          /* of data, or of a fill */
+    uint8_t value;
+    struct host_kernel *kernel;
+    uint32_t grid, block, smem;
+    struct emu_grid *running;
+    unsigned char data[];    /* parameters or copied bytes */
+};
+
+struct host_stream {
+    struct host_stream *next;            /* of the rank's streams */
+    struct host_stream *next_active;     /* of the streams with work */
+    struct op *head, *tail;
+    uint32_t rank;
+    int closing;                         /* destroyed by its owner, still has work */
+};
+
+enum segment_kind { SEGMENT_ALLOC, SEGMENT_PINNED, SEGMENT_MAPPED, SEGMENT_PEER };
+
+struct segment {
+    enum segment_kind kind;
+    int freed;               /* waits for its last pin to go */
+    uint32_t pins;
+    uint32_t owner;
+    ep_dptr_t va;
+    ep_dptr_t owner_va;
+    uint64_t bytes;
+    void *host;
+};
+
+struct rank {
+    enum rank_state state;
+    struct wait *wait;
+    pthread_cond_t turn;
+    struct host_stream *streams;         /* the default stream is the last one */
+    struct host_stream *stream0;
+    struct segment *segments;
+    uint32_t num_segments, room_segments;
+    const char *error;
+    char error_text[ERROR_BYTES];
+};
+
+struct host_kernel {
+    struct host_kernel *next;
+    struct emu_kernel *kernel;
+    uint32_t param_bytes;
+    char symbol[96];
+};
+
+struct host_world {
+    struct emu_world *world;
+    uint64_t id;
+    pthread_mutex_t lock;
+    uint32_t num_ranks;
+    int holder;
+    int wanted;              /* atomic: threads that want the lock while one steps */
+    int touched;             /* host code ran, or a stream wrote memory, since the last step */
+    uint64_t round;          /* calls of progress() */
+    uint64_t wait_limit_ns;
+    enum host_failure failure;
+    int failed_rank;
+    struct host_stream *active;
+    struct host_kernel *kernels;
+    struct rank *ranks;
+    char report[REPORT_BYTES];           /* text of a failure or of a host deadlock */
+};
+
+static inline void unlock(struct host_world *h)
+{
+    pthread_mutex_unlock(&h->lock);
+}
+
+static inline void lock(struct host_world *h)
+{
+    __atomic_fetch_add(&h->wanted, 1, __ATOMIC_RELAXED);
+    pthread_mutex_lock(&h->lock);
+    __atomic_fetch_sub(&h->wanted, 1, __ATOMIC_RELAXED);
+}
+
+/* Records the rank's error text and returns `code`. */
+__attribute__((format(printf, 4, 5)))
+int host_error(struct host_world *h, uint32_t rank, int code, const char *format, ...);
+/* The same for a result of the core (not EMU_OK); `what` names the argument. */
+int host_emu_error(struct host_world *h, uint32_t rank, int result, const char *what);
+/* EP_OK, or what every call of `rank` returns since the run failed. */
+int host_failure_code(struct host_world *h, uint32_t rank);
+/* The first failure stays. */
+void host_fail(struct host_world *h, enum host_failure failure, int rank);
+void host_fail_by_fault(struct host_world *h);
+
+/* NULL: none starts at va. */
+struct segment *host_find_segment(struct host_world *h, uint32_t rank, ep_dptr_t va);
+/* Unmaps now, or with the last pin. */
+void host_release_segment(struct host_world *h, uint32_t rank, struct segment *s);
+/* Frees what the world's end does not. */
+void host_free_segments(struct rank *r);
+
+/* NULL: no memory. */
+struct host_stream *host_stream_new(struct host_world *h, uint32_t rank);
+/* The rank's stream, NULL = its default one; returns NULL with an error for any other pointer. */
+struct host_stream *host_stream_find(struct host_world *h, uint32_t rank,
+                                     const struct host_stream *stream);
+void host_free_streams(struct rank *r);
+/* Moves every stream as far as it goes.  Returns whether anything ended or began. */
+int host_pump(struct host_world *h);
+
+/* Waits as host.h says; `w` has kind, what and what the kind needs. */
+int host_wait(struct host_world *h, uint32_t rank, struct wait *w, uint64_t timeout_ns);
+
+#endif

@@ -1,0 +1,429 @@
+/* SPDX-License-Identifier: MIT */
+#include "report.h"
+#include "bits.h"
+#include "memory.h"
+#include "warp.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MOST_WAITERS 200                 /* lines of a list of waiting groups                 */
+#define MOST_POLLS 4                     /* polled addresses of one group                     */
+
+/* -- text ------------------------------------------------------------------------------------------ */
+
+/* A report whose memory runs out stays short. */
+static void vappend(struct emu_fault *fault, const char *format, va_list args)
+{
+    size_t used = fault->text ? strlen(fault->text) : 0;
+    va_list again;
+    char *grown;
+    int length;
+
+    va_copy(again, args);
+    length = vsnprintf(NULL, 0, format, again);
+    va_end(again);
+    grown = length < 0 ? NULL : realloc(fault->text, used + length + 1);
+    if (!grown)
+        return;
+    vsnprintf(grown + used, length + 1, format, args);
+    fault->text = grown;
+}
+
+static void append(struct emu_fault *fault, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void append(struct emu_fault *fault, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    vappend(fault, format, args);
+    va_end(args);
+}
+
+static const struct emu_line *line_at(const struct emu_kernel *kernel, uint32_t pc)
+{
+    int32_t line = kernel->line_of[pc];
+
+    return line < 0 ? NULL : &kernel->lines[line];
+}
+
+static const char *file_at(const struct emu_kernel *kernel, uint32_t pc)
+{
+    const struct emu_line *line = line_at(kernel, pc);
+
+    return line && line->file < kernel->num_files ? kernel->files[line->file] : kernel->symbol;
+}
+
+static uint32_t source_line(const struct emu_kernel *kernel, uint32_t pc)
+{
+    const struct emu_line *line = line_at(kernel, pc);
+
+    return line ? line->line : 0;
+}
+
+static void append_place(struct emu_fault *fault, const struct emu_kernel *kernel, uint32_t pc)
+{
+    const struct emu_line *line = line_at(kernel, pc);
+
+    append(fault, "%s:%u (line %u of the rendered text): %s", file_at(kernel, pc),
+           source_line(kernel, pc), line ? line->ptx_line : 0, kernel->texts[pc]);
+}
+
+/* -- the place of a fault ------------------------------------------------------------------------- */
+
+static struct emu_fault *begin(struct emu_world *world, const char *kind)
+{
+    struct emu_fault *fault = &world->fault;
+
+    world->faulted = true;
+    *fault = (struct emu_fault){.rank = -1, .cta = -1, .warp = -1, .lane = -1};
+    snprintf(fault->kind, sizeof fault->kind, "%s", kind);
+    append(fault, "%s: ", kind);
+    return fault;
+}
+
+static void set_place(struct emu_fault *fault, const struct emu_warp *warp, uint32_t pc, int lane)
+{
+    const struct emu_grid *grid = warp->cta->grid;
+    const struct emu_line *line = line_at(grid->kernel, pc);
+
+    snprintf(fault->kernel, sizeof fault->kernel, "%s", grid->kernel->symbol);
+    snprintf(fault->file, sizeof fault->file, "%s", file_at(grid->kernel, pc));
+    fault->line = source_line(grid->kernel, pc);
+    fault->ptx_line = line ? line->ptx_line : 0;
+    fault->rank = grid->rank->index;
+    fault->cta = warp->cta->index;
+    fault->warp = warp->index;
+    fault->lane = lane;
+}
+
+/* The lines that every fault of one lane ends with. */
+static int end_at_lane(struct emu_exec *x, int64_t other)
+{
+    struct emu_fault *fault = &x->world->fault;
+
+    append(fault, "\n  at ");
+    append_place(fault, x->kernel, x->pc);
+    if (other >= 0) {
+        append(fault, "\n  and ");
+        append_place(fault, x->kernel, other);
+    }
+    append(fault, "\n  kernel %s, rank %d, CTA %d, warp %d, lane %d, active lanes %#x",
+           fault->kernel, fault->rank, fault->cta, fault->warp, fault->lane, x->mask);
+    return EMU_RUN_FAULT;
+}
+
+int emu_fault_lane(struct emu_exec *x, const char *kind, unsigned lane, int64_t other,
+                   const char *format, ...)
+{
+    struct emu_fault *fault = begin(x->world, kind);
+    va_list args;
+
+    set_place(fault, x->warp, x->pc, lane);
+    va_start(args, format);
+    vappend(fault, format, args);
+    va_end(args);
+    return end_at_lane(x, other);
+}
+
+void emu_fault_memory(struct emu_world *world)
+{
+    append(begin(world, "memory"), "no memory for the registers of another CTA");
+}
+
+/* -- registers --------------------------------------------------------------------------------------- */
+
+int emu_fault_register(struct emu_exec *x, uint32_t lanes)
+{
+    return emu_fault_lane(x, "uninitialised", __builtin_ctz(lanes), -1,
+                          "a register is read that lanes %#x never wrote", lanes);
+}
+
+int emu_fault_guard(struct emu_exec *x, uint32_t lanes)
+{
+    x->mask = x->group->mask;
+    return emu_fault_lane(x, "uninitialised", __builtin_ctz(lanes), -1,
+                          "the guard predicate is read that lanes %#x never wrote", lanes);
+}
+
+/* -- addresses --------------------------------------------------------------------------------------- */
+
+static void append_segment(struct emu_fault *fault, const struct emu_mapping *m, uint32_t rank)
+{
+    append(fault, "'%s'", m->segment->name);
+    if (m->segment->owner != rank)
+        append(fault, " of rank %u", m->segment->owner);
+}
+
+/* Where `va` is: segment and offset, or what lies before it. */
+static void append_address(struct emu_fault *fault, const struct emu_rank *rank, unsigned space,
+                           const struct emu_cta *cta, uint64_t va)
+{
+    const struct emu_mapping *m;
+
+    if (space == EMU_SP_SHARED) {
+        append(fault, "%#" PRIx64 " of %u bytes of shared memory", va, cta->shared_bytes);
+        return;
+    }
+    append(fault, "%#" PRIx64 ", ", va);
+    m = emu_mapping_at(rank, va);
+    if (!m)
+        m = emu_mapping_below(rank, va);
+    if (m) {
+        uint64_t offset = va - m->va, bytes = m->segment->bytes;
+
+        append_segment(fault, m, rank->index);
+        append(fault, " + %#" PRIx64, offset);
+        if (offset >= bytes)
+            append(fault, ", %" PRIu64 " bytes behind its end", offset - bytes);
+        append(fault, " (%" PRIu64 " bytes)", bytes);
+        return;
+    }
+    append(fault, "which is no address of rank %u", rank->index);
+    for (uint32_t r = 0; r < cta->grid->world->options.num_ranks; r++) {
+        const struct emu_rank *other = &cta->grid->world->ranks[r];
+
+        if (r != rank->index && (m = emu_mapping_at(other, va))) {
+            append(fault, ": rank %u has '%s' there", r, m->segment->name);
+            return;
+        }
+    }
+}
+
+static const char *access_name(const struct emu_instr *op)
+{
+    return op->op == EMU_OP_LD ? "load" : op->op == EMU_OP_ST ? "store" : "atomic";
+}
+
+int emu_fault_address(struct emu_exec *x, enum emu_address_fault what, unsigned lane, uint64_t va)
+{
+    const struct emu_instr *op = emu_exec_op(x);
+    const struct emu_mapping *m =
+        op->space == EMU_SP_SHARED ? NULL : emu_mapping_at(x->rank, va);
+    bool dead = m && !m->host;
+    const char *kind = what == EMU_FAULT_MISALIGNED ? "misaligned" :
+                       what == EMU_FAULT_READ_ONLY ? "read-only" :
+                       what == EMU_FAULT_UNWRITTEN ? "uninitialised" :
+                       dead ? "use-after-free" : "out-of-bounds";
+    struct emu_fault *fault = begin(x->world, kind);
+
+    set_place(fault, x->warp, x->pc, lane);
+    append(fault, "%s of %u bytes at ", access_name(op), op->size);
+    append_address(fault, x->rank, op->space, x->cta, va);
+    if (what == EMU_FAULT_UNWRITTEN) {
+        const uint64_t *valid = m ? m->valid : x->cta->shared_valid;
+
+        append(fault, ": nobody wrote byte %" PRIu64 " of it",
+               emu_bits_run(valid, m ? va - m->va : va, op->size));
+    } else if (what == EMU_FAULT_READ_ONLY) {
+        append(fault, ": the memory is read-only");
+    } else if (what == EMU_FAULT_UNREACHABLE && dead) {
+        append(fault, ": %s", m->unmapped ? "it was unmapped" : "its owner freed it");
+    }
+    return end_at_lane(x, -1);
+}
+
+/* -- waiting ----------------------------------------------------------------------------------------- */
+
+/* Whether a lane below `lane` polls the same address. */
+static bool shown_already(const struct emu_warp *warp, uint32_t lanes, unsigned lane)
+{
+    for (uint32_t left = lanes & ((1u << lane) - 1); left; left &= left - 1)
+        if (warp->poll_address[__builtin_ctz(left)] == warp->poll_address[lane])
+            return true;
+    return false;
+}
+
+/* What is there now; it is what the lane last saw, as nothing changed since. */
+static void append_seen(struct emu_fault *fault, const struct emu_warp *warp,
+                        const struct emu_instr *op, uint64_t va)
+{
+    const struct emu_rank *rank = warp->cta->grid->rank;
+    const struct emu_mapping *m = emu_mapping_at(rank, va);
+    uint64_t value = 0;
+
+    append_address(fault, rank, op->space, warp->cta, va);
+    if (op->space == EMU_SP_SHARED && va + op->elem <= warp->cta->shared_bytes)
+        memcpy(&value, warp->cta->shared + va, op->elem);
+    else if (op->space == EMU_SP_GLOBAL && m && emu_mapping_holds(m, va, op->elem))
+        memcpy(&value, m->host + (va - m->va), op->elem);
+    else
+        return;                          /* freed since */
+    append(fault, " = %#" PRIx64, value);
+}
+
+static void append_polls(struct emu_fault *fault, const struct emu_warp *warp, int lane)
+{
+    const struct emu_kernel *kernel = warp->cta->grid->kernel;
+    const struct emu_poll *poll = &warp->polls[lane];
+    const struct emu_instr *op = &kernel->ops[poll->pc];
+    unsigned shown = 0;
+
+    append(fault, "poll ");
+    if (op->op == EMU_OP_SETP)
+        append(fault, "%%globaltimer, ");
+    else
+        for (uint32_t left = poll->mask; left && shown <= MOST_POLLS; left &= left - 1) {
+            unsigned l = __builtin_ctz(left);
+
+            if (shown_already(warp, poll->mask, l))
+                continue;
+            if (shown++ == MOST_POLLS)
+                append(fault, "..., ");
+            else {
+                append_seen(fault, warp, op, warp->poll_address[l]);
+                append(fault, ", ");
+            }
+        }
+    append(fault, "at ");
+    append_place(fault, kernel, poll->pc);
+}
+
+static void append_waiter(struct emu_fault *fault, const struct emu_warp *warp,
+                          const struct emu_group *group)
+{
+    const struct emu_cta *cta = warp->cta;
+    const struct emu_kernel *kernel = cta->grid->kernel;
+    const struct emu_barrier *barrier = &cta->barriers[group->barrier];
+    int lane = emu_polling_lane(warp, group);
+
+    append(fault, "lanes %#x ", group->mask);
+    switch (group->state) {
+    case EMU_WAIT_WARP:
+        append(fault, "wait for lanes %#x at ", group->member & warp->live & ~group->mask);
+        break;
+    case EMU_WAIT_GATHER:
+        append(fault, "wait for lanes %#x of their warp at ", warp->live & ~group->mask);
+        break;
+    case EMU_WAIT_BARRIER:
+        append(fault, "wait at barrier %u (%u of %u threads are there, %u warps have exited), ",
+               group->barrier, barrier->arrived, barrier->expected,
+               cta->num_warps - cta->live_warps);
+        break;
+    default:
+        if (lane >= 0 && emu_group_spins(warp, group)) {
+            append_polls(fault, warp, lane);
+            return;
+        }
+        append(fault, group->state == EMU_SLEEPING ? "sleep at " : "run at ");
+        break;
+    }
+    append_place(fault, kernel, group->pc);
+}
+
+/* Warps of one CTA that wait alike. */
+struct alike {
+    const struct emu_cta *cta;
+    uint32_t first, last;
+    struct emu_fault waiter; /* its text describes them                                       */
+    unsigned lines;          /* listed so far                                                 */
+};
+
+static void flush(struct emu_fault *fault, struct alike *run)
+{
+    if (run->waiter.text && run->lines++ < MOST_WAITERS) {
+        append(fault, "\n  %s, rank %u, CTA %u, warp %u", run->cta->grid->kernel->symbol,
+               run->cta->grid->rank->index, run->cta->index, run->first);
+        if (run->last != run->first)
+            append(fault, " to %u", run->last);
+        append(fault, ": %s", run->waiter.text);
+    }
+    free(run->waiter.text);
+    run->waiter.text = NULL;
+}
+
+static void list_group(struct emu_fault *fault, struct alike *run, const struct emu_warp *warp,
+                       const struct emu_group *group)
+{
+    struct emu_fault waiter = {0};
+
+    append_waiter(&waiter, warp, group);
+    if (run->waiter.text && waiter.text && run->cta == warp->cta && warp->index == run->last + 1 &&
+        strcmp(run->waiter.text, waiter.text) == 0) {
+        run->last = warp->index;
+        free(waiter.text);
+        return;
+    }
+    flush(fault, run);
+    run->cta = warp->cta;
+    run->first = run->last = warp->index;
+    run->waiter = waiter;
+}
+
+static void list_cta(struct emu_fault *fault, struct alike *run, const struct emu_cta *cta)
+{
+    for (uint32_t w = 0; w < cta->num_warps; w++)
+        for (uint32_t i = 0; i < cta->warps[w].num_groups; i++)
+            if (cta->warps[w].groups[i].mask)
+                list_group(fault, run, &cta->warps[w], &cta->warps[w].groups[i]);
+}
+
+/* Every group that is live: `first`'s, if given, then the others'. */
+static void list_all(struct emu_world *world, const struct emu_cta *first)
+{
+    struct emu_fault *fault = &world->fault;
+    struct alike run = {0};
+
+    if (first)
+        list_cta(fault, &run, first);
+    for (uint32_t r = 0; r < world->options.num_ranks; r++)
+        for (const struct emu_cta *cta = world->ranks[r].ctas; cta; cta = cta->next)
+            if (cta != first)
+                list_cta(fault, &run, cta);
+    flush(fault, &run);
+    if (run.lines > MOST_WAITERS)
+        append(fault, "\n  ... and %u more", run.lines - MOST_WAITERS);
+    for (uint32_t r = 0; r < world->options.num_ranks; r++)
+        for (const struct emu_grid *g = world->ranks[r].grids; g; g = g->next)
+            if (g->placed < g->num_ctas)
+                append(fault, "\n  %s, rank %u: %u of %u CTAs wait for a free SM", g->kernel->symbol,
+                       r, g->num_ctas - g->placed, g->num_ctas);
+}
+
+void emu_fault_deadlock(struct emu_cta *cta)
+{
+    struct emu_world *world = cta->grid->world;
+    struct emu_fault *fault = begin(world, "deadlock");
+    uint32_t w = 0;
+
+    while (!cta->warps[w].live)
+        w++;
+    set_place(fault, &cta->warps[w], cta->warps[w].groups[0].pc, -1);
+    append(fault, "all of CTA %u of %s on rank %u waits for lanes that never come", cta->index,
+           cta->grid->kernel->symbol, cta->grid->rank->index);
+    list_all(world, cta);
+}
+
+void emu_fault_livelock(struct emu_world *world)
+{
+    struct emu_fault *fault = begin(world, "livelock");
+
+    append(fault, "nothing can end the waiting");
+    for (uint32_t r = 0; r < world->options.num_ranks && fault->rank < 0; r++)
+        for (struct emu_cta *cta = world->ranks[r].ctas; cta && fault->rank < 0; cta = cta->next)
+            for (uint32_t w = 0; w < cta->num_warps && fault->rank < 0; w++) {
+                struct emu_warp *warp = &cta->warps[w];
+
+                for (uint32_t i = 0; i < warp->num_groups && fault->rank < 0; i++)
+                    if (!emu_blocked(&warp->groups[i]) && emu_group_spins(warp, &warp->groups[i]))
+                        set_place(fault, warp,
+                                  warp->polls[emu_polling_lane(warp, &warp->groups[i])].pc, -1);
+            }
+    list_all(world, NULL);
+}
+
+void emu_fault_never_ending(struct emu_world *world, struct emu_warp *warp, struct emu_group *group)
+{
+    struct emu_fault *fault = begin(world, "never-ending");
+
+    set_place(fault, warp, group->pc, -1);
+    append(fault, "lanes %#x of warp %u of CTA %u of %s on rank %u executed %" PRIu64
+           " instructions while nothing changed", group->mask, warp->index, warp->cta->index,
+           fault->kernel, fault->rank, group->quiet);
+    list_all(world, warp->cta);
+}

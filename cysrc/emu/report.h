@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What went wrong, where, in the words of the person who wrote the kernel. */
+#ifndef DEEPEP_PTX_EMU_REPORT_H
+#define DEEPEP_PTX_EMU_REPORT_H
+
+#include "interp.h"
+
+enum emu_address_fault {
+    EMU_FAULT_MISALIGNED,
+    EMU_FAULT_UNREACHABLE,   /* out-of-bounds or use-after-free, as the address shows         */
+    EMU_FAULT_READ_ONLY,
+    EMU_FAULT_UNWRITTEN
+};
+
+/* All return EMU_RUN_FAULT.  The place is the exec's instruction. */
+int emu_fault_address(struct emu_exec *x, enum emu_address_fault what, unsigned lane, uint64_t va);
+int emu_fault_register(struct emu_exec *x, uint32_t lanes);       /* lanes that read an unwritten one */
+int emu_fault_guard(struct emu_exec *x, uint32_t lanes);
+/* `other` is a second instruction to show, or -1. */
+int emu_fault_lane(struct emu_exec *x, const char *kind, unsigned lane, int64_t other,
+                   const char *format, ...) __attribute__((format(printf, 5, 6)));
+
+/* No memory for a CTA. */
+void emu_fault_memory(struct emu_world *world);
+
+/* Faults of waiting: no group of `cta` can go on; nothing can; `warp`'s group goes on for ever. */
+void emu_fault_deadlock(struct emu_cta *cta);
+void emu_fault_livelock(struct emu_world *world);
+void emu_fault_never_ending(struct emu_world *world, struct emu_warp *warp, struct emu_group *group);
+
+#endif

@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What the parts of the CPU executor's core share: ranks, grids, CTAs, warps, groups of lanes. */
+#ifndef DEEPEP_PTX_EMU_WORLD_H
+#define DEEPEP_PTX_EMU_WORLD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "emu.h"
+#include "gen/isa.h"
+
+#define EMU_LANES 32
+#define EMU_ALL_LANES UINT32_MAX
+#define EMU_NUM_BARRIERS 16
+
+/* One SM of an sm_90 device; CTAs reserve 1 KiB of shared memory for the system. */
+#define EMU_SM_THREADS 2048
+#define EMU_SM_CTAS 32
+#define EMU_SM_SHARED (228 * 1024)
+#define EMU_CTA_THREADS 1024
+#define EMU_CTA_SHARED (227 * 1024)
+#define EMU_CTA_RESERVED 1024
+
+/* Warp instructions that one group executes before it is another group's turn. */
+#define EMU_SLICE 128
+
+/* A group that came back to the same strong load (same lanes, same addresses) this often while no
+ * byte of the world changed is spinning.  Large enough that a loop which reads a clock only every
+ * 64th time around has read it. */
+#define EMU_SPIN_REPEATS 256
+
+struct emu_segment;
+struct emu_mapping;
+struct emu_exec;
+
+/* -- instructions as the interpreter runs them (kernel.c makes them from struct emu_insn) ------ */
+
+struct emu_instr {
+    uint16_t form;           /* enum emu_form: operation and width in one number              */
+    uint16_t flags;          /* EMU_F_*                                                       */
+    uint8_t  op, type, sub, vec;
+    uint8_t  space, sem, scope, proxy;
+    uint8_t  elem;           /* bytes of one element in memory                                */
+    uint8_t  size;           /* elem * vec                                                    */
+    bool     wide;           /* data registers are 64 bits wide                               */
+    bool     strong;         /* a load that sees other threads' stores: polls are made of it  */
+    int32_t  guard;          /* predicate index or -1                                         */
+    int32_t  dst[4], src[4]; /* as in struct emu_insn; absent sources name constant 0         */
+    uint32_t target;
+    uint16_t use[6];         /* registers read, as indices into the warp's `defined`          */
+    uint16_t def[4];         /* registers written, likewise                                   */
+    uint16_t guard_use;
+    uint16_t chosen[2];      /* selp: of src[0] and src[1]; shfl: of src[0].  Not in `use`: a   */
+                             /* lane that is not chosen may be without a value                */
+    bool     has_count;      /* bar.sync with a thread count                                  */
+    uint32_t src_mask, src_sign;   /* x -> ((x & mask) ^ sign) - sign brings a 32-bit register */
+    uint32_t dst_mask, dst_sign;   /* to the range of a narrow type; sign is 0 for unsigned    */
+    int64_t  imm;
+};
+
+/* Indices into `defined`: one always set, one that nobody reads, then a word for every 64 bytes of
+ * the register file, then the predicates. */
+#define EMU_DEFINED_ALWAYS 0
+#define EMU_DEFINED_SINK 1
+#define EMU_DEFINED_FIRST 2
+
+struct emu_kernel {
+    struct emu_kernel *next;
+    char *symbol;
+    struct emu_instr *ops;              /* num_ops, the last one an exit                          */
+    uint32_t num_ops;
+    uint8_t *constants;
+    uint32_t register_bytes, num_predicates, num_defined;
+    uint32_t param_bytes, shared_bytes, max_threads;
+    char **files;           uint32_t num_files;
+    struct emu_line *lines; uint32_t num_lines;
+    char **texts;                    /* [num_ops]                                              */
+    int32_t *line_of;                /* [num_ops]: index into lines, or -1                     */
+};
+
+/* -- execution ---------------------------------------------------------------------------------- */
+
+enum emu_state {
+    EMU_READY,
+    EMU_WAIT_WARP,           /* at a .sync warp operation, for lanes of `member`              */
+    EMU_WAIT_GATHER,         /* at bar.sync, for the rest of the warp                         */
+    EMU_WAIT_BARRIER,        /* the warp has arrived at CTA barrier `barrier`                 */
+    EMU_SLEEPING             /* until `wake`                                                  */
+};
+
+/* Lanes of a warp that are at one place. */
+struct emu_group {
+    uint32_t pc, mask;
+    uint32_t member;
+    uint32_t budget;         /* instructions left in this round                               */
+    uint8_t  state;          /* enum emu_state                                                */
+    uint8_t  barrier;
+    bool     polled;         /* this round: repeated a strong load and changed nothing        */
+    uint64_t wake;
+    uint64_t quiet;          /* instructions since change `quiet_at`                          */
+    uint64_t quiet_at;
+};
+
+/* What a lane polls.  Kept by lane, not by group: groups split and merge inside of poll loops. */
+struct emu_poll {
+    uint64_t mark;           /* a load seen earlier; loads are compared with it               */
+    uint64_t repeats_at;     /* change that `repeats` counts from                             */
+    uint64_t deadline;       /* value that %globaltimer is compared with                      */
+    uint32_t repeats;
+    uint32_t power, count;   /* Brent's cycle search: the mark moves after 1, 2, 4, ... loads  */
+    uint32_t pc, mask;       /* of the load                                                   */
+};
+
+struct emu_warp {
+    struct emu_cta *cta;
+    uint32_t index;
+    uint32_t live;           /* lanes that have not exited                                    */
+    uint8_t  *registers;
+    uint32_t *predicates;
+    uint32_t *defined;       /* per register: lanes that have a value                         */
+    uint32_t num_groups;
+    struct emu_group groups[EMU_LANES];
+    struct emu_poll polls[EMU_LANES];
+    uint64_t poll_address[EMU_LANES];
+};
+
+struct emu_barrier {
+    uint32_t arrived, expected;      /* threads; expected is 0 while nobody waits              */
+    uint32_t pc;                     /* of the last arrival                                    */
+};
+
+struct emu_cta {
+    struct emu_cta *next;
+    struct emu_grid *grid;
+    uint32_t index, sm;
+    uint32_t num_warps, live_warps;
+    uint32_t shared_bytes;
+    uint8_t  *shared;
+    uint64_t *shared_valid;
+    struct emu_barrier barriers[EMU_NUM_BARRIERS];
+    struct emu_warp *warps;
+    uint8_t  *files;                 /* registers, predicates and `defined` of all warps       */
+};
+
+struct emu_grid {
+    struct emu_grid *next;
+    struct emu_world *world;
+    struct emu_rank *rank;
+    struct emu_kernel *kernel;
+    uint8_t *params;
+    uint32_t num_ctas, block, shared_bytes;
+    uint32_t placed, finished;       /* CTAs                                                   */
+};
+
+struct emu_sm { uint32_t threads, ctas, shared; };
+
+struct emu_rank {
+    uint32_t index;
+    uint64_t va_base;
+    uint32_t *pages;                 /* mapping number + 1 of each 2 MiB page; 0 = unmapped    */
+    uint64_t num_pages, max_pages;
+    struct emu_mapping **mappings;
+    uint32_t num_mappings, max_mappings;
+    struct emu_sm *sms;
+    struct emu_grid *grids;          /* in launch order                                        */
+    struct emu_cta *ctas;            /* resident, in the order they were placed                */
+    struct emu_counters counters;
+};
+
+struct emu_world {
+    struct emu_options options;
+    struct emu_rank *ranks;
+    struct emu_segment *segments;
+    struct emu_kernel *kernels;
+    uint64_t now;
+    bool changed;                    /* a byte or a CTA changed in this round                  */
+    uint64_t changes;                /* rounds (and host calls) that changed something         */
+    uint64_t round_length;           /* longest slice of this round                            */
+    uint64_t pattern;                /* fills fresh memory; no byte of it is zero              */
+    uint64_t num_segments;
+    int (*run_group)(struct emu_exec *, struct emu_group *, uint32_t limit);  /* enum emu_run */
+    bool faulted;
+    struct emu_fault fault;
+};
+
+static inline bool emu_blocked(const struct emu_group *g)
+{
+    return g->state == EMU_WAIT_WARP || g->state == EMU_WAIT_GATHER || g->state == EMU_WAIT_BARRIER;
+}
+
+#endif

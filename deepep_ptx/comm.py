@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""Groups of ranks: what a `Buffer` is made on.
+
+A group has `rank`, `size`, `allgather(obj)` and `barrier()`.  `run_ranks` gives each rank a
+`RankComm`; `as_comm` takes that, or any object with the four.
+"""
+
+
+class RankComm:
+    """The group of one `run_ranks` call, as one of its ranks sees it.
+
+    rank, size: ints.  executor: this rank's executor.  ranks_per_node: ranks that share an NVLink
+    domain.  Collectives must be called by every rank in the same order; objects are passed by
+    reference, not copied.  Both raise `DeepEPError` when ranks are in different collectives or wait
+    for one that has returned, `DeepEPTimeoutError` at the run's time limit and `Aborted` when
+    another rank failed.
+    """
+
+    def __init__(self, executor, size, ranks_per_node):
+        self.rank = executor.rank
+        self.size = size
+        self.executor = executor
+        self.ranks_per_node = ranks_per_node
+
+    def __repr__(self):
+        return f"<RankComm rank {self.rank} of {self.size}, executor {self.executor.name}>"
+
+    def allgather(self, obj):
+        """`obj` of every rank, as a list in rank order."""
+        return self.executor.world.collect(self.rank, "allgather", obj)
+
+    def barrier(self):
+        """Returns once every rank has called it."""
+        self.executor.world.collect(self.rank, "barrier", None)
+
+
+def as_comm(group):
+    """`group` itself, checked: ints `rank` in [0, size) and `size`, callable `allgather` and
+    `barrier`.
+
+    `TypeError` naming what is accepted for anything else, `ValueError` for a rank outside of the
+    group.
+    """
+    if isinstance(group, RankComm):
+        return group
+    rank, size = getattr(group, "rank", None), getattr(group, "size", None)
+    methods = [getattr(group, name, None) for name in ("allgather", "barrier")]
+    if not (_is_integer(rank) and _is_integer(size) and all(map(callable, methods))):
+        raise TypeError(
+            "group: expected the comm object that run_ranks passes, or an object with integers "
+            f"rank and size and methods allgather(obj) and barrier(); got {type(group).__name__}"
+        )
+    if not 0 <= rank < size:
+        raise ValueError(f"group: rank must be in [0, {size}), got {rank}")
+    return group
+
+
+def _is_integer(value):
+    return hasattr(value, "__index__") and not isinstance(value, bool)

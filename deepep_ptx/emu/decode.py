@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: MIT
+"""Syntax tree -> the arrays that the C core executes.
+
+Names, types, addresses and constants are resolved here, once.  A register is 32 lanes of 32 or 64
+bits at an offset of the warp's register file; a predicate is one mask, by its index; a constant is
+32 equal lanes in the pool.  Registers get their place at their first use, each its own: nothing is
+packed, so that a read of a register that nobody wrote is seen.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from deepep_ptx.emu import parse as ast
+from deepep_ptx.emu.isa import (
+    SREGS,
+    TYPE_BITS,
+    TYPE_WORDS,
+    Cmp,
+    Flag,
+    FormError,
+    Op,
+    Space,
+    Type,
+    lookup,
+)
+
+NONE = -2 ** 31                        # EMU_NONE
+LANES = 32
+
+# struct emu_insn and struct emu_line of cysrc/emu/emu.h.
+INSN = np.dtype([
+    ("op", "u2"), ("type", "u1"), ("type2", "u1"), ("vec", "u1"), ("space", "u1"), ("sem", "u1"),
+    ("scope", "u1"), ("proxy", "u1"), ("sub", "u1"), ("flags", "u2"), ("pred", "i4"),
+    ("dst", "i4", 4), ("src", "i4", 4), ("target", "i4"), ("line", "i4"), ("imm", "i8")])
+LINE = np.dtype([("file", "u4"), ("line", "u4"), ("ptx_line", "u4")])
+
+_SRC = {"a": 0, "b": 1, "c": 2, "m": 3}
+_SWAPPED = {Cmp.LT: Cmp.GT, Cmp.LE: Cmp.GE, Cmp.GT: Cmp.LT, Cmp.GE: Cmp.LE,
+            Cmp.EQ: Cmp.EQ, Cmp.NE: Cmp.NE}
+_REGISTER_TYPES = "pred b32 u32 s32 f32 b64 u64 s64"
+# Instructions whose register operands may be wider than the instruction's type.
+_RELAXED = (Op.LD, Op.LD_PARAM, Op.ST, Op.CVT)
+
+
+@dataclass(slots=True)
+class KernelImage:
+    """One entry, decoded: what `struct emu_kernel_image` takes, kept alive by this object.
+
+    insns INSN[n], texts bytes[n]; constants u8[constant_bytes]; lines LINE[...]; sizes in bytes.
+    shared_bytes is the static part, up to where the launch's dynamic part begins.
+    """
+
+    symbol: str
+    version: tuple
+    target: str
+    insns: np.ndarray
+    constants: np.ndarray
+    lines: np.ndarray
+    files: tuple                       # bytes
+    texts: tuple                       # bytes
+    register_bytes: int
+    num_predicates: int
+    param_bytes: int
+    shared_bytes: int
+    max_threads: int
+    local_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Register:
+    type: Type
+    vector: int
+    places: list                       # per element: offset or predicate index, None = unused yet
+
+
+@dataclass(slots=True)
+class _Variable:
+    space: Space
+    offset: int
+    size: int | None
+
+
+@dataclass(slots=True)
+class _Scope:
+    parent: "_Scope | None"
+    names: dict = field(default_factory=dict)
+    labels: dict = field(default_factory=dict)
+
+    def find(self, table, name):
+        scope = self
+        while scope is not None:
+            found = getattr(scope, table).get(name)
+            if found is not None:
+                return found
+            scope = scope.parent
+        return None
+
+    def all(self, table):
+        names, scope = [], self
+        while scope is not None:
+            names += getattr(scope, table)
+            scope = scope.parent
+        return names
+
+
+class _Refused(Exception):
+    """What is wrong with the statement being decoded."""
+
+
+_lookup = lru_cache(maxsize=None)(lookup)
+
+
+def decode(module, entry):
+    """The KernelImage of one entry of a parsed module.  Raises PtxError at the source line."""
+    return _Decoder(module, entry).image()
+
+
+def _accepts(type_, register, relaxed):
+    """Whether an operand of type_ may be a register of this type, as ptxas judges it."""
+    if Type.PRED in (type_, register):
+        return type_ is register
+    wide = TYPE_BITS[register] - TYPE_BITS[type_]
+    if wide < 0 or (wide > 0 and not relaxed):
+        return False
+    if type_ is Type.BF16X2:
+        return register is Type.B32
+    if type_.name[0] == "B" or register.name[0] == "B":
+        return True
+    return (type_.name[0] == "F") == (register.name[0] == "F")
+
+
+def _integer(type_, bits=None):
+    """The integer type with type_'s sign, of its width or of `bits`."""
+    return Type[f"{'S' if type_.name[0] == 'S' else 'U'}{bits or TYPE_BITS[type_]}"]
+
+
+class _Decoder:
+    def __init__(self, module, entry):
+        self.module, self.entry, self.source = module, entry, module.source
+        self.rows, self.texts, self.lines = [], [], []
+        self.files = {}
+        self.constants, self.pool = {}, bytearray()
+        self.register_bytes, self.num_predicates = 0, 0
+        self.branches = []                       # (row, label, scope, node)
+        self.clocks, self.written = set(), set()  # registers: by mov %globaltimer, by others
+        self.temporaries = []
+        self.sm = int(module.target.partition("_")[2].rstrip("af"))
+
+    def image(self):
+        scope = _Scope(None)
+        param_bytes = self.declare_params(scope)
+        shared_bytes = self.declare_shared(scope)
+        body = self.entry.body
+        self.block(body, scope)
+        self.statement(body.end, body.end + 1)
+        self.emit({"op": Op.EXIT})               # falling off the end
+        self.resolve_branches()
+        self.mark_clock_compares()
+        return KernelImage(
+            symbol=self.entry.name, version=self.module.version, target=self.module.target,
+            insns=np.array([tuple(r.values()) for r in self.rows], INSN),
+            constants=np.frombuffer(bytes(self.pool), np.uint8),
+            lines=np.array(self.lines, LINE), files=tuple(self.files),
+            texts=tuple(self.texts), register_bytes=self.register_bytes,
+            num_predicates=self.num_predicates, param_bytes=param_bytes,
+            shared_bytes=shared_bytes, max_threads=self.entry.max_threads)
+
+    # -- declarations --------------------------------------------------------------------------
+
+    def declare_params(self, scope):
+        end = 0
+        for p in self.entry.params:
+            end = -(-end // p.align) * p.align
+            self.declare(scope, p.name, _Variable(Space.PARAM, end, p.size), p.start)
+            end += p.size
+        return end
+
+    def declare_shared(self, scope):
+        """Place all .shared variables: static ones in order, then the dynamic one."""
+        self.shared = {}                         # offset of the declaration -> place
+        variables = [*self.module.variables, *self.shared_of(self.entry.body)]
+        end = 0
+        for v in sorted(variables, key=lambda v: v.size is None):
+            end = -(-end // v.align) * v.align
+            self.shared[v.start] = _Variable(Space.SHARED, end, v.size)
+            end += v.size or 0
+        for v in self.module.variables:
+            self.declare(scope, v.name, self.shared[v.start], v.start)
+        return end
+
+    def shared_of(self, block):
+        for s in block.statements:
+            if isinstance(s, ast.Variable):
+                yield s
+            elif isinstance(s, ast.Block):
+                yield from self.shared_of(s)
+
+    def declare(self, scope, name, what, start):
+        if name in scope.names:
+            raise self.source.error(start, f"'{name}' is declared twice in one scope")
+        scope.names[name] = what
+
+    # -- statements ----------------------------------------------------------------------------
+
+    def block(self, block, parent):
+        scope = _Scope(parent)
+        for s in block.statements:
+            if isinstance(s, ast.Instruction):
+                self.statement(s.start, s.end)
+                try:
+                    self.instruction(s, scope)
+                except (_Refused, FormError) as error:
+                    text = self.module.text[s.start:s.end]
+                    raise self.source.error(s.start, str(error), text) from None
+            elif isinstance(s, ast.Registers):
+                self.registers(s, scope)
+            elif isinstance(s, ast.Label):
+                if s.name in scope.labels:
+                    raise self.source.error(s.start, f"label '{s.name}' twice in one scope")
+                scope.labels[s.name] = len(self.rows)
+            elif isinstance(s, ast.Variable):
+                self.declare(scope, s.name, self.shared[s.start], s.start)
+            else:
+                self.block(s, scope)
+
+    def registers(self, node, scope):
+        if node.type not in _REGISTER_TYPES.split():
+            raise self.source.error(node.start, f"the executor has no .{node.type} registers; "
+                                                f"it has {_REGISTER_TYPES}")
+        for name in node.names:
+            self.declare(scope, name, _Register(TYPE_WORDS[node.type], node.vector,
+                                                [None] * node.vector), node.start)
+
+    def statement(self, start, end):
+        """Begin a statement: what is emitted from here on is attributed to it."""
+        file, line = self.source.source(start)
+        number = self.files.setdefault(file.encode(), len(self.files))
+        self.lines.append((number, line, self.source.position(start)[0]))
+        self.text = " ".join(self.module.text[start:end].split()).encode()
+
+    def emit(self, fields, *, guard=(-1, 0), dst=(), src=(), imm=0):
+        row = dict.fromkeys(INSN.names, 0)
+        row.update(fields)
+        row["pred"] = guard[0]
+        row["flags"] = int(row["flags"]) | guard[1]
+        row["dst"] = (*dst, *[NONE] * (4 - len(dst)))
+        row["src"] = (*src, *[NONE] * (4 - len(src)))
+        row["target"] = -1
+        row["line"] = len(self.lines) - 1
+        row["imm"] = imm
+        self.rows.append(row)
+        self.texts.append(self.text)
+
+    # -- one instruction -----------------------------------------------------------------------
+
+    def instruction(self, node, scope):
+        match = self.choose(node)
+        form = match.form
+        fields = {"op": form.op, **match.fields}
+        relaxed = form.op in _RELAXED
+        dst, src, imm = [NONE] * 4, [NONE] * 4, 0
+        widened = []                             # (place in dst, 64-bit register), see below
+        narrowed = []                            # (place in src or dst, 64-bit register)
+        for spec, operand in zip(form.operands, node.operands, strict=True):
+            if spec.slot == "L":
+                self.branches.append((len(self.rows), operand.name, scope, node))
+            elif spec.slot == "sreg":
+                fields["sub"] = self.special(operand, match.types[0])
+            elif spec.address:
+                src[0], imm = self.address(operand, scope, fields, match.types[0])
+            elif spec.slot in "dv":
+                second = ast.Sink()
+                if isinstance(operand, ast.Pair):
+                    operand, second = operand.first, operand.second
+                type_ = match.operand_type(spec)
+                for i, element in enumerate(self.elements(operand, scope, fields["vec"])):
+                    dst[i], register = self.value(element, scope, type_, relaxed,
+                                                  constant=spec.slot == "v")
+                    if register is not None and TYPE_BITS[register] > max(TYPE_BITS[type_], 32):
+                        (widened if spec.slot == "d" else narrowed).append((dst, i, type_))
+                    if spec.slot == "d" and type_ is not Type.PRED:
+                        clock = node.operands[-1] == ast.Special("%globaltimer")
+                        (self.clocks if clock else self.written).add(dst[i])
+                if not isinstance(second, ast.Sink):
+                    dst[1], _ = self.register(second, scope, Type.PRED)
+            else:
+                place = _SRC[spec.slot]
+                if isinstance(operand, ast.Negated):
+                    fields["flags"] |= Flag.SRC_PRED_NEG
+                    operand = operand.name
+                type_ = match.operand_type(spec)
+                src[place], register = self.value(operand, scope, type_, relaxed, constant=True,
+                                                  symbol=form.op is Op.MOV)
+                if register is not None and TYPE_BITS[register] > max(TYPE_BITS[type_], 32):
+                    narrowed.append((src, place, type_))
+        guard = self.guard(node.guard, scope)
+
+        # ld, st and cvt on registers wider than their type: through a temporary of 32 bits.
+        for i, (places, place, _) in enumerate(narrowed):
+            temporary = self.temporary(i)
+            self.emit({"op": Op.CVT, "vec": 1, "type": Type.U32, "type2": Type.U64}, guard=guard,
+                      dst=[temporary], src=[places[place]])
+            places[place] = temporary
+        after = []
+        for i, (places, place, type_) in enumerate(widened):
+            after.append((places[place], self.temporary(i), type_))
+            places[place] = self.temporary(i)
+        self.emit(fields, guard=guard, dst=dst, src=src, imm=imm)
+        for register, temporary, type_ in after:
+            self.emit({"op": Op.CVT, "vec": 1, "type": _integer(type_, 64),
+                       "type2": _integer(type_)}, guard=guard, dst=[register], src=[temporary])
+
+    def choose(self, node):
+        """The form whose qualifiers and operand kinds the statement has."""
+        matches = _lookup(node.opcode, node.qualifiers)
+        for match in matches:
+            if self.fits(match, node.operands):
+                break
+        else:
+            forms = " or ".join(f"'{m.form.syntax.strip()}'" for m in matches)
+            raise _Refused(f"the operands do not fit {forms}")
+        if match.ptx > self.module.version:
+            raise _Refused(f"needs .version {match.ptx[0]}.{match.ptx[1]}, the text says "
+                           f"{self.module.version[0]}.{self.module.version[1]}")
+        if match.sm > self.sm:
+            raise _Refused(f"needs .target sm_{match.sm}, the text says {self.module.target}")
+        return match
+
+    @staticmethod
+    def fits(match, operands):
+        specs = match.form.operands
+        if len(specs) != len(operands):
+            return False
+        for spec, operand in zip(specs, operands, strict=True):
+            kind = type(operand)
+            allowed = (
+                kind is ast.Address if spec.address else
+                kind is ast.Special if spec.slot == "sreg" else
+                kind is ast.Name if spec.slot == "L" else
+                kind in (ast.Name, ast.Int, ast.Float, ast.Offset)
+                or (kind is ast.Vector and spec.slot in "dv" and match.fields["vec"] > 1)
+                or (kind is ast.Pair and spec.pair) or (kind is ast.Negated and spec.negatable))
+            if not allowed:
+                return False
+        return True
+
+    def guard(self, guard, scope):
+        if guard is None:
+            return -1, 0
+        register, _ = self.register(ast.Name(guard.name), scope, Type.PRED)
+        return register, Flag.PRED_NEG if guard.negated else 0
+
+    # -- operands ------------------------------------------------------------------------------
+
+    def resolve(self, name, scope):
+        found = scope.find("names", name.name)
+        if found is None:
+            near = difflib.get_close_matches(name.name, [*scope.all("names"), *SREGS], 1)
+            raise _Refused(f"'{name.name}' is not declared"
+                           + (f"; did you mean '{near[0]}'?" if near else ""))
+        return found
+
+    def register(self, name, scope, type_, relaxed=False):
+        """(place, register's type) of a scalar register or an element of a vector register."""
+        if not isinstance(name, ast.Name):
+            raise _Refused(f"a .{type_.name.lower()} register is needed")
+        found = self.resolve(name, scope)
+        if not isinstance(found, _Register):
+            raise _Refused(f"'{name.name}' is a variable, not a register")
+        if not _accepts(type_, found.type, relaxed):
+            raise _Refused(f"'{name.name}' is a .{found.type.name.lower()} register, which does "
+                           f"not fit .{type_.name.lower()}")
+        if (name.element is None) != (found.vector == 1):
+            raise _Refused(f"'{name.name}' is " + ("not a vector" if found.vector == 1 else
+                           f"a vector of {found.vector}; name an element (.x)"))
+        return self.place(found, name.element or 0, name.name), found.type
+
+    def place(self, register, element, name):
+        if element >= register.vector:
+            raise _Refused(f"'{name}' has only {register.vector} elements")
+        if register.places[element] is None:
+            if register.type is Type.PRED:
+                register.places[element] = self.num_predicates
+                self.num_predicates += 1
+            else:
+                register.places[element] = self.allocate(TYPE_BITS[register.type])
+        return register.places[element]
+
+    def allocate(self, bits):
+        offset = self.register_bytes
+        self.register_bytes += LANES * bits // 8
+        return offset
+
+    def temporary(self, number):
+        while len(self.temporaries) <= number:
+            self.temporaries.append(self.allocate(32))
+        return self.temporaries[number]
+
+    def elements(self, operand, scope, count):
+        """The `count` scalar operands of a vector operand."""
+        if count == 1:
+            return [operand]
+        if isinstance(operand, ast.Vector):
+            elements = operand.elements
+        elif isinstance(operand, ast.Name):
+            vector = self.resolve(operand, scope)
+            size = vector.vector if isinstance(vector, _Register) else 1
+            elements = [ast.Name(operand.name, i) for i in range(size)]
+        else:
+            elements = []
+        if len(elements) != count:
+            raise _Refused(f"a vector of {count} is needed: {{a, b, ...}} or a .v{count} register")
+        return elements
+
+    def value(self, operand, scope, type_, relaxed, constant, symbol=False):
+        """(place, register's type or None) of a register, or of a constant where one may be."""
+        if isinstance(operand, ast.Name):
+            variable = scope.find("names", operand.name) if symbol else None
+            if not isinstance(variable, _Variable):
+                return self.register(operand, scope, type_, relaxed)
+            operand = ast.Offset(operand, 0)
+        if not constant:
+            raise _Refused("the destination must be a register")
+        if isinstance(operand, ast.Int):
+            return self.constant(operand.value, type_), None
+        if isinstance(operand, ast.Float):
+            if type_ not in (Type.F32, Type.B32):
+                raise _Refused(f"a float constant does not fit .{type_.name.lower()}")
+            return self.constant(operand.bits, Type.B32), None
+        if isinstance(operand, ast.Offset) and symbol:
+            return self.constant(self.shared_address(operand, scope), type_), None
+        raise _Refused(f"a .{type_.name.lower()} register or constant is needed")
+
+    def shared_address(self, operand, scope):
+        variable = self.resolve(operand.base, scope)
+        if not isinstance(variable, _Variable) or variable.space is not Space.SHARED:
+            raise _Refused(f"'{operand.base.name}' is not a .shared variable")
+        return variable.offset + operand.offset
+
+    def constant(self, value, type_):
+        """Place of 32 equal lanes: ~offset into the constant pool."""
+        bits = TYPE_BITS[type_]
+        if type_ in (Type.F32, Type.PRED):
+            raise _Refused(f"{value} is no constant of type .{type_.name.lower()}"
+                           + (" (write 0fXXXXXXXX)" if type_ is Type.F32 else ""))
+        if not -2 ** (bits - 1) <= value < 2 ** bits:
+            raise _Refused(f"the constant {value} does not fit .{type_.name.lower()}")
+        value %= 2 ** bits
+        if type_.name[0] == "S" and value >> (bits - 1):
+            value -= 2 ** bits
+        width = max(bits, 32)                    # of a lane: sign-extended as a load would
+        value %= 2 ** width
+        if (value, width) not in self.constants:
+            self.constants[value, width] = len(self.pool)
+            self.pool += value.to_bytes(width // 8, "little") * LANES
+        return ~self.constants[value, width]
+
+    def special(self, operand, type_):
+        if operand.name not in SREGS:
+            raise _Refused(f"the executor has no {operand.name}; it has {' '.join(SREGS)}")
+        sreg, width = SREGS[operand.name]
+        if TYPE_BITS[width] != TYPE_BITS[type_]:
+            raise _Refused(f"{operand.name} is .{width.name.lower()}, the instruction "
+                           f".{type_.name.lower()}")
+        return sreg
+
+    def address(self, operand, scope, fields, type_):
+        """(src[0], imm) of [base + offset], by the instruction's space."""
+        name = operand.base.name
+        base = self.resolve(operand.base, scope)
+        space = fields["space"]
+        if space is Space.PARAM:
+            if not isinstance(base, _Variable) or base.space is not Space.PARAM:
+                raise _Refused(f"'{name}' is not a parameter of the entry")
+            size = TYPE_BITS[type_] // 8 * fields["vec"]
+            if not 0 <= operand.offset <= base.size - size:
+                raise _Refused(f"[{name} + {operand.offset}] leaves the parameter's "
+                               f"{base.size} bytes")
+            if (base.offset + operand.offset) % size:
+                raise _Refused(f"[{name} + {operand.offset}] is not aligned to {size} bytes")
+            return NONE, base.offset + operand.offset
+        if isinstance(base, _Variable):
+            if space is not base.space:
+                raise _Refused(f"'{name}' is not in .{space.name.lower()}")
+            fields["flags"] |= Flag.ADDR32
+            return self.constant(base.offset, Type.U32), operand.offset
+        narrow = TYPE_BITS[base.type] == 32
+        place, _ = self.register(operand.base, scope, Type.B32 if narrow else Type.B64)
+        if narrow:
+            if space is Space.GLOBAL:
+                raise _Refused(f"'{name}' has 32 bits, a .global address 64")
+            fields["flags"] |= Flag.ADDR32
+        return place, operand.offset
+
+    # -- after the last statement ----------------------------------------------------------------
+
+    def resolve_branches(self):
+        for row, label, scope, node in self.branches:
+            target = scope.find("labels", label)
+            if target is None:
+                near = difflib.get_close_matches(label, scope.all("labels"), 1)
+                raise self.source.error(
+                    node.start, f"no label '{label}' in this scope or around it"
+                    + (f"; did you mean '{near[0]}'?" if near else ""),
+                    self.module.text[node.start:node.end])
+            self.rows[row]["target"] = target
+
+    def mark_clock_compares(self):
+        """Flag comparisons of the virtual clock, with the clock on the left."""
+        clocks = self.clocks - self.written
+        for row in self.rows:
+            if row["op"] is not Op.SETP or TYPE_BITS[row["type"]] != 64:
+                continue
+            a, b, *rest = row["src"]
+            if b in clocks and a not in clocks:
+                row["src"] = (b, a, *rest)
+                row["sub"] = _SWAPPED[row["sub"]]
+                a = b
+            if a in clocks:
+                row["flags"] |= Flag.CLOCK_CMP

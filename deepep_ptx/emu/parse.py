@@ -1,0 +1,544 @@
+# SPDX-License-Identifier: MIT
+"""PTX text -> syntax tree: a lexer and a recursive descent over statements and operands.
+
+It knows PTX's grammar, not its instructions: which opcode takes what is `isa.py`'s business, and
+names are resolved in `decode.py`.  Positions are offsets into the text; `SourceMap` turns them into
+rendered lines and, by the `.file` and `.loc` directives, into source lines.
+"""
+
+import re
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from deepep_ptx.emu.isa import SREGS
+from deepep_ptx.errors import PtxError
+
+# -- the tree ---------------------------------------------------------------------------------
+
+@dataclass(slots=True)
+class Name:
+    """A register, label or variable, or an element of a vector register (`v0.x`: element 0)."""
+    name: str
+    element: int | None = None
+
+
+@dataclass(slots=True)
+class Special:
+    name: str                          # "%tid.x"
+
+
+@dataclass(slots=True)
+class Int:
+    value: int                         # in [-2**63, 2**64)
+
+
+@dataclass(slots=True)
+class Float:
+    bits: int                          # of an f32, from 0fXXXXXXXX
+
+
+@dataclass(slots=True)
+class Offset:
+    """A variable's address plus a constant: `smem + 16`."""
+    base: Name
+    offset: int
+
+
+@dataclass(slots=True)
+class Address:
+    base: Name                         # [base + offset]
+    offset: int
+
+
+@dataclass(slots=True)
+class Vector:
+    elements: list                     # {a, b, c, d}
+
+
+@dataclass(slots=True)
+class Pair:
+    first: Name                        # d|p
+    second: object
+
+
+@dataclass(slots=True)
+class Negated:
+    name: Name                         # !p
+
+
+@dataclass(slots=True)
+class Sink:
+    """The operand `_`."""
+
+
+@dataclass(slots=True)
+class Guard:
+    name: str
+    negated: bool
+
+
+@dataclass(slots=True)
+class Instruction:
+    opcode: str
+    qualifiers: tuple                  # without their dots
+    operands: list
+    guard: Guard | None
+    start: int                         # offsets of the statement into the text
+    end: int
+
+
+@dataclass(slots=True)
+class Label:
+    name: str
+    start: int
+
+
+@dataclass(slots=True)
+class Registers:
+    """One `.reg` directive; `vector` is 1, 2 or 4."""
+    type: str
+    vector: int
+    names: list
+    start: int
+
+
+@dataclass(slots=True)
+class Variable:
+    """A `.shared` variable or an entry's `.param`; size is None for `name[]`, else in bytes."""
+    name: str
+    align: int
+    size: int | None
+    start: int
+
+
+@dataclass(slots=True)
+class Block:
+    statements: list
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class Entry:
+    name: str
+    params: list
+    max_threads: int                   # product of .maxntid, 0 = not given
+    body: Block
+    start: int
+
+
+@dataclass(slots=True)
+class Module:
+    text: str
+    version: tuple                     # (7, 8)
+    target: str                        # "sm_90"
+    variables: list                    # .shared at module level
+    entries: list
+    source: "SourceMap" = field(repr=False)
+
+
+class SourceMap:
+    """Offsets of one PTX text -> rendered line and column -> source file and line.
+
+    Without `.loc` a line is its own source line, in the file `name`.
+    """
+
+    def __init__(self, text, name):
+        self.text, self.name = text, name
+        self.files = {}                # .file number -> name
+        self._starts = [0, *(m.end() for m in re.finditer("\n", text))]
+        self._locs = [(-1, None, 0)]   # (offset, .file number, line)
+
+    def add_loc(self, offset, file, line):
+        self._locs.append((offset, file, line))
+
+    def position(self, offset):
+        """(line, column), both from 1, in the rendered text."""
+        line = bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1
+
+    def source(self, offset):
+        """(file, line) of the source."""
+        _, file, line = self._locs[bisect_right(self._locs, offset, key=lambda loc: loc[0]) - 1]
+        if file is None:
+            return self.name, self.position(offset)[0]
+        return self.files[file], line
+
+    def error(self, offset, message, statement=None):
+        """A PtxError at `offset`; `statement` is the text of the statement it is about."""
+        file, line = self.source(offset)
+        ptx_line, column = self.position(offset)
+        if statement is None:
+            begin = self._starts[ptx_line - 1]
+            statement = self.text[begin:].partition("\n")[0]
+        statement = " ".join(statement.split())
+        return PtxError(f"{file}:{line}: {message}\n    {statement}\n"
+                        f"    (rendered text: line {ptx_line}, column {column})",
+                        file=file, line=line)
+
+
+# -- the lexer --------------------------------------------------------------------------------
+
+_TOKEN = re.compile(r"""
+    (?P<skip> [ \t\r\n]+ | //[^\n]* | /\*(?s:.*?)\*/ )
+  | (?P<name> [A-Za-z_$%][\w$]* )
+  | (?P<dot>  \.[A-Za-z_]\w*(?:::\w+)* )
+  | (?P<float> 0[fF][0-9a-fA-F]{8}\b )
+  | (?P<int>  (?: 0[xX][0-9a-fA-F]+ | 0[bB][01]+ | [0-9]+ ) U?\b )
+  | (?P<text> "[^"\n]*" )
+  | (?P<op>   << | >> | [-{}()\[\]<>,;:|!@+*/%&^~.] )
+""", re.VERBOSE)
+
+_TYPES = {"pred": 0, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "b32": 4, "u32": 4,
+          "s32": 4, "f32": 4, "b64": 8, "u64": 8, "s64": 8}
+_ELEMENTS = {".x": 0, ".y": 1, ".z": 2, ".w": 3}
+_SPECIAL = {name.partition(".")[0]: "." in name for name in SREGS}   # -> has components
+_PRECEDENCE = {"|": 1, "^": 2, "&": 3, "<<": 4, ">>": 4, "+": 5, "-": 5, "*": 6, "/": 6, "%": 6}
+
+
+def _tokens(text):
+    """[(kind, text, offset)], ending with ("end", "", len(text)); or, where no token begins, with
+    ("bad", character, offset) before that: the parser complains, since it knows the .loc."""
+    tokens = []
+    position = 0
+    for match in _TOKEN.finditer(text):
+        if match.start() != position:
+            break
+        position = match.end()
+        kind = match.lastgroup
+        if kind != "skip":
+            tokens.append((kind, match.group(), match.start()))
+    if position != len(text):
+        tokens.append(("bad", text[position], position))
+    tokens.append(("end", "", len(text)))
+    return tokens
+
+
+def parse(text, name="<ptx>"):
+    """The Module of a PTX text.  Raises PtxError with the source file and line.
+
+    name: what to call the text where no .loc says where a line came from.
+    """
+    return _Parser(text, SourceMap(text, name)).module()
+
+
+class _Parser:
+    def __init__(self, text, source):
+        self.text, self.source = text, source
+        self.tokens = _tokens(text)
+        self.index = 0
+        self.kind, self.word, self.start = self.tokens[0]
+
+    # -- tokens --------------------------------------------------------------------------------
+
+    def advance(self):
+        word = self.word
+        self.index += 1
+        self.kind, self.word, self.start = self.tokens[self.index]
+        return word
+
+    def accept(self, word):
+        if self.word != word:
+            return False
+        self.advance()
+        return True
+
+    def expect(self, word):
+        if self.word != word:
+            raise self.unexpected(f"'{word}'")
+        return self.advance()
+
+    def expect_kind(self, kind, what):
+        if self.kind != kind:
+            raise self.unexpected(what)
+        return self.advance()
+
+    def unexpected(self, wanted):
+        if self.kind == "bad":
+            return self.error(f"unexpected character {self.word!r}")
+        found = f"'{self.word}'" if self.word else "the end of the text"
+        return self.error(f"expected {wanted}, found {found}")
+
+    def error(self, message, start=None):
+        return self.source.error(self.start if start is None else start, message)
+
+    # -- module --------------------------------------------------------------------------------
+
+    def module(self):
+        self.expect(".version")
+        # "7.8" is not a token of PTX's expressions: its parts are.
+        major = self.integer()
+        self.expect(".")
+        version = (major, self.integer())
+        self.expect(".target")
+        target = self.expect_kind("name", "a target")
+        self.expect(".address_size")
+        if self.integer() != 64:
+            raise self.error(".address_size must be 64")
+        module = Module(self.text, version, target, [], [], self.source)
+        while self.kind != "end":
+            self.declaration(module)
+        return module
+
+    def declaration(self, module):
+        start = self.start
+        if self.word in (".file", ".loc"):
+            self.line_directive()
+        elif self.word in (".extern", ".shared"):
+            module.variables += self.shared()
+        elif self.word in (".visible", ".entry"):
+            self.accept(".visible")
+            self.expect(".entry")
+            module.entries.append(self.entry(start))
+        else:
+            raise self.unexpected("a directive (.entry, .shared, .extern, .file)")
+
+    def entry(self, start):
+        name = self.expect_kind("name", "the entry's name")
+        params = []
+        if self.accept("(") and not self.accept(")"):
+            params.append(self.param())
+            while self.accept(","):
+                params.append(self.param())
+            self.expect(")")
+        max_threads = 0
+        while self.word != "{":
+            if self.accept(".maxntid"):
+                max_threads = self.integer()
+                while self.accept(","):
+                    max_threads *= self.integer()
+            elif self.word in (".minnctapersm", ".maxnreg"):
+                self.advance()                    # no effect on what the kernel computes
+                self.integer()
+            else:
+                raise self.unexpected("'{' or a directive (.maxntid, .minnctapersm, .maxnreg)")
+        return Entry(name, params, max_threads, self.block(), start)
+
+    def param(self):
+        self.expect(".param")
+        return self.variable(*self.variable_type())
+
+    def shared(self):
+        """`.shared .align 8 .b32 a[4], b;` or `.extern .shared .align 16 .b8 c[];`"""
+        extern = self.accept(".extern")
+        self.expect(".shared")
+        align, size = self.variable_type()
+        variables = [self.variable(align, size)]
+        while self.accept(","):
+            variables.append(self.variable(align, size))
+        self.expect(";")
+        for v in variables:
+            if extern != (v.size is None):
+                raise self.error("a .shared variable without a size is .extern, and only that",
+                                 v.start)
+        return variables
+
+    def variable_type(self):
+        align = self.integer() if self.accept(".align") else 0
+        size = _TYPES.get(self.word[1:], 0) if self.kind == "dot" else 0
+        if not size:
+            raise self.unexpected("a type")
+        self.advance()
+        return align or size, size
+
+    def variable(self, align, size):
+        start = self.start
+        name = self.expect_kind("name", "a variable's name")
+        if self.accept("["):
+            if self.accept("]"):
+                return Variable(name, align, None, start)
+            size *= self.expression()
+            self.expect("]")
+        return Variable(name, align, size, start)
+
+    def line_directive(self):
+        start = self.start
+        if self.accept(".file"):
+            number = self.integer()
+            self.source.files[number] = self.expect_kind("text", "a file name")[1:-1]
+        else:
+            self.expect(".loc")
+            file, line = self.integer(), self.integer()
+            self.integer()
+            if file not in self.source.files:
+                raise self.error(f".loc names file {file}, which no .file declares", start)
+            self.source.add_loc(start, file, line)
+
+    # -- statements ----------------------------------------------------------------------------
+
+    def block(self):
+        start = self.start
+        self.expect("{")
+        statements = []
+        while self.word != "}":
+            if self.kind == "name" and self.tokens[self.index + 1][1] != ":" or self.word == "@":
+                statements.append(self.instruction())
+            elif self.kind == "name":
+                statements.append(Label(self.word, self.start))
+                self.advance()
+                self.advance()
+            elif self.word == "{":
+                statements.append(self.block())
+            elif self.word == ".reg":
+                statements.append(self.registers())
+            elif self.word == ".shared":
+                statements += self.shared()
+            elif self.word in (".loc", ".file"):
+                self.line_directive()
+            elif self.word == ".pragma":
+                self.advance()                    # advice to ptxas
+                self.expect_kind("text", "a string")
+                self.expect(";")
+            else:
+                raise self.unexpected("a statement")
+        end = self.start
+        self.advance()
+        return Block(statements, start, end)
+
+    def registers(self):
+        """`.reg .v4 .b32 v<4>, w;`: v<4> is v0, v1, v2, v3."""
+        start = self.start
+        self.expect(".reg")
+        vector = 1
+        if self.word in (".v2", ".v4"):
+            vector = int(self.advance()[2:])
+        if self.kind != "dot" or self.word[1:] not in _TYPES:
+            raise self.unexpected("a register type")
+        type_ = self.advance()[1:]
+        names = []
+        while True:
+            name = self.expect_kind("name", "a register's name")
+            if self.accept("<"):
+                names += [f"{name}{i}" for i in range(self.integer())]
+                self.expect(">")
+            else:
+                names.append(name)
+            if not self.accept(","):
+                break
+        self.expect(";")
+        return Registers(type_, vector, names, start)
+
+    def instruction(self):
+        start = self.start
+        guard = None
+        if self.accept("@"):
+            negated = self.accept("!")
+            guard = Guard(self.expect_kind("name", "a predicate"), negated)
+        opcode = self.expect_kind("name", "an instruction")
+        qualifiers = []
+        while self.kind == "dot":
+            qualifiers.append(self.advance()[1:])
+        operands = []
+        if self.word != ";":
+            operands.append(self.operand())
+            while self.accept(","):
+                operands.append(self.operand())
+        if self.word != ";":
+            raise self.unexpected("',' or ';'")
+        end = self.start + 1
+        self.advance()
+        return Instruction(opcode, tuple(qualifiers), operands, guard, start, end)
+
+    # -- operands ------------------------------------------------------------------------------
+
+    def operand(self):
+        if self.kind == "name":
+            return self.named_operand()
+        if self.kind == "float":
+            return Float(int(self.advance().lower().removeprefix("0f"), 16))
+        if self.word == "[":
+            return self.address()
+        if self.accept("{"):
+            elements = [self.operand()]
+            while self.accept(","):
+                elements.append(self.operand())
+            self.expect("}")
+            return Vector(elements)
+        if self.accept("!"):
+            return Negated(Name(self.expect_kind("name", "a predicate")))
+        return Int(self.expression())
+
+    def named_operand(self):
+        if self.word == "_":
+            self.advance()
+            return Sink()
+        if self.word in _SPECIAL:
+            name = self.advance()
+            return Special(name + self.advance() if _SPECIAL[name] and self.kind == "dot" else name)
+        name = self.name()
+        if self.accept("|"):
+            return Pair(name, self.named_operand())
+        if self.accept("+"):
+            return Offset(name, self.expression())
+        return name
+
+    def name(self):
+        name = self.expect_kind("name", "a name")
+        if self.kind != "dot":
+            return Name(name)
+        if self.word not in _ELEMENTS:
+            raise self.unexpected("an element (.x, .y, .z, .w)")
+        return Name(name, _ELEMENTS[self.advance()])
+
+    def address(self):
+        self.expect("[")
+        base = self.name()
+        offset = 0
+        if self.accept("+"):
+            offset = self.expression()
+        elif self.word == "-":
+            raise self.error("an address is [base + offset]; write [base + -n]")
+        self.expect("]")
+        return Address(base, offset)
+
+    # -- constant expressions: 64-bit integers with C's operators --------------------------------
+
+    def integer(self):
+        start = self.start
+        digits = self.expect_kind("int", "an integer").rstrip("U")
+        if digits[0] == "0" and digits[1:].isdigit():
+            digits = "0o" + digits
+        try:
+            return int(digits, 0)
+        except ValueError:
+            raise self.error(f"'{digits}' is not a number", start) from None
+
+    def expression(self, least=1):
+        start = self.start
+        value = self.term()
+        while (rank := _PRECEDENCE.get(self.word, 0)) >= least:
+            operator = self.advance()
+            value = self.apply(operator, value, self.expression(rank + 1), start)
+        return self.in_range(value, start)
+
+    def term(self):
+        if self.accept("("):
+            value = self.expression()
+            self.expect(")")
+            return value
+        if self.accept("-"):
+            return -self.term()
+        if self.accept("+"):
+            return self.term()
+        if self.accept("~"):
+            return ~self.term()
+        if self.kind != "int":
+            raise self.unexpected("an operand")
+        return self.integer()
+
+    def apply(self, operator, a, b, start):
+        if operator in ("/", "%"):
+            if b == 0:
+                raise self.error("division by zero in a constant expression", start)
+            quotient = abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+            return quotient if operator == "/" else a - quotient * b
+        if operator in ("<<", ">>"):
+            if not 0 <= b < 64:
+                raise self.error(f"shift by {b} in a constant expression", start)
+            return a << b if operator == "<<" else a >> b
+        return {"+": a + b, "-": a - b, "*": a * b, "&": a & b, "|": a | b, "^": a ^ b}[operator]
+
+    def in_range(self, value, start):
+        if not -2 ** 63 <= value < 2 ** 64:
+            raise self.error("a constant expression does not fit 64 bits", start)
+        return value

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""What dispatch hands to combine."""
+
+
+class EPHandle(tuple):
+    """Where the rows of one dispatch went: opaque, immutable, made by `Buffer.dispatch`.
+
+    `handle[0]` is rank_prefix_matrix int32 [R, R]: [s, d] = rows that ranks 0..s send to rank d.
+
+    Attributes:
+        recv_src_idx: int32 [num_recv], each received row's token at its source rank.
+        is_token_in_rank: bool [num_tokens, R], as given to dispatch.
+        num_tokens: rows that combine returns.
+        num_recv: rows that combine takes; with num_worst_tokens that number.
+        num_topk: of the dispatch, 0 without top-k.
+        epoch: the buffer's collective calls up to and with the dispatch.
+        pos: int32 [num_tokens, R], a token's index among this rank's rows at that rank, or -1.
+    """
+
+    def __new__(cls, rank_prefix_matrix, **attributes):
+        handle = super().__new__(cls, (rank_prefix_matrix,))
+        handle.__dict__.update(attributes)
+        return handle
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")
+
+    def __delattr__(self, name):
+        raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Parameter blocks of the kernels and every structure that host and device, or two ranks, share:
+ * the one place a layout is written.  PTX offsets (ptx/gen/params.inc), Cython declarations and
+ * static asserts are generated from this file by deepep_ptx/toolchain/params.py.
+ *
+ * Form, checked by the generator: fixed-width scalars, arrays of them, or structures declared
+ * above; widest first; no implicit padding; fields are only appended.  The comment after a
+ * structure's opening brace gives its prefix in PTX.  A structure nested as first field is reached
+ * in PTX under its own prefix.  `#define EP_NAME number` lines are passed on to PTX and Cython. */
+#ifndef DEEPEP_PTX_PARAMS_H
+#define DEEPEP_PTX_PARAMS_H
+
+#include <stdint.h>
+
+typedef uint64_t ep_dptr_t;                  /* device address, valid on one rank only */
+
+/* -- limits ------------------------------------------------------------------------------- */
+#define EP_MAX_TOPK 32                       /* one lane per top-k entry                     */
+#define EP_MAX_RANKS 64                      /* ranks of one NVLink domain                   */
+#define EP_MAX_LOCAL_EXPERTS 1024
+#define EP_MAX_SEGMENTS 8                    /* arena segments: the arena grows by segments  */
+#define EP_STATUS_RECORDS 16
+#define EP_ROW_ALIGN 16                      /* bytes: a row is a whole number of vectors    */
+#define EP_SLOT_ALIGN 128                    /* bytes: each array of a slot starts on a line */
+#define EP_FOREVER 0xffffffffffffffff        /* time limit: none                             */
+
+/* -- operations: the low byte of a flag; word 0 of a call record's `agree` ------------------- */
+#define EP_OP_DISPATCH 1
+#define EP_OP_COMBINE 2
+
+/* -- words of a call record that must be equal on all ranks ---------------------------------- */
+#define EP_AGREE_OP 0
+#define EP_AGREE_NUM_EXPERTS 1
+#define EP_AGREE_HIDDEN_BYTES 2
+#define EP_AGREE_DTYPE 3
+#define EP_AGREE_NUM_TOPK 4
+#define EP_AGREE_TOPK_IDX_BYTES 5            /* 0 without top-k; combine: 1 with weights     */
+#define EP_AGREE_HANDLE_EPOCH 6              /* combine: the dispatch that made the handle   */
+#define EP_AGREE_RESERVED 7
+#define EP_AGREE_WORDS 8
+
+/* -- modes of a call record ------------------------------------------------------------------ */
+#define EP_MODE_PULL_X 1                     /* combine: my expert output lies in my arena   */
+#define EP_MODE_PULL_WEIGHTS 2               /* combine: so do my weights                    */
+
+/* -- codes of a status record, verdicts of a call -------------------------------------------- */
+#define EP_CODE_OK 0
+#define EP_CODE_TIMEOUT 1                    /* a wait reached its time limit                */
+#define EP_CODE_PEER_ABORT 2                 /* a peer aborted while this rank waited        */
+#define EP_CODE_MISMATCH 3                   /* ranks called different things                */
+#define EP_CODE_CAPACITY 4                   /* a rank's arena has no room for its rows      */
+#define EP_CODE_IN_CALL 5                    /* two calls of one buffer overlap              */
+#define EP_CODE_TOPK_RANGE 6                 /* an expert id is outside [-1, num_experts)    */
+#define EP_CODE_RANK_COUNTS 7                /* num_tokens_per_rank is not is_token_in_rank's */
+#define EP_CODE_PEER_FAULT 8                 /* a peer reported bad arguments in its record  */
+#define EP_CODE_ABORTED 9                    /* the buffer was aborted before this call      */
+
+/* -- what a wait waits for --------------------------------------------------------------------- */
+#define EP_WAIT_CALL 1                       /* the peer's call record                       */
+#define EP_WAIT_PUSH 2                       /* the peer's pushed rows                       */
+#define EP_WAIT_DONE 3                       /* the peer's end of the call                   */
+
+/* -- kernels, as status records name them and as the kernel table is indexed ------------------- */
+#define EP_KERNEL_LAYOUT 0
+#define EP_KERNEL_NOTIFY 1
+#define EP_KERNEL_DISPATCH 2
+#define EP_KERNEL_COMBINE_NOTIFY 3
+#define EP_KERNEL_COMBINE_PUSH 4
+#define EP_KERNEL_COMBINE_REDUCE 5
+#define EP_KERNEL_ABORT 6
+#define EP_NUM_KERNELS 7
+#define EP_NUM_COUNTERS 8                    /* kernels, rounded up                          */
+
+/* ============================================================================================
+ * The symmetric heap of one rank.  At its start:
+ *     struct ep_control
+ *     struct ep_flags        [num_ranks]                  one line per writing peer
+ *     struct ep_call_record  [2][num_ranks] + counts      two parities of the epoch, per writing peer
+ * A record takes comm.record_stride bytes: the structure, then
+ *     uint32_t rank_counts[num_ranks]                     writer's tokens to each rank
+ *     uint32_t expert_counts[num_local_experts]           writer's tokens to each of MY experts
+ * ============================================================================================ */
+
+struct ep_control {                          /* ptx: CTL */
+    uint64_t epoch;          /* collective calls completed                                      */
+    uint64_t abort;          /* 0, or epoch << 8 | blamed peer + 1: sticky until reset()         */
+    uint32_t in_call;        /* 1 from a call's notify to its end                               */
+    uint32_t verdict;        /* EP_CODE_* of the newest exchange                                */
+    uint32_t arrived[EP_NUM_COUNTERS];       /* CTAs arrived, per kernel; wraps to 0            */
+    uint32_t reserved[18];
+};
+
+struct ep_flags {                            /* ptx: FLAG */
+    uint64_t call;           /* epoch << 8 | op: the writer's record is complete                */
+    uint64_t push;           /* epoch << 8 | op: the writer's pushed rows are complete          */
+    uint64_t done;           /* epoch << 8 | op: the writer needs nothing more of this rank     */
+    uint64_t abort;          /* epoch << 8 | blamed peer + 1: the writer has aborted            */
+    uint64_t reserved[12];
+};
+
+struct ep_call_record {                      /* ptx: REC */
+    uint64_t slot_offset;    /* dispatch: result extent; combine: staging extent; in the segment */
+    uint64_t slot_bytes;     /* bytes of that extent                                            */
+    uint64_t held_bytes;     /* bytes of the arena outside of that extent                       */
+    uint64_t x_offset;       /* combine, PULL_X: expert output, in x_segment                    */
+    uint64_t weights_offset; /* combine, PULL_WEIGHTS: weights, in weights_segment              */
+    uint32_t slot_segment;
+    uint32_t x_segment;
+    uint32_t weights_segment;
+    uint32_t mode;           /* EP_MODE_*                                                       */
+    uint32_t worst_rows;     /* dispatch: num_worst_tokens of the writer, 0 = host-wait mode     */
+    uint32_t fault;          /* EP_CODE_* that the writer found in its own arguments, else 0    */
+    uint32_t agree[EP_AGREE_WORDS];
+    uint32_t reserved[8];
+};
+
+/* A rank's rows of one array set, as seen by one sender: addresses of the sender's FIRST row. */
+struct ep_dest {                             /* ptx: DEST */
+    ep_dptr_t x;             /* [rows][hidden_bytes]                                            */
+    ep_dptr_t topk_idx;      /* [rows][num_topk]                                                */
+    ep_dptr_t topk_weights;  /* f32[rows][num_topk]                                             */
+    ep_dptr_t src_idx;       /* i32[rows]                                                       */
+};
+
+/* Where combine's reducer finds the rows of one contributing rank, and whether it must wait. */
+struct ep_source {                           /* ptx: SRC */
+    ep_dptr_t x;             /* row 0 of those that rank holds for me                           */
+    ep_dptr_t weights;       /* the same for the weights                                        */
+    uint64_t  pushed;        /* 1: that rank pushes x or weights; wait for its push flag        */
+    uint64_t  reserved;
+};
+
+/* Where combine's pusher puts the rows that came from one source. */
+struct ep_push {                             /* ptx: PUSH */
+    ep_dptr_t x;             /* row 0 of mine in that rank's staging                            */
+    ep_dptr_t weights;
+    uint32_t  first;         /* my first row that came from that rank                           */
+    uint32_t  count;         /* how many did                                                    */
+    uint64_t  reserved;
+};
+
+/* -- pinned host memory --------------------------------------------------------------------- */
+
+struct ep_status_record {                    /* ptx: STAT */
+    uint64_t epoch;
+    uint64_t expected;       /* flag value, needed bytes, upper bound; by code                  */
+    uint64_t seen;
+    uint32_t code;           /* EP_CODE_*                                                       */
+    uint32_t kernel;         /* EP_KERNEL_*                                                     */
+    uint32_t peer;
+    uint32_t what;           /* EP_WAIT_*, EP_AGREE_*, or a row; by code                        */
+    uint32_t valid;          /* 1 once the record is whole; stored last                         */
+    uint32_t reserved[5];
+};
+
+struct ep_status_ring {                      /* ptx: RING */
+    uint32_t next;           /* records ever written                                            */
+    uint32_t reserved[15];
+    struct ep_status_record record[EP_STATUS_RECORDS];
+};
+
+/* Followed by uint32_t expert_counts[EP_MAX_LOCAL_EXPERTS]: tokens my experts receive.           */
+struct ep_totals {                           /* ptx: TOT */
+    uint64_t ticket;         /* the host's call number, stored last                             */
+    uint32_t verdict;        /* EP_CODE_*                                                       */
+    uint32_t num_recv;       /* rows this rank receives                                         */
+};
+
+/* ============================================================================================
+ * Parameter blocks, one per kernel.
+ * ============================================================================================ */
+
+struct ep_comm {                             /* ptx: COMM */
+    ep_dptr_t heap;          /* my heap: control words                                          */
+    ep_dptr_t peer_heap;     /* u64[num_ranks]: each rank's heap as mapped here, mine included  */
+    ep_dptr_t peer_arena;    /* u64[EP_MAX_SEGMENTS][num_ranks]: likewise each arena segment    */
+    ep_dptr_t status;        /* struct ep_status_ring, pinned                                   */
+    uint64_t  timeout_ns;    /* limit of each wait, EP_FOREVER = none                           */
+    uint32_t  rank;
+    uint32_t  num_ranks;
+    uint32_t  record_stride; /* bytes of a call record with its counts                          */
+    uint32_t  reserved[3];
+};
+
+/* What the exchange at the start of a call takes: first field of notify and combine_notify. */
+struct ep_exchange {                         /* ptx: XCHG */
+    struct ep_comm comm;
+    struct ep_call_record record;            /* written at every peer as it stands, but `fault` */
+};
+
+struct ep_layout_params {                    /* ptx: LAYOUT */
+    struct ep_comm comm;
+    ep_dptr_t topk_idx;      /* in  i32|i64[num_tokens][num_topk], -1 = unused                  */
+    ep_dptr_t rank_counts;   /* out i32[num_ranks], zeroed: tokens to each rank                 */
+    ep_dptr_t expert_counts; /* out i32[num_experts], zeroed: tokens to each expert             */
+    ep_dptr_t in_rank;       /* out u8[num_tokens][num_ranks]                                   */
+    uint32_t  num_tokens;
+    uint32_t  num_topk;
+    uint32_t  num_experts;
+    uint32_t  topk_idx_bytes;                /* 4 or 8                                          */
+};
+
+struct ep_notify_params {                    /* ptx: NOTIFY */
+    struct ep_exchange exchange;
+    ep_dptr_t in_rank;       /* in  u8[num_tokens][num_ranks]                                   */
+    ep_dptr_t rank_counts;   /* in  i32[num_ranks]: what the caller says; checked               */
+    ep_dptr_t expert_counts; /* in  i32[num_experts]                                            */
+    ep_dptr_t pos;           /* out i32[num_tokens][num_ranks]: index among my rows there, -1   */
+    ep_dptr_t sent;          /* out u32[num_ranks]: rows I send to each rank                    */
+    ep_dptr_t rank_prefix;   /* out i32[num_ranks][num_ranks]: [s][d] = rows of ranks 0..s to d */
+    ep_dptr_t dest;          /* out struct ep_dest[num_ranks]                                   */
+    ep_dptr_t totals;        /* out struct ep_totals, pinned                                    */
+    uint64_t  ticket;        /* stored to totals last                                           */
+    uint32_t  num_tokens;
+    uint32_t  hidden_bytes;
+    uint32_t  num_topk;      /* 0 without top-k                                                 */
+    uint32_t  topk_idx_bytes;                /* 0, 4 or 8                                       */
+    uint32_t  num_local_experts;
+    uint32_t  reserved;
+};
+
+struct ep_dispatch_params {                  /* ptx: DISP */
+    struct ep_comm comm;
+    ep_dptr_t x;             /* in  [num_tokens][hidden_bytes], nobody writes it meanwhile       */
+    ep_dptr_t topk_idx;      /* in  i32|i64[num_tokens][num_topk], or 0                         */
+    ep_dptr_t topk_weights;  /* in  f32[num_tokens][num_topk], or 0                             */
+    ep_dptr_t pos;           /* in  i32[num_tokens][num_ranks]                                  */
+    ep_dptr_t rank_prefix;   /* in  i32[num_ranks][num_ranks]                                   */
+    ep_dptr_t dest;          /* in  struct ep_dest[num_ranks]                                   */
+    ep_dptr_t worst_idx;     /* out my recv_topk_idx, for the rows past the total; 0 = none     */
+    uint32_t  num_tokens;
+    uint32_t  hidden_bytes;
+    uint32_t  num_topk;
+    uint32_t  topk_idx_bytes;
+    uint32_t  num_local_experts;
+    uint32_t  worst_rows;
+};
+
+struct ep_combine_notify_params {            /* ptx: CNOT */
+    struct ep_exchange exchange;
+    ep_dptr_t rank_prefix;   /* in  i32[num_ranks][num_ranks], of the dispatch                  */
+    ep_dptr_t source;        /* out struct ep_source[num_ranks]                                 */
+    ep_dptr_t push;          /* out struct ep_push[num_ranks]                                   */
+    uint32_t  hidden_bytes;
+    uint32_t  num_topk;      /* 0 without weights                                               */
+};
+
+struct ep_combine_push_params {              /* ptx: CPUSH */
+    struct ep_comm comm;
+    ep_dptr_t x;             /* in  [num_recv][hidden_bytes], or 0 when it is pulled             */
+    ep_dptr_t weights;       /* in  f32[num_recv][num_topk], or 0                               */
+    ep_dptr_t push;          /* in  struct ep_push[num_ranks]                                   */
+    uint32_t  hidden_bytes;
+    uint32_t  num_topk;
+};
+
+struct ep_combine_reduce_params {            /* ptx: CRED */
+    struct ep_comm comm;
+    ep_dptr_t out;           /* out bf16[num_tokens][hidden]                                    */
+    ep_dptr_t out_weights;   /* out f32[num_tokens][num_topk], or 0                             */
+    ep_dptr_t bias0;         /* in  bf16[num_tokens][hidden], or 0                              */
+    ep_dptr_t bias1;
+    ep_dptr_t pos;           /* in  i32[num_tokens][num_ranks], of the dispatch                 */
+    ep_dptr_t source;        /* in  struct ep_source[num_ranks]                                 */
+    uint32_t  num_tokens;
+    uint32_t  hidden_bytes;
+    uint32_t  num_topk;
+    uint32_t  reserved;
+};
+
+struct ep_abort_params {                     /* ptx: ABORT */
+    struct ep_comm comm;
+};
+
+#endif

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""Ranks as threads of this process."""
+
+import contextlib
+import signal
+import threading
+
+from deepep_ptx._emu import MAX_RANKS, World
+from deepep_ptx.comm import RankComm
+from deepep_ptx.errors import Aborted, DeepEPError, KernelFault, RankError
+
+ARCHS = ("sm_80", "sm_90")
+EXECUTORS = (None, "emu", "cuda")
+
+# Seconds between two looks at signals, and at exceptions set from outside, while ranks run.
+_LOOK_S = 0.1
+
+
+def run_ranks(
+    fn,
+    num_ranks,
+    *args,
+    executor=None,
+    seed=0,
+    scheduler="rr",
+    arch="sm_90",
+    timeout_s=None,
+    devices=None,
+    ranks_per_node=None,
+    checks="all",
+):
+    """Run `fn(comm, *args)` on each of `num_ranks` ranks; returns their results in rank order.
+
+    comm: a `RankComm` (rank, size, executor, allgather, barrier).
+    num_ranks: in [1, 64].  executor: "emu"; None takes the best there is.  seed, scheduler: fix the
+    run.  arch: "sm_80" or "sm_90", the target whose kernels run.  timeout_s: limit, in virtual
+    seconds, of host waits that name none; None = no limit.  devices: one index per rank for GPUs;
+    on the CPU executor each rank has a virtual GPU of its own whatever it says.  ranks_per_node:
+    ranks of one NVLink domain, a divisor of num_ranks; None = all of them.  checks: "all", or "off"
+    to leave out the check for uninitialised reads.
+
+    Threads.  Every rank is a thread, and exactly one runs at a time: a rank runs until it waits, in
+    `comm.allgather`, `comm.barrier` or for a stream or a word of host memory, then the next one in
+    rank order that can go on.  `fn` needs no locks.  Kernels run while all ranks wait; virtual time
+    passes only then, and jumps to the next time limit when nothing else can happen.
+    A run is reproducible: same arguments and `fn`, same order, virtual times, counters and results.
+    A rank that waits in any other way for another rank (a lock, a queue) waits for ever.
+    Runs may be nested: the outer one stands still meanwhile.
+
+    Errors.  The first rank to fail raises `RankError` here, with what it raised as `__cause__`; a
+    kernel's fault is charged to the kernel's rank.  The others get `Aborted` from their next call.
+    Ranks that wait for each other, or for one that has returned, get a `DeepEPError` that names
+    each rank and what it waits in (`DeepEPTimeoutError` where the wait has a limit).  Ctrl-C stops
+    all ranks and raises `KeyboardInterrupt`.  All threads have ended when this returns.
+    Bad arguments are `ValueError` or `TypeError`; `DeepEPError` for an executor that is not there.
+    """
+    if not callable(fn):
+        raise TypeError(f"fn: expected a function of (comm, *args), got {type(fn).__name__}")
+    _check_choice("executor", executor, EXECUTORS)
+    _check_choice("arch", arch, ARCHS)
+    if executor == "cuda":
+        raise DeepEPError("executor: the cuda executor is not part of this version; use 'emu'")
+    world = World(num_ranks, scheduler=scheduler, checks=checks, seed=seed, timeout_s=timeout_s)
+    _check_devices(devices, world.num_ranks)
+    ranks_per_node = _checked_node(ranks_per_node, world.num_ranks)
+    comms = [
+        RankComm(world.executor(rank, arch=arch), world.num_ranks, ranks_per_node)
+        for rank in range(world.num_ranks)
+    ]
+    outcomes = [None] * world.num_ranks
+    _run_threads(world, fn, comms, args, outcomes)
+    _raise_failure(world, outcomes)
+    return [result for result, _ in outcomes]
+
+
+def _run_threads(world, fn, comms, args, outcomes):
+    """Fill `outcomes` with (result, error) by rank; every thread has ended on return."""
+    threads = [
+        threading.Thread(
+            target=world.run_rank,
+            args=(comm.rank, fn, (comm, *args), outcomes),
+            name=f"rank {comm.rank}",
+        )
+        for comm in comms
+    ]
+    num_started = 0
+    world.start_ranks()
+    try:
+        with _interrupts_held():
+            for thread in threads:
+                thread.start()
+                num_started += 1
+        _join(threads)
+    except BaseException:
+        world.stop_ranks()
+        for rank in range(num_started, len(threads)):
+            world.skip_rank(rank)
+        _join(threads[:num_started])
+        raise
+
+
+@contextlib.contextmanager
+def _interrupts_held():
+    """Ctrl-C waits until the end of the block: inside, a thread could start and not be counted."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        yield
+        return
+    held = []
+    signal.signal(signal.SIGINT, lambda *args: held.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if held and callable(handler):
+        handler(*held[0])
+
+
+def _join(threads):
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(_LOOK_S)
+
+
+def _raise_failure(world, outcomes):
+    rank, fault = world.failure()
+    if rank is None:
+        return
+    cause = outcomes[rank][1]
+    if fault is not None and type(cause) is not type(fault):
+        # What the rank made of the fault, if it still ran, is the context of the fault.
+        fault.__context__ = cause
+        cause = fault
+    failure = RankError(f"rank {rank}: {type(cause).__name__}: {cause}", rank=rank)
+    for other, (_, error) in enumerate(outcomes):
+        if other != rank and error is not None and not isinstance(error, (Aborted, KernelFault)):
+            failure.add_note(f"then rank {other}: {type(error).__name__}: {error}")
+    try:
+        raise failure from cause
+    finally:
+        del failure, cause, fault, error     # else the traceback and its frame keep each other
+
+
+def _check_choice(name, value, accepted):
+    if value not in accepted:
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, accepted))}")
+
+
+def _check_devices(devices, num_ranks):
+    if devices is None:
+        return
+    try:
+        numbers = [device.__index__() for device in devices]
+    except (TypeError, AttributeError):
+        raise TypeError(
+            f"devices: expected {num_ranks} device indices, one per rank, or None; got {devices!r}"
+        ) from None
+    if len(numbers) != num_ranks or min(numbers) < 0:
+        raise ValueError(
+            f"devices: must be {num_ranks} device indices >= 0, one per rank; got {numbers}"
+        )
+
+
+def _checked_node(ranks_per_node, num_ranks):
+    if ranks_per_node is None:
+        return num_ranks
+    if not hasattr(ranks_per_node, "__index__"):
+        raise TypeError(
+            f"ranks_per_node: expected an integer or None, got {type(ranks_per_node).__name__}"
+        )
+    number = ranks_per_node.__index__()
+    if not 1 <= number <= num_ranks or num_ranks % number:
+        raise ValueError(f"ranks_per_node: must divide num_ranks = {num_ranks}, got {number}")
+    return number
+
+
+__all__ = ["ARCHS", "EXECUTORS", "MAX_RANKS", "run_ranks"]

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""Which variant of each kernel runs: the shipped table, the policy asked for, the architecture."""
+
+import difflib
+import functools
+import json
+import os
+import re
+from importlib import resources
+
+DEFAULT_POLICY = "fast"
+_DEEPEP_SWITCH = {"1": "safe", "0": "aggressive"}
+
+
+@functools.cache
+def load_table():
+    """The shipped table: {"variants": [...], "policies": {...}, "aliases": {...}}."""
+    return json.loads((_rendered() / "variants.json").read_text())
+
+
+def _rendered():
+    return resources.files("deepep_ptx") / "_ptx"
+
+
+def read_text(variant):
+    """The rendered PTX of a variant."""
+    return (_rendered() / variant["file"]).read_text()
+
+
+def requested_policy(argument=None, environ=None):
+    """The policy asked for and who asked: the argument, then DEEPEP_PTX_POLICY, then DeepEP's
+    DISABLE_AGGRESSIVE_PTX_INSTRS (1 = safe, 0 = aggressive), else `fast`.
+
+    Returns:
+        (name, origin); origin begins the error texts about it.
+
+    Raises:
+        TypeError: the argument is not a string.
+        ValueError: DISABLE_AGGRESSIVE_PTX_INSTRS is neither 0 nor 1.
+    """
+    environ = os.environ if environ is None else environ
+    if argument is not None:
+        if not isinstance(argument, str):
+            raise TypeError(f"policy: must be a string or None, got {type(argument).__name__}")
+        return argument, "policy"
+    if environ.get("DEEPEP_PTX_POLICY"):
+        return environ["DEEPEP_PTX_POLICY"], "DEEPEP_PTX_POLICY"
+    switch = environ.get("DISABLE_AGGRESSIVE_PTX_INSTRS")
+    if not switch:
+        return DEFAULT_POLICY, "policy"
+    if switch not in _DEEPEP_SWITCH:
+        raise ValueError(f"DISABLE_AGGRESSIVE_PTX_INSTRS: must be 0 or 1, got {switch!r}")
+    return _DEEPEP_SWITCH[switch], "DISABLE_AGGRESSIVE_PTX_INSTRS"
+
+
+def choose(policy, arch, table=None, origin="policy"):
+    """The variant of each kernel.
+
+    Args:
+        policy: an alias (`fast`, `safe`, `aggressive`), a policy, or a variant's symbol.  An alias
+            takes, per kernel, the first of its policies that the kernel has and that is defined
+            at the kernel's load site.  A policy's name takes it wherever a kernel has it, defined
+            or not.  A symbol takes that variant, and `fast` for the other kernels.
+        arch: the executor's, such as "sm_90"; the newest variants up to it are taken.
+        table: as `load_table()` gives it.
+        origin: who asked for the policy.
+
+    Returns:
+        dict: kernel name -> its row of the table.
+
+    Raises:
+        ValueError: unknown policy, with the nearest names; or an architecture or a combination
+            for which a kernel has no variant.
+    """
+    table = load_table() if table is None else table
+    chosen = {}
+    for kernel, variants in _by_kernel(table, arch).items():
+        chosen[kernel] = _pick(kernel, variants, policy, table)
+    _require_known(policy, table, arch, origin)
+    missing = sorted(kernel for kernel, variant in chosen.items() if variant is None)
+    if missing:
+        raise ValueError(f"{origin}: {policy!r} has no defined variant of {', '.join(missing)}")
+    return chosen
+
+
+def _capability(arch):
+    match = re.fullmatch(r"sm_(\d+)[af]?", arch)
+    if not match:
+        raise ValueError(f"arch: must be sm_ and a number, got {arch!r}")
+    return int(match[1])
+
+
+def _by_kernel(table, arch):
+    """Kernel -> its variants of the newest architecture that `arch` runs."""
+    limit = _capability(arch)
+    kernels = {variant["kernel"]: [] for variant in table["variants"]}
+    for variant in table["variants"]:
+        if _capability(variant["arch"]) <= limit:
+            kernels[variant["kernel"]].append(variant)
+    for kernel, variants in kernels.items():
+        if not variants:
+            raise ValueError(f"arch: no variant of {kernel} runs on {arch}")
+        newest = max(_capability(variant["arch"]) for variant in variants)
+        kernels[kernel] = [v for v in variants if _capability(v["arch"]) == newest]
+    return kernels
+
+
+def _pick(kernel, variants, policy, table):
+    by_symbol = {variant["symbol"]: variant for variant in variants}
+    if policy in by_symbol:
+        return by_symbol[policy]
+    by_policy = {variant.get("policy"): variant for variant in variants}
+    if by_policy.keys() == {None}:
+        return variants[0]
+    if policy in table["policies"]:
+        return by_policy.get(policy) or _first_of(DEFAULT_POLICY, by_policy, table)
+    alias = policy if policy in table["aliases"] else DEFAULT_POLICY
+    return _first_of(alias, by_policy, table)
+
+
+def _first_of(alias, by_policy, table):
+    """The alias's first policy among a kernel's that is defined at its site; None without one."""
+    rule = table["aliases"][alias]
+    for policy in rule["policies"]:
+        variant = by_policy.get(policy)
+        if variant is None:
+            continue
+        if rule.get("undefined") or variant["site"] in table["policies"][policy]["defined"]:
+            return variant
+    return None
+
+
+def _require_known(policy, table, arch, origin):
+    symbols = {variant["symbol"] for variants in _by_kernel(table, arch).values()
+               for variant in variants}
+    if policy in table["aliases"] or policy in table["policies"] or policy in symbols:
+        return
+    names = [*table["aliases"], *table["policies"], *sorted(symbols)]
+    nearest = difflib.get_close_matches(policy, names, n=3, cutoff=0.5)
+    known = [*table["aliases"], *table["policies"]]
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    raise ValueError(f"{origin}: unknown policy {policy!r}; {hint}"
+                     f"accepted are {', '.join(known)}, or a variant's symbol")

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: MIT
+"""Everything that is generated and not committed, in the order in which it depends."""
+
+from pathlib import Path
+
+from deepep_ptx.toolchain import isa_header, params, render
+from deepep_ptx.toolchain.files import write_if_changed
+
+
+def generate(root: Path) -> list[Path]:
+    """Bring the generated files of the source tree `root` up to date; return those rewritten."""
+    root = Path(root)
+    changed = params.generate(root)
+    isa = root / "cysrc/gen/isa.h"
+    if write_if_changed(isa, isa_header.header_text()):
+        changed.append(isa)
+    return changed + render.generate(root)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: MIT
+"""What must hold for PTX sources, and for the machine code that each variant becomes.
+
+The assembler may merge, move or delete what a memory model lets it; these rules say where it did.
+"""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from deepep_ptx.toolchain.ptxas import Assembly, AssemblyError, Sass, ToolError, Tools, assemble
+from deepep_ptx.toolchain.render import Rendered, render_with_origins
+from deepep_ptx.toolchain.variants import Table, Variant
+
+SPDX = "// SPDX-License-Identifier: MIT"
+MACRO_LINES = 8
+WAIT_LINES = 16  # a wait carries its time limit and its abort test
+
+_OPCODE = r"\s*(?:@!?[%$\w]+\s+)?"
+_STRONG_LOAD = re.compile(_OPCODE + r"ld\.(?:acquire|relaxed|volatile)\b\S*\.global\b")
+_NC_LOAD = re.compile(_OPCODE + r"ld\.global\.nc\b")
+_BRANCH = re.compile(_OPCODE + r"bra(?:\.uni)?\s+([$\w]+);")
+_PTX_LABEL = re.compile(r"\s*([$\w]+):$")
+_PAYLOAD = re.compile(r"#define LD_PAYLOAD_V4\s+(\S+)")
+
+
+# -- sources ------------------------------------------------------------------
+
+
+def check_sources(root: Path) -> list[str]:
+    """Findings, each `file:line: what`, over ptx/**/*.{ptx,inc} but what is generated."""
+    root = Path(root)
+    files = [
+        path
+        for pattern in ("*.ptx", "*.inc")
+        for path in (root / "ptx").rglob(pattern)
+        if path.parent.name != "gen"
+    ]
+    return [
+        f"{path.relative_to(root).as_posix()}:{line}: {message}"
+        for path in sorted(files)
+        for line, message in _check_source(path.read_text(encoding="utf-8"), path.parent.name)
+    ]
+
+
+def _check_source(text: str, folder: str) -> Iterator[tuple[int, str]]:
+    routine = folder in ("src", "role")
+    lines = text.splitlines()
+    if not lines or lines[0] != SPDX:
+        yield 1, f"the first line is not `{SPDX}`"
+    number = 0
+    while number < len(lines):
+        first, line = number + 1, lines[number]
+        while line.startswith("#define") and lines[number].endswith("\\"):
+            number += 1
+        number += 1
+        if match := re.match(r"#define\s+(\w+)", line):
+            length = number - first + 1
+            limit = WAIT_LINES if match[1].startswith("WAIT_") else MACRO_LINES
+            if routine and length > 1:
+                yield first, f"macro {match[1]} of {length} lines: it belongs in lib/ or policy/"
+            elif length > limit:
+                yield first, f"macro {match[1]} takes {length} lines; {limit} are allowed"
+        elif routine and re.match(r"#\s*(if|elif|else)", line):
+            yield first, "conditional text: say it in variants.toml or in a policy"
+        elif re.match(_OPCODE + r"trap\b", line):
+            yield first, "trap: a kernel never traps, it reports and returns"
+
+
+# -- machine code -------------------------------------------------------------
+
+
+def check_variant(variant: Variant, rendered: Rendered, root: Path, tools: Tools) -> list[str]:
+    """Findings about one variant, with the source's file and line where there is one."""
+    try:
+        assembly = assemble(rendered.text, variant.arch, tools)
+    except AssemblyError as error:
+        return [f"{_place(rendered, line, variant)}: {text}" for line, text in error.messages]
+    except ToolError as error:
+        return [f"{variant}: {error}"]
+    return [
+        *(f"{variant}: {text}" for text in _check_resources(variant, assembly)),
+        *(
+            f"{_place(rendered, line, variant)}: {text}"
+            for line, text in (
+                *_check_payload(variant, rendered, assembly, root),
+                *_check_polls(rendered, assembly),
+            )
+        ),
+    ]
+
+
+def check_variants(table: Table, root: Path, tools: Tools) -> list[str]:
+    """Findings about all variants, in table order. Raises RenderError.
+
+    Two at a time: a thread waits for a tool. Rendering stays in this one: pcpp has global state.
+    """
+    work = [(variant, render_with_origins(variant, root)) for variant in table.variants]
+    with ThreadPoolExecutor(2) as pool:
+        results = pool.map(lambda item: check_variant(*item, root, tools), work)
+        return [finding for findings in results for finding in findings]
+
+
+def _place(rendered: Rendered, line: int | None, variant: Variant) -> str:
+    """`file:line (variant)` of the source of rendered line `line`."""
+    origin = rendered.origin(line) if line and line <= len(rendered.origins) else None
+    return f"{origin[0]}:{origin[1]} ({variant})" if origin else str(variant)
+
+
+def _check_resources(variant: Variant, assembly: Assembly) -> Iterator[str]:
+    if assembly.spills:
+        yield f"{assembly.spills} bytes of spills"
+    if assembly.registers > variant.max_regs:
+        yield f"{assembly.registers} registers; variants.toml allows {variant.max_regs}"
+
+
+def _check_payload(
+    variant: Variant, rendered: Rendered, assembly: Assembly, root: Path
+) -> Iterator[tuple[int, str]]:
+    """Each payload load became what its policy promises, and no `.nc` load was merged away.
+
+    Line by line: the assembler may unroll a loop, but each load must be there, and as promised.
+    """
+    lines = rendered.text.splitlines()
+    promised = {n: "CONSTANT" for n, line in enumerate(lines, start=1) if _NC_LOAD.match(line)}
+    if variant.policy:
+        include = Path(root) / f"ptx/policy/{variant.policy}.inc"
+        opcode = _PAYLOAD.search(include.read_text(encoding="utf-8"))[1]
+        payload = re.compile(_OPCODE + re.escape(opcode) + r"\s")
+        loads = [n for n, line in enumerate(lines, start=1) if payload.match(line)]
+        promised.update(dict.fromkeys(loads, variant.sass))
+        if not loads:
+            yield 0, f"no payload load ({opcode}), though the variant has a policy"
+    for sass in assembly.sass:
+        if sass.opcode.endswith("CONSTANT") and not _NC_LOAD.match(lines[(sass.line or 1) - 1]):
+            yield sass.line or 0, f"{sass.opcode} in SASS from what is no .nc load"
+    for number, spelling in promised.items():
+        found = {s.opcode for s in assembly.sass if s.line == number and s.opcode.startswith("LDG")}
+        if not found:
+            yield number, f"load was merged away in SASS: {lines[number - 1].strip()}"
+        elif not all(opcode == spelling or opcode.endswith(f".{spelling}") for opcode in found):
+            yield number, f"load became {', '.join(sorted(found))}, not {spelling}"
+
+
+def _check_polls(rendered: Rendered, assembly: Assembly) -> Iterator[tuple[int, str]]:
+    """Each strong load that PTX repeats is repeated in SASS, by a branch of the same loop.
+
+    The assembler may turn a loop's conditions round, so any branch that came from a line of the
+    innermost PTX loop counts; a loop it deleted has none.
+    """
+    lines = rendered.text.splitlines()
+    loops = _ptx_loops(lines)
+    for number, line in enumerate(lines, start=1):
+        if not _STRONG_LOAD.match(line):
+            continue
+        around = [(first, last) for first, last in loops if first <= number <= last]
+        if not around:
+            continue
+        first, last = min(around, key=lambda loop: loop[1] - loop[0])
+        if not any(
+            sass.line == number
+            and "STRONG" in sass.opcode
+            and _repeated(i, assembly.sass, first, last)
+            for i, sass in enumerate(assembly.sass)
+        ):
+            yield number, f"strong load of a loop is not repeated in SASS: {line.strip()}"
+
+
+def _ptx_loops(lines: list[str]) -> list[tuple[int, int]]:
+    """(line of the label, line of the branch) of each backward branch; labels are scoped."""
+    scopes: list[dict[str, int]] = [{}]
+    loops = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip() == "{":
+            scopes.append({})
+        elif line.strip() == "}":
+            scopes.pop()
+        elif match := _PTX_LABEL.match(line):
+            scopes[-1][match[1]] = number
+        elif match := _BRANCH.match(line):
+            # Only labels above are known here, so a branch that finds none goes forward.  A label
+            # below may hide an outer one of the same name: a loop too many, and a stricter check.
+            for scope in reversed(scopes):
+                if match[1] in scope:
+                    loops.append((scope[match[1]], number))
+                    break
+    return loops
+
+
+def _repeated(load: int, sass: tuple[Sass, ...], first: int, last: int) -> bool:
+    """Whether instruction `load` lies on a cycle with a branch from PTX lines first to last."""
+    after = _reach(load, [_successors(i, sass) for i in range(len(sass))])
+    before: list[list[int]] = [[] for _ in sass]
+    for i in range(len(sass)):
+        for successor in _successors(i, sass):
+            before[successor].append(i)
+    return any(
+        sass[i].opcode.startswith("BRA") and sass[i].line and first <= sass[i].line <= last
+        for i in after & _reach(load, before)
+    )
+
+
+def _successors(i: int, sass: tuple[Sass, ...]) -> list[int]:
+    following = [i + 1] if sass[i].falls_through and i + 1 < len(sass) else []
+    return [*following, *sass[i].targets]
+
+
+def _reach(start: int, edges: list[list[int]]) -> set[int]:
+    """Nodes on a path of at least one edge from `start`."""
+    reached: set[int] = set()
+    stack = list(edges[start])
+    while stack:
+        node = stack.pop()
+        if node not in reached:
+            reached.add(node)
+            stack.extend(edges[node])
+    return reached

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+"""ptx/variants.lock: what every variant rendered and assembled to when it was last looked at.
+
+Committed, so that a change of a macro, a generator or an assembler shows as a reviewable diff.
+Read from what render.generate wrote last: bring that up to date first.
+"""
+
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from deepep_ptx.toolchain.ptxas import Tools, assemble
+from deepep_ptx.toolchain.render import OUTPUT, digest
+from deepep_ptx.toolchain.variants import Table, Variant
+
+LOCK = "ptx/variants.lock"
+
+
+def entry(variant: Variant, text: str, tools: Tools | None) -> dict:
+    """One variant's line: its text's hash and, given the tools, its figures. Raises ToolError."""
+    line: dict = {"sha256": digest(text)}
+    if tools:
+        assembly = assemble(text, variant.arch, tools)
+        line |= {
+            "registers": assembly.registers,
+            "spills": assembly.spills,
+            "shared": assembly.shared,
+            "sass": assembly.recorded(),
+        }
+    return line
+
+
+def entries(table: Table, root: Path, tools: Tools | None) -> dict[str, dict[str, dict]]:
+    """arch -> symbol -> entry, in table order, of the text in deepep_ptx/_ptx. Raises ToolError."""
+    found: dict[str, dict[str, dict]] = {}
+    folder = Path(root) / OUTPUT
+    work = [(v, (folder / v.file).read_text(encoding="utf-8")) for v in table.variants]
+    with ThreadPoolExecutor(2) as pool:
+        lines = pool.map(lambda item: entry(*item, tools), work)
+        for variant, line in zip(table.variants, lines, strict=True):
+            found.setdefault(variant.arch, {})[variant.symbol] = line
+    return found
+
+
+def text_of(table: Table, root: Path, tools: Tools) -> str:
+    """The lock file's text: TOML, a line per variant."""
+    lines = [
+        "# What each variant of variants.toml renders and assembles to; written by `make lock`.",
+        f'ptxas = "{tools.ptxas_version}"',
+        f'nvdisasm = "{tools.nvdisasm_version}"',
+    ]
+    for arch, variants in entries(table, root, tools).items():
+        lines += ["", f"[{arch}]"]
+        lines += [f"{symbol} = {_inline(line)}" for symbol, line in variants.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _inline(value) -> str:
+    """TOML of a number, a string or an inline table of them; keys with dots are quoted."""
+    if isinstance(value, dict):
+        items = (
+            f"{key if key.isalnum() else _inline(key)} = {_inline(item)}"
+            for key, item in value.items()
+        )
+        return f"{{ {', '.join(items)} }}" if value else "{}"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def check(table: Table, root: Path, tools: Tools | None) -> tuple[list[str], str | None]:
+    """Compare the lock file with what the tree gives: (drifts, why figures were left out or None).
+
+    Figures are compared only with the programs that wrote them: another ptxas gives others.
+    """
+    locked = tomllib.loads((Path(root) / LOCK).read_text(encoding="utf-8"))
+    wrote = (locked.pop("ptxas"), locked.pop("nvdisasm"))
+    note = None
+    if tools is None:
+        note = f"ptxas {wrote[0]} is not there"
+    elif (tools.ptxas_version, tools.nvdisasm_version) != wrote:
+        note = (
+            f"ptxas {tools.ptxas_version} and nvdisasm {tools.nvdisasm_version} are here, "
+            f"{wrote[0]} and {wrote[1]} wrote the lock"
+        )
+    found = entries(table, root, None if note else tools)
+    names = {(arch, symbol) for part in (locked, found) for arch in part for symbol in part[arch]}
+    drifts = []
+    for arch, symbol in sorted(names):
+        name = f"{arch}/{symbol}"
+        old, new = (part.get(arch, {}).get(symbol) for part in (locked, found))
+        if old is None or new is None:
+            drifts.append(f"{name}: {'not in the lock' if old is None else 'no such variant'}")
+            continue
+        for key in new:
+            if old[key] != new[key]:
+                drifts.append(f"{name}: {key} was {old[key]}, is {new[key]}")
+    return drifts, note

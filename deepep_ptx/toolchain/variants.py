@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: MIT
+"""Reads ptx/variants.toml, the only list of variants, and multiplies its axes out."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepep_ptx.toolchain.errors import ToolchainError
+from deepep_ptx.toolchain.params import Layout
+
+TABLE = "ptx/variants.toml"
+SITES = ("source", "peer")
+
+_KERNEL_KEYS = {
+    "params": str,
+    "arch": list,
+    "path": str,
+    "threads": int,
+    "site": str,
+    "policy": list,
+    "defines": dict,
+    "max_regs": int,
+}
+_REQUIRED_KEYS = ("params", "arch", "threads", "max_regs")
+_MAX_THREADS = 1024
+
+
+class TableError(ToolchainError):
+    """variants.toml cannot be read; the text starts with the file and the table's name."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One instruction form of payload loads: where PTX defines it, its SASS on each arch."""
+
+    name: str
+    defined: tuple[str, ...]
+    sass: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A user-facing choice: the first of `policies` that a kernel has and that suits its site."""
+
+    name: str
+    policies: tuple[str, ...]
+    undefined: bool
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One PTX module: a kernel for one arch, with one path and one policy (None where it has none).
+
+    `kernel_id` is its EP_KERNEL_* constant, `sass` what its policy's load must become.
+    """
+
+    kernel: str
+    kernel_id: str
+    arch: str
+    version: str
+    path: str | None
+    policy: str | None
+    symbol: str
+    source: str
+    params: str
+    param_bytes: int
+    threads: int
+    max_regs: int
+    defines: dict[str, int]
+    site: str | None
+    sass: str | None
+
+    @property
+    def file(self) -> str:
+        """Where the rendered text lies, below deepep_ptx/_ptx/."""
+        return f"{self.arch}/{self.symbol}.ptx"
+
+    def __str__(self) -> str:
+        return f"{self.arch}/{self.symbol}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """All of variants.toml, in file order."""
+
+    variants: tuple[Variant, ...]
+    policies: dict[str, Policy]
+    aliases: dict[str, Alias]
+
+
+class _Reader:
+    def __init__(self, document: dict, layout: Layout, name: str):
+        self.document = document
+        self.layout = layout
+        self.name = name
+
+    def error(self, where: str, message: str) -> TableError:
+        return TableError(f"{self.name}: [{where}]: {message}")
+
+    def known(self, where: str, what: str, given: Iterable[str], accepted: Iterable[str]) -> None:
+        """Refuse each of `given` that is not `accepted`, naming the nearest that is."""
+        accepted = list(accepted)
+        for name in given:
+            if name not in accepted:
+                near = difflib.get_close_matches(str(name), accepted, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(accepted)}"
+                raise self.error(where, f"unknown {what} {name!r}{hint}")
+
+    def of_type(self, where: str, key: str, value, kind: type) -> None:
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise self.error(where, f"{key} is {value!r}, not of type {kind.__name__}")
+
+    def section(self, where: str, value, keys: dict[str, type], required: Iterable[str]) -> dict:
+        self.of_type(where, where, value, dict)
+        self.known(where, "key", value, keys)
+        for key in required:
+            if key not in value:
+                raise self.error(where, f"{key} is missing")
+        for key, item in value.items():
+            self.of_type(where, key, item, keys[key])
+        return value
+
+    def read(self) -> Table:
+        self.known("", "table", self.document, ("policy", "alias", "arch", "kernel"))
+        self.arches = {
+            name: self.arch(name, body) for name, body in self.document.get("arch", {}).items()
+        }
+        self.policies = {
+            name: self.policy(name, body) for name, body in self.document.get("policy", {}).items()
+        }
+        aliases = {
+            name: self.alias(name, body) for name, body in self.document.get("alias", {}).items()
+        }
+        variants = [
+            variant
+            for name, body in self.document.get("kernel", {}).items()
+            for variant in self.kernel(name, body)
+        ]
+        for alias in aliases.values():
+            self.check_alias(alias, variants)
+        return Table(tuple(variants), self.policies, aliases)
+
+    def arch(self, name: str, body) -> str:
+        where = f"arch.{name}"
+        self.section(where, body, {"version": str}, ["version"])
+        if not re.fullmatch(r"\d+\.\d+", body["version"]):
+            raise self.error(where, f"version is {body['version']!r}, not of the form '7.8'")
+        return body["version"]
+
+    def policy(self, name: str, body) -> Policy:
+        where = f"policy.{name}"
+        self.section(where, body, {"defined": list, "sass": object}, ["defined", "sass"])
+        self.known(where, "site", body["defined"], SITES)
+        sass = body["sass"]
+        if isinstance(sass, str):
+            sass = dict.fromkeys(self.arches, sass)
+        self.of_type(where, "sass", sass, dict)
+        self.known(where, "arch", sass, self.arches)
+        return Policy(name, tuple(body["defined"]), sass)
+
+    def alias(self, name: str, body) -> Alias:
+        where = f"alias.{name}"
+        self.section(where, body, {"policies": list, "undefined": bool}, ["policies"])
+        self.known(where, "policy", body["policies"], self.policies)
+        return Alias(name, tuple(body["policies"]), body.get("undefined", False))
+
+    def kernel(self, name: str, body) -> list[Variant]:
+        where = f"kernel.{name}"
+        self.section(where, body, _KERNEL_KEYS, _REQUIRED_KEYS)
+        kernel_id = f"EP_KERNEL_{name.upper()}"
+        self.known(where, "constant of params.h", [kernel_id], self.layout.constants)
+        self.known(where, "structure", [body["params"]], self.layout.structs)
+        self.known(where, "arch", body["arch"], self.arches)
+        policies = body.get("policy", [])
+        self.known(where, "policy", policies, self.policies)
+        if bool(policies) != ("site" in body):
+            raise self.error(where, "policy and site go together: a policy's forms are for a site")
+        if "site" in body:
+            self.known(where, "site", [body["site"]], SITES)
+        threads = body["threads"]
+        if threads % 32 or not 32 <= threads <= _MAX_THREADS:
+            raise self.error(
+                where, f"threads is {threads}, not a multiple of 32 up to {_MAX_THREADS}"
+            )
+        for key, value in body.get("defines", {}).items():
+            self.of_type(where, f"defines.{key}", value, int)
+        for policy in policies:
+            for arch in body["arch"]:
+                if arch not in self.policies[policy].sass:
+                    raise self.error(f"policy.{policy}", f"sass lacks {arch}, which {name} takes")
+        return [
+            Variant(
+                kernel=name,
+                kernel_id=kernel_id,
+                arch=arch,
+                version=self.arches[arch],
+                path=body.get("path"),
+                policy=policy,
+                symbol="_".join(filter(None, ("ep", name, body.get("path"), policy))),
+                source=f"ptx/src/{name}.ptx",
+                params=body["params"],
+                param_bytes=self.layout.structs[body["params"]].size,
+                threads=threads,
+                max_regs=body["max_regs"],
+                defines=dict(body.get("defines", {})),
+                site=body.get("site"),
+                sass=self.policies[policy].sass[arch] if policy else None,
+            )
+            for arch in body["arch"]
+            for policy in (policies or [None])
+        ]
+
+    def check_alias(self, alias: Alias, variants: list[Variant]) -> None:
+        """An alias that leaves a kernel without a variant would fail at run time, on one call."""
+        have: dict[tuple[str, str], set[str]] = {}
+        for variant in variants:
+            if variant.policy:
+                have.setdefault((variant.kernel, variant.site), set()).add(variant.policy)
+        for (kernel, site), policies in have.items():
+            if not any(
+                policy in policies and (alias.undefined or site in self.policies[policy].defined)
+                for policy in alias.policies
+            ):
+                raise self.error(f"alias.{alias.name}", f"picks no policy for kernel {kernel}")
+
+
+def parse(text: str, layout: Layout, name: str = TABLE) -> Table:
+    """Read the text of variants.toml; parameter sizes come from `layout`. Raises TableError."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise TableError(f"{name}: {error}") from error
+    return _Reader(document, layout, name).read()
+
+
+def load(root: Path, layout: Layout) -> Table:
+    """Read variants.toml of the source tree `root`. Raises TableError, OSError."""
+    return parse((Path(root) / TABLE).read_text(encoding="utf-8"), layout)

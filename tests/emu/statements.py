@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""Kernels around statements, and a statement for every spelling that isa.py allows."""
+
+from deepep_ptx.emu.isa import FORMS, TYPE_BITS, Space, Type
+
+# Registers by type: r b32, d b64, f f32, q predicate, v and w vectors of b32.
+HEADER = """\
+.version {version}
+.target {target}
+.address_size 64
+.extern .shared .align 16 .b8 smem[];
+.visible .entry k(.param .align 16 .b8 p[128])
+.maxntid 256, 1, 1
+{{
+    .reg .b32 r<8>; .reg .b64 d<8>; .reg .f32 f<8>; .reg .pred q<8>;
+    .reg .v4 .b32 v<4>; .reg .v2 .b32 w<4>;
+"""
+FIRST_LINE = HEADER.count("\n") + 1       # of the statements
+
+_ADDRESS = {Space.PARAM: "[p + 16]", Space.SHARED: "[r7 + 16]", Space.GLOBAL: "[d7 + 16]"}
+
+
+def kernel(*statements, version="7.8", target="sm_90"):
+    """The text of a kernel with these statements, one a line, and a label $end behind them."""
+    lines = "".join(f"{s}\n" for s in statements)
+    return HEADER.format(version=version, target=target) + lines + "$end:\n    ret;\n}\n"
+
+
+def _register(type_, number):
+    letter = ("q" if type_ is Type.PRED else "f" if type_ is Type.F32 else
+              "d" if TYPE_BITS[type_] == 64 else "r")
+    return f"{letter}{number}"
+
+
+def _operand(spec, number, match):
+    if spec.slot == "L":
+        return "$end"
+    if spec.slot == "sreg":
+        return "%globaltimer" if TYPE_BITS[match.types[0]] == 64 else "%tid.x"
+    if spec.address:
+        return _ADDRESS[match.fields["space"]]
+    type_ = match.operand_type(spec)
+    if match.fields["vec"] > 1:
+        return "{" + ", ".join(_register(type_, i) for i in range(match.fields["vec"])) + "}"
+    return ("!" * spec.negatable) + _register(type_, number) + ("|q5" * spec.pair)
+
+
+def spellings(version=(9, 9), sm=999):
+    """[(statement, Match)]: every combination of qualifiers that version and target allow."""
+    found = []
+    for form in FORMS:
+        for head, match in form.spellings():
+            if match.ptx <= version and match.sm <= sm:
+                operands = [_operand(spec, n, match) for n, spec in enumerate(form.operands)]
+                found.append((f"{head} {', '.join(operands)}".strip() + ";", match))
+    return found

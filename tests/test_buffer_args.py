@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: MIT
+"""Bad arguments: a typed error that begins with the argument's name, and nothing launched."""
+
+import ctypes
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from deepep_ptx import Buffer, run_ranks
+from deepep_ptx.arrays import _Tensor, borrow
+from deepep_ptx.errors import RankError
+from deepep_ptx.handle import EPHandle
+
+BF16 = ml_dtypes.bfloat16
+R, T, H, K, E = 2, 6, 16, 3, 8
+
+
+@pytest.fixture(scope="module")
+def buffer():
+    """Rank 0's buffer of two.  Checks come before anything that needs the other rank."""
+    return run_ranks(lambda comm: Buffer(comm), R)[0]
+
+
+@pytest.fixture
+def arrays():
+    """Good arguments of dispatch."""
+    return {
+        "x": np.zeros((T, H), BF16),
+        "num_tokens_per_rank": np.array([T, 0], np.int32),
+        "is_token_in_rank": np.tile(np.array([True, False]), (T, 1)),
+        "num_tokens_per_expert": np.array([T] * K + [0] * (E - K), np.int32),
+        "topk_idx": np.tile(np.arange(K), (T, 1)),
+        "topk_weights": np.ones((T, K), np.float32),
+    }
+
+
+@pytest.fixture
+def handle():
+    """A handle as a dispatch of T tokens that all stay would give it."""
+    return EPHandle(
+        np.array([[T, 0], [T, 0]], np.int32), recv_src_idx=np.arange(T, dtype=np.int32),
+        is_token_in_rank=np.zeros((T, R), np.bool_), num_tokens=T, num_recv=T, num_topk=K, epoch=1,
+        pos=np.zeros((T, R), np.int32),
+    )
+
+
+def expect(buffer, error, text, call, *args, **kwargs):
+    before = buffer.last_launch
+    with pytest.raises(error) as caught:
+        call(*args, **kwargs)
+    assert str(caught.value).startswith(text), str(caught.value)
+    assert buffer.last_launch == before
+
+
+# -- construction -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("kwargs", "error", "text"), [
+    ({"num_nvl_bytes": 100}, ValueError, "num_nvl_bytes: must be a multiple of 128"),
+    ({"num_nvl_bytes": -128}, ValueError, "num_nvl_bytes: must be at least 0"),
+    ({"num_nvl_bytes": 1.5}, TypeError, "num_nvl_bytes: must be an integer"),
+    ({"num_nvl_bytes": True}, TypeError, "num_nvl_bytes: must be an integer"),
+    ({"num_rdma_bytes": 128}, NotImplementedError, "num_rdma_bytes: "),
+    ({"low_latency_mode": True}, NotImplementedError, "low_latency_mode: "),
+    ({"num_qps_per_rank": 0}, ValueError, "num_qps_per_rank: must be at least 1"),
+    ({"policy": "quick"}, ValueError, "policy: unknown policy 'quick'"),
+    ({"policy": 3}, TypeError, "policy: "),
+    ({"timeout_s": 0}, ValueError, "timeout_s: "),
+    ({"timeout_s": -1.0}, ValueError, "timeout_s: "),
+    ({"timeout_s": float("nan")}, ValueError, "timeout_s: "),
+    ({"timeout_s": "1"}, TypeError, "timeout_s: "),
+])
+def test_construction(kwargs, error, text):
+    with pytest.raises(RankError) as caught:
+        run_ranks(lambda comm: Buffer(comm, **kwargs), 1)
+    assert isinstance(caught.value.__cause__, error)
+    assert str(caught.value.__cause__).startswith(text)
+
+
+def test_group_must_be_a_group():
+    with pytest.raises(TypeError, match=r"^group: "):
+        Buffer(object())
+
+
+def test_num_sms():
+    with pytest.raises(ValueError, match=r"^num_sms: must be at least 1"):
+        Buffer.set_num_sms(0)
+
+
+# -- get_dispatch_layout ----------------------------------------------------------------------
+
+@pytest.mark.parametrize(("topk_idx", "num_experts", "error", "text"), [
+    ([[0, 1]], E, TypeError, "topk_idx: takes a NumPy array"),
+    (3, E, TypeError, "topk_idx: takes a NumPy array"),
+    (np.zeros((T, K), np.float32), E, TypeError, "topk_idx: dtype must be int64 or int32"),
+    (np.zeros(T, np.int64), E, ValueError, "topk_idx: shape must be [num_tokens, num_topk]"),
+    (np.zeros((T, 0), np.int64), E, ValueError, "topk_idx: num_topk must be in [1, 32], got 0"),
+    (np.zeros((T, 33), np.int64), E, ValueError, "topk_idx: num_topk must be in [1, 32], got 33"),
+    (np.zeros((K, T), np.int64).T, E, ValueError, "topk_idx: must be C-contiguous"),
+    (np.zeros((T, K), np.int64), 0, ValueError, "num_experts: must be at least 1"),
+    (np.zeros((T, K), np.int64), 7, ValueError, "num_experts: number of experts must be a multi"),
+    (np.zeros((T, K), np.int64), 2.0, TypeError, "num_experts: must be an integer"),
+    (np.zeros((T, K), np.int64), 2050, ValueError, "num_experts: number of experts"),
+])
+def test_layout(buffer, topk_idx, num_experts, error, text):
+    expect(buffer, error, text, buffer.get_dispatch_layout, topk_idx, num_experts)
+
+
+@pytest.mark.parametrize("argument", ["previous_event", "async_finish", "allocate_on_comm_stream"])
+def test_async_arguments(buffer, arrays, handle, argument):
+    later = {argument: object() if argument == "previous_event" else True}
+    text = f"{argument}: "
+    expect(buffer, NotImplementedError, text, buffer.get_dispatch_layout, arrays["topk_idx"], E,
+           **later)
+    expect(buffer, NotImplementedError, text, buffer.dispatch, **arrays, **later)
+    expect(buffer, NotImplementedError, text, buffer.combine, arrays["x"], handle, **later)
+
+
+# -- dispatch ---------------------------------------------------------------------------------
+
+def strided(array):
+    return np.repeat(array, 2, axis=0)[::2]
+
+
+@pytest.mark.parametrize(("name", "change", "error", "text"), [
+    ("x", lambda a: None, TypeError, "x: takes a NumPy array"),
+    ("x", lambda a: a.tolist(), TypeError, "x: takes a NumPy array"),
+    ("x", lambda a: (a, a), TypeError, "x: must be one bfloat16 array"),
+    ("x", lambda a: a.astype(np.float32), TypeError, "x: dtype must be bfloat16, got float32"),
+    ("x", lambda a: a[0], ValueError, "x: shape must be [num_tokens, hidden], got [16]"),
+    ("x", lambda a: np.zeros((T, 12), BF16), ValueError, "x: hidden must be a multiple of 8"),
+    ("x", lambda a: np.zeros((T, 0), BF16), ValueError, "x: hidden must be a multiple of 8"),
+    ("x", strided, ValueError, "x: must be C-contiguous"),
+    ("x", lambda a: np.zeros(T * H + 8, BF16)[1:T * H + 1].reshape(T, H), ValueError,
+     "x: the first byte must be 16-byte aligned"),
+    ("num_tokens_per_rank", lambda a: None, TypeError, "num_tokens_per_rank: takes"),
+    ("num_tokens_per_rank", lambda a: a.astype(np.int64), TypeError,
+     "num_tokens_per_rank: dtype must be int32"),
+    ("num_tokens_per_rank", lambda a: a[:1], ValueError, "num_tokens_per_rank: shape must be [2]"),
+    ("is_token_in_rank", lambda a: a.astype(np.uint8), TypeError,
+     "is_token_in_rank: dtype must be bool"),
+    ("is_token_in_rank", lambda a: a[1:], ValueError, "is_token_in_rank: shape must be [6, 2]"),
+    ("num_tokens_per_expert", lambda a: a[:7], ValueError, "num_tokens_per_expert: number of exp"),
+    ("num_tokens_per_expert", lambda a: a[:0], ValueError, "num_tokens_per_expert: number of exp"),
+    ("num_tokens_per_rdma_rank", lambda a: np.zeros(1, np.int32), ValueError,
+     "num_tokens_per_rdma_rank: must be None"),
+    ("topk_idx", lambda a: None, ValueError, "topk_idx: topk_idx and topk_weights must both"),
+    ("topk_idx", lambda a: a[:-1].copy(), ValueError, "topk_idx: shape must be [6, num_topk]"),
+    ("topk_idx", lambda a: a.astype(np.uint64), TypeError, "topk_idx: dtype must be int64 or int"),
+    ("topk_weights", lambda a: None, ValueError, "topk_weights: topk_idx and topk_weights must b"),
+    ("topk_weights", lambda a: a.astype(np.float64), TypeError,
+     "topk_weights: dtype must be float32"),
+    ("topk_weights", lambda a: a[:, :2].copy(), ValueError, "topk_weights: shape must be [6, 3]"),
+    ("expert_alignment", lambda a: 0, ValueError, "expert_alignment: must be at least 1"),
+    ("num_worst_tokens", lambda a: -1, ValueError, "num_worst_tokens: must be in [0, "),
+    ("num_worst_tokens", lambda a: 2.5, TypeError, "num_worst_tokens: must be an integer"),
+    ("config", lambda a: object(), NotImplementedError, "config: "),
+    ("handle", lambda a: object(), NotImplementedError, "handle: "),
+])
+def test_dispatch(buffer, arrays, name, change, error, text):
+    arrays[name] = change(arrays.get(name))
+    expect(buffer, error, text, buffer.dispatch, **arrays)
+
+
+def test_worst_case_needs_topk(buffer, arrays):
+    arrays["topk_idx"] = arrays["topk_weights"] = None
+    expect(buffer, ValueError, "topk_idx: must be given with num_worst_tokens", buffer.dispatch,
+           **arrays, num_worst_tokens=12)
+
+
+# -- combine ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("change", "error", "text"), [
+    ({"x": np.zeros((T - 1, H), BF16)}, ValueError, "x: shape must be [6, hidden]"),
+    ({"x": np.zeros((T, H), np.float16)}, TypeError, "x: dtype must be bfloat16"),
+    ({"handle": None}, TypeError, "handle: must be what dispatch returned"),
+    ({"handle": (1, 2)}, TypeError, "handle: must be what dispatch returned"),
+    ({"topk_weights": np.zeros((T, 33), np.float32)}, ValueError, "topk_weights: num_topk must"),
+    ({"topk_weights": np.zeros((T, K), np.float64)}, TypeError, "topk_weights: dtype must be fl"),
+    ({"bias": np.zeros((T, H + 8), BF16)}, ValueError, "bias: shape must be [6, 16]"),
+    ({"bias": (np.zeros((T, H), BF16),)}, ValueError, "bias: must be None, one array or a pair"),
+    ({"bias": (np.zeros((T, H), BF16), np.zeros((T, H), np.float32))}, TypeError,
+     "bias[1]: dtype must be bfloat16"),
+    ({"config": object()}, NotImplementedError, "config: "),
+])
+def test_combine(buffer, handle, change, error, text):
+    arguments = {"x": np.zeros((T, H), BF16), "handle": handle} | change
+    expect(buffer, error, text, buffer.combine, **arguments)
+
+
+def test_handle_of_another_group(buffer, handle):
+    other = EPHandle(np.zeros((3, 3), np.int32), **vars(handle))
+    expect(buffer, ValueError, "handle: made by a group of 3 ranks", buffer.combine,
+           np.zeros((T, H), BF16), other)
+
+
+def test_handle_is_immutable(handle):
+    with pytest.raises(AttributeError):
+        handle.num_recv = 3
+    with pytest.raises(AttributeError):
+        del handle.pos
+    assert isinstance(handle, tuple) and handle[0].shape == (R, R)
+
+
+# -- arrays of other libraries ----------------------------------------------------------------
+
+class Exporter:
+    """An array that only has `__array_interface__`."""
+
+    def __init__(self, array):
+        self.array = array
+        self.__array_interface__ = array.__array_interface__
+
+
+class DLPack:
+    """An array that only has DLPack, on a device of that type."""
+
+    def __init__(self, array, device_type=1):
+        self.array = array
+        self.device_type = device_type
+
+    def __dlpack__(self, **_):
+        return self.array.__dlpack__()
+
+    def __dlpack_device__(self):
+        return self.device_type, 0
+
+
+@pytest.mark.parametrize("wrap", [Exporter, DLPack])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.float32, np.bool_])
+def test_borrow_shares_memory(wrap, dtype):
+    array = np.arange(24).reshape(4, 6).astype(dtype)
+    seen = borrow(wrap(array), "x")
+    assert seen.dtype == array.dtype
+    assert seen.ctypes.data == array.ctypes.data
+    np.testing.assert_array_equal(seen, array)
+
+
+def bfloat16_capsule(bits):
+    """A DLPack capsule over a uint16 array, declared bfloat16, as NumPy cannot make one."""
+    tensor = _Tensor(
+        data=bits.ctypes.data, device_type=1, ndim=bits.ndim, type_code=4, bits=16, lanes=1,
+        shape=(ctypes.c_int64 * bits.ndim)(*bits.shape), strides=None, byte_offset=0,
+    )
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype = ctypes.py_object
+    new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    return new(ctypes.addressof(tensor), b"dltensor", None), tensor
+
+
+def test_borrow_reads_bfloat16_from_dlpack():
+    values = np.arange(12).reshape(3, 4).astype(BF16)
+    capsule, tensor = bfloat16_capsule(values.view(np.uint16))
+
+    class Tensor:
+        def __dlpack__(self):
+            return capsule
+
+        def __dlpack_device__(self):
+            return 1, 0
+
+    seen = borrow(Tensor(), "x")
+    assert seen.dtype == BF16 and seen.ctypes.data == values.ctypes.data == tensor.data
+    np.testing.assert_array_equal(seen, values)
+
+
+def test_borrow_says_why_an_export_fails():
+    class Tensor:
+        def __dlpack__(self):
+            raise BufferError("requires grad")
+
+        def __dlpack_device__(self):
+            return 1, 0
+
+    with pytest.raises(TypeError, match=r"^x: .*Tensor does not export its memory: requires grad"):
+        borrow(Tensor(), "x")
+
+
+def test_borrow_keeps_strides_and_owner():
+    array = np.arange(24, dtype=np.int32).reshape(4, 6)[:, ::2]
+    seen = borrow(DLPack(array), "x")
+    address = array.ctypes.data
+    del array
+    np.testing.assert_array_equal(seen, np.arange(24).reshape(4, 6)[:, ::2])
+    assert seen.ctypes.data == address
+
+
+def test_borrow_refuses_device_memory():
+    with pytest.raises(TypeError, match=r"^x: .* in device memory"):
+        borrow(DLPack(np.zeros(1), device_type=2), "x")

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: MIT
+"""Slots, growth, errors that the device finds, abort and reset, the end."""
+
+import gc
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from deepep_ptx import Buffer, reference, run_ranks, select
+from deepep_ptx.errors import (
+    CapacityError,
+    DeepEPError,
+    DeepEPTimeoutError,
+    DestroyedError,
+    RankMismatchError,
+)
+
+BF16 = ml_dtypes.bfloat16
+H, K, E, T = 64, 4, 12, 12
+
+
+def tokens(rank, num_tokens=T, hidden=H, num_topk=K):
+    """x, topk_idx and topk_weights of a rank."""
+    rng = np.random.default_rng(rank)
+    idx = np.argsort(rng.random((num_tokens, E)), axis=1)[:, :num_topk].copy()
+    return (rng.standard_normal((num_tokens, hidden)).astype(BF16), idx,
+            rng.random((num_tokens, num_topk), dtype=np.float32))
+
+
+def dispatch(buffer, x, idx, weights, **changes):
+    per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, E)
+    arguments = {"num_tokens_per_rank": per_rank, "is_token_in_rank": in_rank,
+                 "num_tokens_per_expert": per_expert, "topk_idx": idx, "topk_weights": weights}
+    return buffer.dispatch(x, **(arguments | changes))
+
+
+def check_round(buffer, num_ranks, hidden=H):
+    """One dispatch and combine, right on this rank."""
+    inputs = [tokens(rank, hidden=hidden) for rank in range(num_ranks)]
+    recv_x, recv_idx, recv_weights, _, handle, _ = dispatch(buffer, *inputs[buffer.rank])
+    received = reference.dispatch(*map(list, zip(*inputs, strict=True)), E)
+    np.testing.assert_array_equal(recv_x, received[buffer.rank].recv_x)
+    np.testing.assert_array_equal(recv_idx, received[buffer.rank].recv_topk_idx)
+    out, _, _ = buffer.combine(recv_x, handle)
+    want = reference.combine([r.recv_x for r in received], received)
+    np.testing.assert_array_equal(out.view(np.uint16), first(want[buffer.rank]).view(np.uint16))
+
+
+def first(result):
+    return result[0] if isinstance(result, tuple) else result
+
+
+def raised(call, *args, **kwargs):
+    """The error of a call that must fail."""
+    try:
+        call(*args, **kwargs)
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+# -- slots and growth -------------------------------------------------------------------------
+
+def test_slot_is_free_when_its_last_view_dies():
+    def main(comm):
+        with Buffer(comm) as buffer:
+            recv_x, recv_idx, recv_weights, _, handle, _ = dispatch(buffer, *tokens(comm.rank))
+            used = [buffer.stats()["arena_used_bytes"]]
+            row = recv_x[1:2].reshape(-1)[:3]
+            del recv_x, recv_idx, recv_weights, handle
+            gc.collect()
+            used.append(buffer.stats()["arena_used_bytes"])
+            del row
+            used.append(buffer.stats()["arena_used_bytes"])
+            return used
+
+    for used in run_ranks(main, 2):
+        assert used[0] > 0 and used[1] == used[0] and used[2] == 0
+
+
+def test_slot_has_exactly_its_rows():
+    def main(comm):
+        with Buffer(comm, num_nvl_bytes=1 << 20) as buffer:
+            recv_x, *rest = dispatch(buffer, *tokens(comm.rank))
+            return len(recv_x), buffer.stats()["arena_used_bytes"]
+
+    for rows, used in run_ranks(main, 2):
+        sizes = rows * H * 2, rows * K * 8, rows * K * 4, rows * 4
+        assert used == sum(-(-size // 128) * 128 for size in sizes)
+
+
+def test_views_outlive_the_buffer_and_the_run():
+    def main(comm):
+        with Buffer(comm) as buffer:
+            recv_x = dispatch(buffer, *tokens(comm.rank))[0]
+            return recv_x, np.array(recv_x)
+
+    for view, copy in run_ranks(main, 2):
+        gc.collect()
+        np.testing.assert_array_equal(view, copy)
+
+
+def test_arena_grows():
+    def main(comm):
+        with Buffer(comm) as buffer:
+            assert buffer.stats()["arena_bytes"] == 0
+            kept = [dispatch(buffer, *tokens(comm.rank, hidden=4096))[0] for _ in range(24)]
+            assert buffer.stats()["arena_segments"] > 1
+            check_round(buffer, comm.size)
+            return len(kept)
+
+    assert run_ranks(main, 2) == [24, 24]
+
+
+def test_without_zero_copy_results_are_copies():
+    def main(comm):
+        with Buffer(comm, zero_copy=False) as buffer:
+            check_round(buffer, comm.size)
+            stats = buffer.stats()
+            assert any("combine_push" in symbol for symbol in buffer.last_launch)
+            return stats["arena_used_bytes"], stats["copied_bytes"]
+
+    for used, copied in run_ranks(main, 2):
+        assert used == 0 and copied > 0
+
+
+def test_last_launch_names_the_variants():
+    def main(comm):
+        with Buffer(comm, policy="safe") as buffer:
+            recv_x, _, _, _, handle, _ = dispatch(buffer, *tokens(comm.rank))
+            after_dispatch = buffer.last_launch
+            buffer.combine(recv_x, handle)
+            return after_dispatch, buffer.last_launch
+
+    for after_dispatch, after_combine in run_ranks(main, 2):
+        assert after_dispatch == ("ep_notify", "ep_dispatch_vec_ld_relaxed_sys")
+        assert after_combine == ("ep_combine_notify", "ep_combine_reduce_vec_ld_relaxed_sys")
+
+
+# -- no room ----------------------------------------------------------------------------------
+
+def test_capacity_error_says_what_would_do():
+    def main(comm, num_nvl_bytes):
+        with Buffer(comm, num_nvl_bytes=num_nvl_bytes) as buffer:
+            if num_nvl_bytes > 128:
+                check_round(buffer, comm.size)
+                return None
+            error = raised(dispatch, buffer, *tokens(comm.rank))
+            assert isinstance(error, CapacityError), error
+            assert str(error).startswith("num_nvl_bytes: ")
+            # Still usable: a call that needs no room.
+            assert len(dispatch(buffer, *tokens(comm.rank, num_tokens=0))[0]) == 0
+            return error.needed_bytes
+
+    needed = run_ranks(main, 3, 128)
+    assert len(set(needed)) == 1
+    # Pull combine needs no staging, so dispatch's bytes do for both.
+    run_ranks(main, 3, needed[0])
+
+
+def test_staging_too_small():
+    def main(comm):
+        x, idx, weights = tokens(comm.rank)
+        with Buffer(comm, num_nvl_bytes=1 << 20) as buffer:
+            recv_x, _, _, _, handle, _ = dispatch(buffer, x, idx, weights)
+            rows, slot = np.array(recv_x), buffer.stats()["arena_used_bytes"]
+        with Buffer(comm, num_nvl_bytes=max(comm.allgather(slot))) as buffer:
+            recv_x, _, _, _, handle, _ = dispatch(buffer, x, idx, weights)
+            error = raised(buffer.combine, rows, handle)
+            assert isinstance(error, CapacityError), error
+            buffer.combine(recv_x, handle)                # pulled: no staging
+            return error.needed_bytes, buffer.num_nvl_bytes
+
+    for needed, limit in run_ranks(main, 2):
+        assert needed > limit
+
+
+@pytest.mark.parametrize("num_worst_tokens", [1, 5])
+def test_worst_tokens_too_few(num_worst_tokens):
+    def main(comm):
+        with Buffer(comm, num_nvl_bytes=1 << 20) as buffer:
+            error = raised(dispatch, buffer, *tokens(comm.rank), num_worst_tokens=num_worst_tokens)
+            assert isinstance(error, CapacityError), error
+            assert buffer.stats()["arena_used_bytes"] == 0
+            check_round(buffer, comm.size)
+            return str(error)
+
+    for text in run_ranks(main, 2):
+        assert text.startswith("num_worst_tokens: must be at least ")
+
+
+def test_worst_case_never_grows_the_arena():
+    def main(comm):
+        with Buffer(comm) as buffer:
+            error = raised(dispatch, buffer, *tokens(comm.rank), num_worst_tokens=2 * T)
+            assert isinstance(error, CapacityError), error
+            return buffer.stats()["arena_bytes"]
+
+    assert run_ranks(main, 2) == [0, 0]
+
+
+# -- ranks that disagree ----------------------------------------------------------------------
+
+@pytest.mark.parametrize(("argument", "values", "change"), [
+    ("hidden", (64, 128), {"hidden": 128}),
+    ("num_topk", (4, 3), {"num_topk": 3}),
+])
+def test_different_shapes(argument, values, change):
+    def main(comm):
+        with Buffer(comm) as buffer:
+            error = raised(dispatch, buffer, *tokens(comm.rank, **(change if comm.rank else {})))
+            assert isinstance(error, RankMismatchError), error
+            check_round(buffer, comm.size)
+            return error.argument, error.ranks, error.values
+
+    assert run_ranks(main, 2) == [(argument, (0, 1), values), (argument, (1, 0), values[::-1])]
+
+
+def test_different_calls():
+    def main(comm):
+        with Buffer(comm) as buffer:
+            recv_x, _, _, _, handle, _ = dispatch(buffer, *tokens(comm.rank))
+            if comm.rank:
+                error = raised(buffer.combine, recv_x, handle)
+            else:
+                error = raised(dispatch, buffer, *tokens(comm.rank))
+            assert isinstance(error, RankMismatchError), error
+            check_round(buffer, comm.size)
+            return error.argument, error.values
+
+    assert run_ranks(main, 2) == [("call", ("dispatch", "combine")),
+                                  ("call", ("combine", "dispatch"))]
+
+
+def test_handles_of_different_calls():
+    def main(comm):
+        with Buffer(comm) as buffer:
+            results = [dispatch(buffer, *tokens(comm.rank)) for _ in range(2)]
+            recv_x, _, _, _, handle, _ = results[comm.rank]
+            error = raised(buffer.combine, recv_x, handle)
+            assert isinstance(error, RankMismatchError), error
+            return error.argument
+
+    assert run_ranks(main, 2) == ["handle", "handle"]
+
+
+def test_growth_on_one_rank_only():
+    def main(comm):
+        return raised(Buffer, comm, num_nvl_bytes=comm.rank * 128)
+
+    for error in run_ranks(main, 2):
+        assert isinstance(error, RankMismatchError) and error.argument == "num_nvl_bytes"
+
+
+# -- contents that only the device sees -------------------------------------------------------
+
+@pytest.mark.parametrize("expert", [E, -2, 1 << 40])
+def test_expert_out_of_range(expert):
+    def main(comm):
+        with Buffer(comm) as buffer:
+            _, idx, _ = tokens(comm.rank)
+            idx[5, 2] = expert
+            error = raised(buffer.get_dispatch_layout, idx, E)
+            check_round(buffer, comm.size)
+            return error
+
+    for error in run_ranks(main, 2):
+        assert isinstance(error, ValueError)
+        assert str(error) == (f"topk_idx: row 5 has expert {expert}, accepted are -1 and [0, {E})")
+
+
+def test_wrong_rank_counts():
+    def main(comm):
+        with Buffer(comm) as buffer:
+            x, idx, weights = tokens(comm.rank)
+            changes = {}
+            if comm.rank == 1:
+                per_rank = buffer.get_dispatch_layout(idx, E)[0]
+                changes["num_tokens_per_rank"] = per_rank + np.array([0, 0, 1], np.int32)
+            error = raised(dispatch, buffer, x, idx, weights, **changes)
+            check_round(buffer, comm.size)
+            return type(error), str(error)
+
+    results = run_ranks(main, 3)
+    assert results[1][0] is ValueError and results[1][1].startswith("num_tokens_per_rank: ")
+    for rank in (0, 2):
+        assert results[rank][0] is DeepEPError and "rank 1 reported" in results[rank][1]
+
+
+# -- a rank that does not come ----------------------------------------------------------------
+
+def test_timeout_and_reset():
+    def main(comm):
+        with Buffer(comm, timeout_s=0.5) as buffer:
+            check_round(buffer, comm.size)
+            error = again = None
+            if comm.rank != 1:
+                start = comm.executor.now
+                error = raised(dispatch, buffer, *tokens(comm.rank))
+                waited = comm.executor.now - start
+                assert 0.4e9 < waited < 1.5e9, waited
+                again = raised(dispatch, buffer, *tokens(comm.rank))
+            buffer.reset()
+            assert buffer.stats()["arena_used_bytes"] == 0
+            check_round(buffer, comm.size)
+            return error, again
+
+    results = run_ranks(main, 3)
+    for rank in (0, 2):
+        error, again = results[rank]
+        assert isinstance(error, DeepEPTimeoutError)
+        assert (error.rank, error.peer, error.wait) == (rank, 1, "call record")
+        assert isinstance(again, DeepEPError) and "reset()" in str(again)
+
+
+def test_late_rank_learns_of_the_abort():
+    def main(comm):
+        with Buffer(comm, timeout_s=0.5) as buffer:
+            recv_x, _, _, _, handle, _ = dispatch(buffer, *tokens(comm.rank))
+            if comm.rank == 0:
+                error = raised(buffer.combine, recv_x, handle)
+                comm.barrier()
+            else:
+                comm.barrier()
+                error = raised(buffer.combine, recv_x, handle)
+            del recv_x, handle
+            buffer.reset()
+            check_round(buffer, comm.size)
+            return error
+
+    for error in run_ranks(main, 2):
+        assert isinstance(error, DeepEPTimeoutError)
+
+
+def test_host_error_inside_a_call_aborts_the_peers():
+    """Rank 1 cannot launch dispatch; the others hear of it at once, not at the time limit."""
+    def main(comm):
+        with Buffer(comm, timeout_s=100.0) as buffer:
+            check_round(buffer, comm.size)
+            if comm.rank == 1:
+                load_dispatch(buffer, threads=2048)
+            start = comm.executor.now
+            error = raised(dispatch, buffer, *tokens(comm.rank))
+            waited = comm.executor.now - start
+            if comm.rank == 1:
+                load_dispatch(buffer, threads=512)
+            buffer.reset()
+            check_round(buffer, comm.size)
+            return error, waited
+
+    results = run_ranks(main, 3)
+    assert not isinstance(results[1][0], DeepEPTimeoutError)
+    assert "2048" in str(results[1][0])
+    for error, waited in (results[0], results[2]):
+        assert isinstance(error, DeepEPTimeoutError) and error.peer == 1
+        assert error.wait == "end of call" and waited < 10e9
+
+
+def load_dispatch(buffer, threads):
+    variant = buffer.variants["dispatch"]
+    buffer._core.load_kernel("dispatch", variant["symbol"], select.read_text(variant),
+                             variant["param_bytes"], threads)
+
+
+# -- the end ----------------------------------------------------------------------------------
+
+def test_use_after_destroy():
+    def main(comm):
+        buffer = Buffer(comm)
+        buffer.destroy()
+        buffer.destroy()
+        x, idx, weights = tokens(comm.rank)
+        return [raised(buffer.get_dispatch_layout, idx, E), raised(buffer.dispatch, x),
+                raised(buffer.combine, x, None), raised(buffer.reset), raised(buffer.stats)]
+
+    for errors in run_ranks(main, 2):
+        assert all(isinstance(error, DestroyedError) for error in errors)
+
+
+def test_explicitly_destroy_warns():
+    def main(comm):
+        return Buffer(comm, explicitly_destroy=True)
+
+    buffers = run_ranks(main, 1)
+    with pytest.warns(ResourceWarning, match="was not destroyed"):
+        buffers.clear()
+        gc.collect()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""The command: what it prints, what it returns, what it says of bad input."""
+
+import subprocess
+import sys
+
+import pytest
+
+from deepep_ptx import __version__, cli, demo
+
+SMALL = ["--ranks", "2", "--tokens", "3", "--hidden", "16", "--experts", "4", "--groups", "2",
+         "--topk-groups", "1", "--topk", "2"]
+
+
+def test_demo(capsys):
+    assert cli.main(["demo", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "bit-exact     yes" in out and "warp instr" in out and "wire MB" in out
+    assert "2 ranks, 6 tokens" in out
+
+
+def test_every_setting_is_an_option():
+    args = cli.parser().parse_args(["demo"])
+    assert demo.Settings(**cli.settings_of(args)) == demo.Settings()
+
+
+def test_options_reach_the_settings():
+    args = cli.parser().parse_args(["demo", *SMALL, "--seed", "7", "--combine", "push", "--worst",
+                                    "--arch", "sm_80", "--unit", "bytes", "--checks", "off",
+                                    "--policy", "safe", "--text", "x", "--scheduler", "rr"])
+    assert demo.Settings(**cli.settings_of(args)) == demo.Settings(
+        num_ranks=2, num_tokens=3, hidden=16, num_experts=4, num_groups=2, num_topk_groups=1,
+        num_topk=2, seed=7, combine="push", worst=True, arch="sm_80", unit="bytes", checks="off",
+        policy="safe", text="x")
+
+
+def test_a_wrong_bit_is_exit_code_1(monkeypatch, capsys):
+    honest = demo.check
+
+    def one_wrong(job, outputs, settings, bar):
+        outputs[1].arrays["recv_x"].view("u2")[0, 3] ^= 1
+        return honest(job, outputs, settings, bar)
+
+    monkeypatch.setattr(demo, "check", one_wrong)
+    assert cli.main(["demo", *SMALL]) == 1
+    out = capsys.readouterr().out
+    assert "bit-exact     NO" in out and "rank 1: recv_x row 0, column 3 is" in out
+
+
+@pytest.mark.parametrize("argv, start", [
+    (["--hidden", "12"], "hidden: must"),
+    (["--topk", "64"], "num_topk: must"),
+    (["--experts", "63"], "num_experts: must"),
+    (["--policy", "ld_wishful"], "policy: "),
+    (["--scheduler", "hope"], "scheduler: "),
+    (["--text", "no/such/file"], "text: cannot read"),
+])
+def test_bad_input_is_one_line_and_exit_code_2(argv, start, capsys):
+    assert cli.main(["demo", *SMALL, *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"deepep-ptx: {start}") and captured.err.count("\n") == 1
+
+
+def test_empty_text(tmp_path, capsys):
+    path = tmp_path / "empty"
+    path.write_text("\n")
+    assert cli.main(["demo", *SMALL, "--text", str(path)]) == 2
+    assert capsys.readouterr().err.startswith("deepep-ptx: text: must not be empty")
+
+
+@pytest.mark.parametrize("argv", [["demo", "--ranks", "many"], ["demo", "--arch", "sm_70"],
+                                  ["fly"], []])
+def test_unparsable(argv, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(argv)
+    assert error.value.code == 2
+    assert "deepep-ptx" in capsys.readouterr().err
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in (__version__, "executor", "sm_90", "fast", "ptxas", "ep_dispatch_vec_ld_na",
+                 "ep_combine_reduce_vec_ld_na"):
+        assert word in out
+
+
+def test_info_follows_arch_and_policy(capsys):
+    assert cli.main(["info", "--arch", "sm_80", "--policy", "aggressive"]) == 0
+    assert "ep_dispatch_vec_ld_nc_na" in capsys.readouterr().out
+
+
+def test_info_unknown_policy(capsys):
+    assert cli.main(["info", "--policy", "ld_wishful"]) == 2
+    assert capsys.readouterr().err.startswith("deepep-ptx: policy: ")
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "deepep_ptx", "demo", *SMALL],
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "silent but for the report"
+    assert "bit-exact     yes" in done.stdout

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""Which variant each kernel gets."""
+
+import pytest
+
+from deepep_ptx import select
+
+
+def row(kernel, policy, site, arch="sm_80"):
+    return {"kernel": kernel, "policy": policy, "site": site, "arch": arch,
+            "symbol": f"ep_{kernel}" + (f"_vec_{policy}" if policy else "")}
+
+
+@pytest.fixture
+def table():
+    """Two archs, one kernel without policies, one per load site."""
+    policies = ["ld_na", "ld_relaxed_sys", "ld_volatile", "ld_nc_na"]
+    variants = []
+    for arch in ("sm_80", "sm_90"):
+        variants.append(row("layout", None, None, arch))
+        for policy in policies:
+            variants.append(row("dispatch", policy, "source", arch))
+            variants.append(row("combine_reduce", policy, "peer", arch))
+    return {
+        "variants": variants,
+        "policies": {policy: {"defined": ["source", "peer"]} for policy in policies[:3]}
+        | {"ld_nc_na": {"defined": ["source"]}},
+        "aliases": {
+            "fast": {"policies": ["ld_nc_na", "ld_na"], "undefined": False},
+            "safe": {"policies": ["ld_relaxed_sys", "ld_volatile"], "undefined": False},
+            "aggressive": {"policies": ["ld_nc_na"], "undefined": True},
+        },
+    }
+
+
+def policies_of(chosen):
+    return {kernel: variant["policy"] for kernel, variant in chosen.items()}
+
+
+@pytest.mark.parametrize(("policy", "dispatch", "combine_reduce"), [
+    ("fast", "ld_nc_na", "ld_na"),          # the first is undefined at a peer site
+    ("safe", "ld_relaxed_sys", "ld_relaxed_sys"),
+    ("aggressive", "ld_nc_na", "ld_nc_na"),
+    ("ld_volatile", "ld_volatile", "ld_volatile"),
+    ("ld_nc_na", "ld_nc_na", "ld_nc_na"),   # asked for by name
+    ("ep_combine_reduce_vec_ld_volatile", "ld_nc_na", "ld_volatile"),
+])
+def test_policy(table, policy, dispatch, combine_reduce):
+    chosen = policies_of(select.choose(policy, "sm_90", table))
+    assert chosen == {"layout": None, "dispatch": dispatch, "combine_reduce": combine_reduce}
+
+
+@pytest.mark.parametrize(("arch", "expected"), [
+    ("sm_80", "sm_80"), ("sm_86", "sm_80"), ("sm_90", "sm_90"), ("sm_100a", "sm_90"),
+])
+def test_newest_arch_that_runs(table, arch, expected):
+    chosen = select.choose("fast", arch, table)
+    assert {variant["arch"] for variant in chosen.values()} == {expected}
+
+
+def test_too_old_arch(table):
+    with pytest.raises(ValueError, match=r"^arch: no variant of layout runs on sm_70"):
+        select.choose("fast", "sm_70", table)
+
+
+def test_unknown_policy_names_the_nearest(table):
+    with pytest.raises(ValueError, match=r"^policy: unknown policy 'ld_volatil'; did you mean "
+                                         r"ld_volatile"):
+        select.choose("ld_volatil", "sm_90", table)
+
+
+def test_alias_without_a_defined_variant(table):
+    table["aliases"]["fast"]["policies"] = ["ld_nc_na"]
+    with pytest.raises(ValueError, match=r"^policy: 'fast' has no defined variant of "
+                                         r"combine_reduce$"):
+        select.choose("fast", "sm_90", table)
+
+
+@pytest.mark.parametrize(("argument", "environ", "expected"), [
+    (None, {}, "fast"),
+    (None, {"DISABLE_AGGRESSIVE_PTX_INSTRS": "1"}, "safe"),
+    (None, {"DISABLE_AGGRESSIVE_PTX_INSTRS": "0"}, "aggressive"),
+    (None, {"DISABLE_AGGRESSIVE_PTX_INSTRS": "1", "DEEPEP_PTX_POLICY": "fast"}, "fast"),
+    ("ld_na", {"DEEPEP_PTX_POLICY": "safe"}, "ld_na"),
+])
+def test_precedence(argument, environ, expected):
+    assert select.requested_policy(argument, environ)[0] == expected
+
+
+def test_bad_switch():
+    with pytest.raises(ValueError, match=r"^DISABLE_AGGRESSIVE_PTX_INSTRS: must be 0 or 1"):
+        select.requested_policy(None, {"DISABLE_AGGRESSIVE_PTX_INSTRS": "yes"})
+
+
+def test_policy_must_be_a_string():
+    with pytest.raises(TypeError, match=r"^policy: "):
+        select.requested_policy(1, {})
+
+
+def test_bad_environment_policy_is_named(table):
+    name, origin = select.requested_policy(None, {"DEEPEP_PTX_POLICY": "quick"})
+    with pytest.raises(ValueError, match=r"^DEEPEP_PTX_POLICY: unknown policy 'quick'"):
+        select.choose(name, "sm_90", table, origin)
+
+
+@pytest.mark.parametrize("policy", ["fast", "safe", "aggressive"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_shipped_table(policy, arch):
+    """Every kernel of the core has a variant, whose text is there and holds its entry."""
+    from deepep_ptx._errors import KERNELS
+
+    chosen = select.choose(policy, arch)
+    assert chosen.keys() == KERNELS.keys()
+    for variant in chosen.values():
+        assert variant["symbol"] in select.read_text(variant)

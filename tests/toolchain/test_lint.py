@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""ptxlint finds what it is there to find; the lock file notices drift."""
+
+import dataclasses
+
+import pytest
+
+from deepep_ptx.toolchain import lint, lock, params, render, variants
+
+
+def table_of(tree):
+    return variants.load(tree.root, params.load(tree.root))
+
+
+def rendered_table(tree):
+    render.generate(tree.root)
+    return table_of(tree)
+
+
+def findings(tree, tools):
+    return lint.check_variants(table_of(tree), tree.root, tools)
+
+
+# -- sources ------------------------------------------------------------------
+
+
+def test_clean_sources(tree):
+    assert lint.check_sources(tree.root) == []
+
+
+def macro(name, lines):
+    return f"{lint.SPDX}\n#define {name} " + "\\\n" * (lines - 1) + "x\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "place", "words"),
+    [
+        ("src/a.ptx", "", ":1", "the first line is not"),
+        ("src/a.ptx", f"{lint.SPDX}\n#if X\n", ":2", "conditional text"),
+        ("role/a.inc", f"{lint.SPDX}\n#ifdef X\n", ":2", "conditional text"),
+        ("src/a.ptx", f"{lint.SPDX}\n    @%p1 trap;\n", ":2", "trap"),
+        ("src/a.ptx", f"{lint.SPDX}\n#define A(x) \\\n  x\n", ":2", "belongs in lib/"),
+        ("lib/a.inc", macro("A(x)", 9), ":2", "takes 9 lines; 8 are"),
+        ("lib/a.inc", macro("WAIT_A", 17), ":2", "takes 17 lines; 16 are"),
+    ],
+)
+def test_source_findings(tree, file, text, place, words):
+    tree.write(f"ptx/{file}", text)
+    (finding,) = lint.check_sources(tree.root)
+    assert finding.startswith(f"ptx/{file}{place}: ")
+    assert words in finding
+
+
+def test_lib_may_be_conditional(tree):
+    tree.write("ptx/lib/a.inc", macro("A(x)", 8) + "#if A\n#endif\n")
+    assert lint.check_sources(tree.root) == []
+
+
+# -- machine code -------------------------------------------------------------
+
+
+def test_clean_variants(tree, tools):
+    assert findings(tree, tools) == []
+
+
+def test_assembler_errors_name_the_source(tree, tools):
+    tree.replace("ptx/role/copy.inc", "REPEAT_2(ST_VEC)", "st.global.u32 [a_dst], nowhere;")
+    found = findings(tree, tools)
+    assert all(finding.startswith("ptx/role/copy.inc:3 (sm_") for finding in found)
+    assert sum("ptxas: Unknown symbol 'nowhere'" in finding for finding in found) == 4
+
+
+def test_register_limit(tree, tools):
+    tree.replace("ptx/variants.toml", "max_regs = 40", "max_regs = 8")
+    assert all("registers; variants.toml allows 8" in finding for finding in findings(tree, tools))
+
+
+def test_deleted_poll(tree, tools):
+    """A weak poll is deleted: lint itself sees no strong load, so plant the loss in the table."""
+    variant = table_of(tree).variants[-1]
+    rendered = render.render_with_origins(variant, tree.root)
+    weak = rendered.text.replace("ld.acquire.sys.global", "ld.global")
+    assembly = lint.assemble(weak, variant.arch, tools)
+    found = list(lint._check_polls(rendered, assembly))
+    assert [rendered.origin(line) for line, _ in found] == [("ptx/src/copy.ptx", 18)]
+
+
+def test_merged_nc_loads(tree, tools):
+    """Two .nc loads of one address become one, even across a barrier: the reason for the count."""
+    tree.write(
+        "ptx/role/copy.inc",
+        "    LD_PAYLOAD_V4 v0, [a_src];\n    st.global.v4.b32 [a_dst], v0;\n    bar.sync 0;\n"
+        "    LD_PAYLOAD_V4 v1, [a_src];\n    st.global.v4.b32 [a_dst + 16], v1;\n",
+    )
+    found = findings(tree, tools)
+    assert found == [
+        f"ptx/role/copy.inc:4 ({arch}/ep_copy_vec_ld_nc): load was merged away in SASS: "
+        "ld.global.nc.v4.b32 v1, [a_src];"
+        for arch in ("sm_80", "sm_90")
+    ]
+
+
+def test_broken_promise(tree, tools):
+    tree.replace("ptx/variants.toml", "LDG.E.NA.LTC256B.128", "LDG.E.128")
+    found = findings(tree, tools)
+    assert len(found) == 4  # two loads, two targets
+    assert "load became LDG.E.NA.LTC256B.128, not LDG.E.128" in found[0]
+
+
+def test_policy_without_a_load(tree, tools):
+    tree.write("ptx/role/copy.inc", "    ST_VEC(0)\n")
+    assert all("no payload load" in finding for finding in findings(tree, tools))
+
+
+def test_illegal_word(tree, tools):
+    """ptxas 13.0 assembles a one-sided fence for sm_80 to a zero word, without an error."""
+    tree.replace("ptx/variants.toml", 'version = "7.4"', 'version = "8.6"')
+    tree.replace("ptx/src/copy.ptx", "    ret;", "    fence.release.sys;\n    ret;")
+    found = [finding for finding in findings(tree, tools) if "sm_80" in finding]
+    assert found and all("nvdisasm" in f or "ptxas" in f for f in found)
+
+
+# -- lock ---------------------------------------------------------------------
+
+
+def test_lock_round_trip_and_drift(tree, tools):
+    table = rendered_table(tree)
+    tree.write(lock.LOCK, lock.text_of(table, tree.root, tools))
+    assert lock.check(table, tree.root, tools) == ([], None)
+    text = (tree.root / lock.LOCK).read_text()
+    assert '"LDG.E.NA.LTC256B.128" = 2' in text
+    assert sum(line.startswith("ep_") for line in text.splitlines()) == len(table.variants)
+
+    tree.replace("ptx/src/copy.ptx", "setp.eq.u32     q, t, 0", "setp.eq.u32     q, t, 1")
+    drifts, _ = lock.check(rendered_table(tree), tree.root, tools)
+    assert len(drifts) == 4
+    assert all(": sha256 was " in drift for drift in drifts)
+
+
+def test_lock_with_another_assembler_checks_hashes_only(tree, tools):
+    table = rendered_table(tree)
+    text = lock.text_of(table, tree.root, tools)
+    tree.write(lock.LOCK, text.replace("registers = ", "registers = 1"))
+    drifts, note = lock.check(table, tree.root, tools)
+    assert len(drifts) == 4 and note is None
+    other = dataclasses.replace(tools, ptxas_version="12.3.1")
+    assert lock.check(table, tree.root, other) == (
+        [],
+        f"ptxas 12.3.1 and nvdisasm {tools.nvdisasm_version} are here, "
+        f"{tools.ptxas_version} and {tools.nvdisasm_version} wrote the lock",
+    )
+    drifts, note = lock.check(table, tree.root, None)
+    assert drifts == [] and "is not there" in note
+
+
+def test_lock_names_what_is_new_and_what_is_gone(tree, tools):
+    table = rendered_table(tree)
+    tree.write(lock.LOCK, lock.text_of(table, tree.root, tools).replace("vec_ld_na", "vec_ld_old"))
+    drifts, _ = lock.check(table, tree.root, tools)
+    assert "sm_90/ep_copy_vec_ld_na: not in the lock" in drifts
+    assert "sm_90/ep_copy_vec_ld_old: no such variant" in drifts

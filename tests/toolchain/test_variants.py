@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""variants.toml: the axes multiply out; what the table does not know is refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from deepep_ptx.toolchain import params, variants
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(tree):
+    return variants.load(tree.root, params.load(tree.root))
+
+
+def test_axes(tree):
+    table = load(tree)
+    assert [str(variant) for variant in table.variants] == [
+        "sm_80/ep_copy_vec_ld_na",
+        "sm_80/ep_copy_vec_ld_nc",
+        "sm_90/ep_copy_vec_ld_na",
+        "sm_90/ep_copy_vec_ld_nc",
+    ]
+    last = table.variants[-1]
+    assert last.file == "sm_90/ep_copy_vec_ld_nc.ptx"
+    assert (last.kernel_id, last.version, last.param_bytes) == ("EP_KERNEL_COPY", "7.8", 48)
+    assert last.sass == "LDG.E.128.CONSTANT"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("threads  = 64", "thread   = 64", "unknown key 'thread'; did you mean 'threads'?"),
+        ("threads  = 64", "", "[kernel.copy]: threads is missing"),
+        ("threads  = 64", "threads  = 65", "threads is 65, not a multiple of 32"),
+        ("threads  = 64", "threads  = true", "threads is True, not of type int"),
+        ('["ld_na", "ld_nc"]\ndef', '["ld_mb"]\ndef', "unknown policy 'ld_mb'; did you mean"),
+        ('site     = "source"', 'site     = "sources"', "did you mean 'source'?"),
+        ('site     = "source"\n', "", "policy and site go together"),
+        ('"sm_90"]', '"sm_91"]', "unknown arch 'sm_91'; did you mean 'sm_90'?"),
+        ("ep_copy_params", "ep_kopy_params", "did you mean 'ep_copy_params'?"),
+        ("[kernel.copy]", "[kernel.cpy]", "did you mean 'EP_KERNEL_COPY'?"),
+        ('sm_80 = "LDG.E.128.CONSTANT", ', "", "sass lacks sm_80, which copy takes"),
+        ("UNROLL = 2", 'UNROLL = "2"', "defines.UNROLL is '2', not of type int"),
+        ('version = "7.4"', 'version = "7"', "not of the form '7.8'"),
+        ("[arch]", "[arches]", "unknown table 'arches'; did you mean 'arch'?"),
+        ("[arch]", "[arch", "ptx/variants.toml: "),
+        (
+            'fast = { policies = ["ld_nc", "ld_na"] }\n\n[arch]',
+            'fast = { policies = [] }\n\n[arch]',
+            "[alias.fast]: picks no policy for kernel copy",
+        ),
+    ],
+)
+def test_refused(tree, old, new, words):
+    tree.replace("ptx/variants.toml", old, new)
+    with pytest.raises(variants.TableError) as caught:
+        load(tree)
+    assert words in str(caught.value)
+
+
+def test_alias_needs_a_form_defined_at_the_site(tree):
+    tree.replace("ptx/variants.toml", 'site     = "source"', 'site     = "peer"')
+    tree.replace("ptx/variants.toml", '["ld_nc", "ld_na"] }', '["ld_nc"] }')
+    with pytest.raises(variants.TableError, match="picks no policy for kernel copy"):
+        load(tree)
+    tree.replace("ptx/variants.toml", '["ld_nc"] }', '["ld_nc"], undefined = true }')
+    assert load(tree).aliases["fast"].undefined
+
+
+def test_our_table():
+    table = variants.load(ROOT, params.load(ROOT))
+    assert {variant.source for variant in table.variants} == {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "ptx/src").glob("*.ptx")
+    }
+    used = {variant.policy for variant in table.variants} - {None}
+    assert used == set(table.policies) == {p.stem for p in (ROOT / "ptx/policy").glob("*.inc")}
+    names = [str(variant) for variant in table.variants]
+    assert len(names) == len(set(names))

@@ -1,0 +1,17 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Renders every variant of ptx/variants.toml into deepep_ptx/_ptx, after what it depends on."""
+
+import _tree
+
+from deepep_ptx.toolchain.generate import generate
+
+
+def main() -> int:
+    for path in generate(_tree.ROOT):
+        print(f"ptxgen: wrote {path.relative_to(_tree.ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    _tree.run(main)
