@@ -1,32 +1,40 @@
 # SPDX-License-Identifier: MIT
 #
 # `make demo` and `make test` need python3 >= 3.11 with venv and headers, gcc, make, libc headers and
-# PyPI; nothing else has to be there.  `make VENV=0 PYTHON=python3 demo` uses that Python and what it
-# has, and installs nothing.
+# PyPI; nothing else has to be there.  The environment that they make in .venv sees this clone:
+# .venv/bin/python and .venv/bin/deepep-ptx work from anywhere.  `make VENV=0 PYTHON=python3 demo`
+# uses that Python and what it has, and installs nothing.
 
 PYTHON ?= python3
 VENV   ?= .venv
 
+# `| ready`: checked every time, and makes nothing out of date.
 ifeq ($(VENV),0)
 PY   := $(PYTHON)
-DEPS :=
+DEPS := | ready
 else
 PY   := $(VENV)/bin/python
 DEPS := $(VENV)/.deps
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 endif
 
+define CHECK_PYTHON
+@command -v $(PYTHON) >/dev/null || \
+    { echo "$(PYTHON): not found; say make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+    { echo "$(PYTHON) is older than 3.11; say make PYTHON=python3.11 ..." >&2; exit 1; }
+endef
+
 BUILT   := build/.built-$(subst /,-,$(PY))
 SOURCES := setup.py pyproject.toml ptx/variants.toml \
            $(shell find ptx cysrc deepep_ptx/include deepep_ptx/toolchain deepep_ptx/emu tools \
                    -name gen -prune -o -type f -name '*.[chp]*' -print -o -type f -name '*.inc' -print)
-CFLAGS_LINT := -std=gnu11 -O2 -Wall -Wextra -Werror -Icysrc -Icysrc/gen -Ideepep_ptx/include
 
 # Two workers where pytest-xdist is there to make them.
 PYTEST_JOBS = $(shell $(PY) -c 'import xdist; print("-n 2")' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build gen lint lint-python lint-c lint-ptx check-gen lock clean
+.PHONY: help demo test gpu-test gpu-bench build gen lint lint-python lint-c lint-ptx check-gen lock clean ready
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,6 +45,13 @@ demo: $(BUILT)  ## the main job: real text dispatched, computed on and combined,
 test: $(BUILT)  ## every test that this machine can run; ARGS="-k layout" and the like go to pytest
 	$(PY) -m pytest $(PYTEST_JOBS) $(ARGS)
 
+gpu-test: $(BUILT)  ## what only GPUs can show, and the round trips of the CPU executor on them
+	$(PY) -m pytest tests/gpu $(ARGS)
+	CUDA_DEVICE_MAX_CONNECTIONS=32 DEEPEP_PTX_EXECUTOR=cuda $(PY) -m pytest tests/test_roundtrip.py $(ARGS)
+
+gpu-bench: $(BUILT)  ## kernel times beside the links' of the same run; ARGS="--out FILE" keeps them
+	PYTHONPATH=. $(PY) bench/intranode.py $(ARGS)
+
 build: $(BUILT)  ## the generated files and the extension modules, in place
 
 gen: $(DEPS)  ## the generated files alone: layouts, isa.h, rendered PTX
@@ -46,10 +61,11 @@ lint: lint-python lint-c lint-ptx  ## all of the next three
 
 lint-python: $(DEPS)  ## ruff and cython-lint
 	$(PY) -m ruff check .
-	cython-lint cysrc
+	PATH="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH" \
+	    $(PY) -m cython_lint.cython_lint cysrc
 
-lint-c: $(BUILT)  ## the plain C sources without one warning
-	set -e; for c in cysrc/core/*.c cysrc/emu/*.c; do $(CC) $(CFLAGS_LINT) -c $$c -o /dev/null; done
+lint-c: $(DEPS)  ## the plain C sources without one warning
+	$(PY) tools/lint_c.py --cc '$(CC)'
 
 lint-ptx: $(DEPS)  ## every variant assembled: no spills, no lost polls, the promised instructions
 	$(PY) tools/ptxlint.py
@@ -63,16 +79,20 @@ lock: $(DEPS)  ## rewrites ptx/variants.lock
 clean:  ## removes what was built and generated; the environment stays
 	rm -rf build dist *.egg-info deepep_ptx/*.so deepep_ptx/_ptx ptx/gen cysrc/gen
 
-$(BUILT): $(DEPS) $(SOURCES)
+$(BUILT): $(SOURCES) $(DEPS)
 	$(PY) -W ignore setup.py --quiet build_ext --inplace
 	@mkdir -p $(@D) && touch $@
 
-$(VENV)/.deps: pyproject.toml tools/requirements.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "$(PYTHON) is older than 3.11; say make PYTHON=python3.11 ..." >&2; exit 1; }
+ready:
+	$(CHECK_PYTHON)
+	@$(PY) tools/requirements.py --missing build base
+
+$(VENV)/.deps: pyproject.toml tools/requirements.py tools/link.py
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(PY) tools/requirements.py build base dev >$(VENV)/requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
 	$(PY) tools/requirements.py ptxas >$(VENV)/requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r $(VENV)/requirements.txt
+	$(PY) tools/link.py
 	@touch $@

@@ -14,14 +14,19 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import _tree  # noqa: E402, F401  (makes deepep_ptx.toolchain importable before the package is)
 
+from deepep_ptx.toolchain import cuda  # noqa: E402
+from deepep_ptx.toolchain.errors import ToolchainError  # noqa: E402
 from deepep_ptx.toolchain.generate import generate  # noqa: E402
 
 # Plain C sources of each extension; each has cysrc/deepep_ptx/<name>.pyx as well.
 C_SOURCES = {
+    "_array": [],
+    "_dlpack": [],
     "_errors": [],
     "_executor": [],
     "_buffer": ["cysrc/core"],
     "_emu": ["cysrc/emu"],
+    "_cuda": ["cysrc/cuda"],
 }
 
 # No -march=native: a wheel runs on any machine of its architecture.  No contraction and no
@@ -55,6 +60,14 @@ def stale(obj):
     return any(not Path(p).exists() or Path(p).stat().st_mtime > newest for p in [*read, __file__])
 
 
+def attempt(step, *args):
+    """What `step` of the toolchain returns; bad input ends the build with one line."""
+    try:
+        return step(*args)
+    except ToolchainError as error:
+        raise SystemExit(f"setup: {error}") from None
+
+
 def extensions():
     """One extension per .pyx; its C sources are all those of its folder."""
     found = {path.stem: path for path in (ROOT / "cysrc/deepep_ptx").glob("_*.pyx")}
@@ -70,7 +83,8 @@ def extensions():
         Extension(
             f"deepep_ptx.{name}",
             relative([found[name], *plain[name]]),
-            include_dirs=["cysrc", "cysrc/gen", "deepep_ptx/include"],
+            include_dirs=["cysrc", "cysrc/gen", "deepep_ptx/include",
+                          *([str(attempt(cuda.include))] if name == "_cuda" else [])],
             extra_compile_args=COMPILE_ARGS,
             extra_link_args=["-pthread"],
         )
@@ -82,7 +96,7 @@ class BuildPy(build_py):
     """Copies the rendered PTX too, so it has to be there first."""
 
     def run(self):
-        generate(ROOT)
+        attempt(generate, ROOT)
         super().run()
 
 
@@ -92,7 +106,7 @@ class BuildExt(build_ext):
     def finalize_options(self):
         from Cython.Build import cythonize
 
-        generate(ROOT)
+        attempt(generate, ROOT)
         self.distribution.ext_modules = cythonize(
             self.distribution.ext_modules,
             include_path=["cysrc"],

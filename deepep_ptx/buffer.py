@@ -3,9 +3,8 @@
 
 import math
 import numbers
+import socket
 import warnings
-
-import numpy as np
 
 from . import select
 from ._buffer import (
@@ -18,12 +17,13 @@ from ._buffer import (
     CoreBuffer,
 )
 from ._executor import Executor
-from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, INT64, check_array, empty, part
+from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, INT64, Call
 from .comm import as_comm
 from .errors import CapacityError, DeepEPError, DestroyedError, RankMismatchError
 from .event import EventOverlap
 from .handle import EPHandle
 
+DEFAULT_SMS = 20
 GROWTH_STEP = 1 << 20  # bytes: arena segments that grow by themselves are multiples of it
 
 
@@ -33,20 +33,35 @@ class Buffer:
     Construction, `reset()`, `destroy()` and every `dispatch` and `combine` are collective: all
     ranks of the group make the same calls in the same order, one at a time.
 
+    Arrays.  Results are of the library of the call's first array, and all arrays of a call are of
+    one library.  On the CPU executor: NumPy arrays or torch CPU tensors; other host memory
+    (`__array_interface__`, DLPack) gives NumPy results.  On GPUs: torch CUDA tensors, CuPy arrays;
+    other device memory (`__cuda_array_interface__`, DLPack) gives `DeviceArray`; NumPy arrays are
+    copied in and results copied out, for convenience.
+    Streams.  A call's kernels run after what the caller's stream has queued, and what it queues
+    next runs after them.  `stream=` names it: an int, or an object with `__cuda_stream__`,
+    `cuda_stream` or `ptr`; None takes the library's current stream, else the array's
+    `__cuda_array_interface__["stream"]`, else the legacy default stream.  On the CPU executor it
+    must be None or 0.
+
     Args:
-        group: has `rank`, `size`, `allgather(obj)`, `barrier()` and `executor`; what `run_ranks`
-            gives to each rank.
+        group: what `run_ranks` gives to each rank, a `torch.distributed` process group or an
+            mpi4py communicator with one process per GPU, or an object with `rank`, `size`,
+            `allgather(obj)`, `barrier()` and `executor`.
         num_nvl_bytes: bytes of the arena for results and staging, a multiple of 128; a hard
-            limit.  0: the arena grows as calls need it.
+            limit.  0: the arena grows as calls need it, except for calls with num_worst_tokens,
+            which must not wait for the host.
         num_rdma_bytes: 0.
         low_latency_mode: False.
         num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl: as in DeepEP; without
             effect inside one NVLink domain.
         explicitly_destroy: the user calls `destroy()`; without it an unreachable buffer frees
-            what is its own.
+            what is its own; the others must not be in a call with it any more.
         policy: form of payload loads: "fast", "safe", "aggressive", a policy or a variant's
-            symbol; None: DEEPEP_PTX_POLICY, then DISABLE_AGGRESSIVE_PTX_INSTRS, then "fast".
-        timeout_s: limit of each wait for another rank, seconds; None or infinity: no limit.
+            symbol, or "bulk"; None: DEEPEP_PTX_POLICY, then DISABLE_AGGRESSIVE_PTX_INSTRS, then
+            "fast".
+        timeout_s: limit of each wait for another rank, in seconds (on the CPU executor of its
+            virtual time); None or infinity: no limit.
         zero_copy: results are views into the arena, and combine reads expert output from there.
             False: results are copies, and combine always pushes.
 
@@ -56,7 +71,7 @@ class Buffer:
         RankMismatchError: one rank limits the arena and another does not.
     """
 
-    num_sms = 20
+    num_sms = DEFAULT_SMS
 
     def __init__(self, group, num_nvl_bytes=0, num_rdma_bytes=0, low_latency_mode=False,
                  num_qps_per_rank=24, allow_nvlink_for_low_latency_mode=True, allow_mnnvl=False,
@@ -94,15 +109,27 @@ class Buffer:
         _check_same_growth(self.group.allgather(self.num_nvl_bytes))
         core = CoreBuffer(self.group.executor, self.rank, self.group_size, timeout_ns)
         for name, variant in self.variants.items():
-            core.load_kernel(name, variant["symbol"], select.read_text(variant),
-                             variant["param_bytes"], variant["threads"])
+            core.load_kernel(name, variant, select.read_text(variant))
         for rank, handle in enumerate(self.group.allgather(core.heap_handle())):
             core.open_heap(rank, handle)
         if self.num_nvl_bytes:
             self._add_segment(core, self.num_nvl_bytes)
         core.publish()
-        self.group.barrier()
+        # Every CTA of combine_reduce may wait for another rank, so those of all ranks that share
+        # a GPU must fit on it together.
+        places = self.group.allgather(_place(self.group.executor, self.rank))
+        self._ranks_here = places.count(places[self.rank])
+        self._max_sms = core.max_resident("combine_reduce") // self._ranks_here
         return core
+
+    def _checked_sms(self):
+        if self.num_sms == DEFAULT_SMS:
+            return min(DEFAULT_SMS, self._max_sms)
+        if self.num_sms > self._max_sms:
+            raise ValueError(
+                f"num_sms: must be in [1, {self._max_sms}], the CTAs per rank that "
+                f"{self._ranks_here} rank(s) on one GPU can have side by side; got {self.num_sms}")
+        return self.num_sms
 
     def _add_segment(self, core, nbytes):
         """Collective.  A rank that cannot tells the others, so that all of them raise."""
@@ -182,7 +209,8 @@ class Buffer:
 
     @staticmethod
     def set_num_sms(num_sms):
-        """CTAs of the kernels of all buffers from now on, at least 1."""
+        """CTAs of the kernels of all buffers from now on, at least 1; a call raises `ValueError`
+        where that many do not fit on the GPU, beside those of other ranks that share it."""
         Buffer.num_sms = _check_int(num_sms, "num_sms", 1)
 
     @property
@@ -204,7 +232,7 @@ class Buffer:
     # -- calls ---------------------------------------------------------------------------------
 
     def get_dispatch_layout(self, topk_idx, num_experts, previous_event=None, async_finish=False,
-                            allocate_on_comm_stream=False):
+                            allocate_on_comm_stream=False, *, stream=None):
         """Count where this rank's tokens go.
 
         Args:
@@ -212,6 +240,7 @@ class Buffer:
             num_experts: a multiple of the group's size; expert e lives on rank
                 e // (num_experts / size).
             previous_event, async_finish, allocate_on_comm_stream: None, False, False.
+            stream: the caller's.
 
         Returns:
             num_tokens_per_rank int32 [R], num_tokens_per_rdma_rank None, num_tokens_per_expert
@@ -221,21 +250,25 @@ class Buffer:
             ValueError: an expert outside of [-1, num_experts).
         """
         core = self._live_core()
+        num_sms = self._checked_sms()
         _refuse_async(previous_event, async_finish, allocate_on_comm_stream)
-        topk_idx = check_array(topk_idx, "topk_idx", (INT64, INT32), ("num_tokens", "num_topk"))
+        call = Call(core.executor, topk_idx, "topk_idx", stream)
+        topk_idx = call.take(topk_idx, "topk_idx", (INT64, INT32), ("num_tokens", "num_topk"))
         _check_topk(topk_idx.shape[1])
         self._check_experts(_check_int(num_experts, "num_experts", 1), "num_experts")
-        num_tokens_per_rank = np.empty(self.group_size, np.int32)
-        num_tokens_per_expert = np.empty(num_experts, np.int32)
-        is_token_in_rank = np.empty((len(topk_idx), self.group_size), np.bool_)
+        num_tokens_per_rank = call.empty((self.group_size,), INT32)
+        num_tokens_per_expert = call.empty((num_experts,), INT32)
+        is_token_in_rank = call.empty((topk_idx.shape[0], self.group_size), BOOL)
         core.layout(topk_idx, num_tokens_per_rank, num_tokens_per_expert, is_token_in_rank,
-                    self.num_sms)
-        return num_tokens_per_rank, None, num_tokens_per_expert, is_token_in_rank, EventOverlap()
+                    num_sms, call.stream)
+        return (num_tokens_per_rank.owner, None, num_tokens_per_expert.owner,
+                is_token_in_rank.owner, EventOverlap())
 
     def dispatch(self, x, handle=None, num_tokens_per_rank=None, num_tokens_per_rdma_rank=None,
                  is_token_in_rank=None, num_tokens_per_expert=None, topk_idx=None,
                  topk_weights=None, expert_alignment=1, num_worst_tokens=0, config=None,
-                 previous_event=None, async_finish=False, allocate_on_comm_stream=False):
+                 previous_event=None, async_finish=False, allocate_on_comm_stream=False, *,
+                 stream=None):
         """Send each token once to every rank that has one of its experts; collective.
 
         Args:
@@ -243,14 +276,17 @@ class Buffer:
                 call returns.
             handle: None.
             num_tokens_per_rank, num_tokens_per_rdma_rank, is_token_in_rank,
-            num_tokens_per_expert: as `get_dispatch_layout` returned them.
-            topk_idx: int64 or int32 [num_tokens, num_topk]; None with topk_weights None.
+            num_tokens_per_expert: as `get_dispatch_layout` returned them; the ranks' counts are
+                checked against is_token_in_rank, the experts' are passed on as they are.
+            topk_idx: int64 or int32 [num_tokens, num_topk]; None with topk_weights None.  Not
+                checked against the layout; what is no expert of a token's rank arrives as -1.
             topk_weights: float32 [num_tokens, num_topk].
             expert_alignment: num_recv_tokens_per_expert_list is rounded up to multiples of it.
             num_worst_tokens: 0, or the number of rows of every result, at least what any rank
                 receives; then top-k is needed and the host does not wait for the totals.
             config: None.
             previous_event, async_finish, allocate_on_comm_stream: None, False, False.
+            stream: the caller's.
 
         Returns:
             recv_x: bfloat16 [n, hidden]; rows by source rank, then by token.
@@ -260,9 +296,10 @@ class Buffer:
                 num_worst_tokens.
             handle: for `combine`.
             event: `EventOverlap`.
-            The arrays are views into the arena unless zero_copy is False; the last one that dies
-            (the handle has one too) frees their slot.  With num_worst_tokens, rows past those
-            received have recv_topk_idx -1 and are otherwise unspecified.
+            The arrays are views into the arena unless zero_copy is False, or NumPy arrays were
+            given on a GPU; the last one that dies (the handle has one too) frees their slot.
+            With num_worst_tokens, rows past those received have recv_topk_idx -1 and are otherwise
+            unspecified.
 
         Raises:
             ValueError, TypeError: an argument; nothing was launched, or no row was moved.
@@ -271,6 +308,7 @@ class Buffer:
             DeepEPTimeoutError: another rank did not come; then `reset()`.
         """
         core = self._live_core()
+        num_sms = self._checked_sms()
         _refuse_async(previous_event, async_finish, allocate_on_comm_stream)
         if handle is not None:
             raise NotImplementedError("handle: cached dispatch is not in this release; give the "
@@ -281,43 +319,45 @@ class Buffer:
                              "domain")
         _check_int(expert_alignment, "expert_alignment", 1)
         _check_int(num_worst_tokens, "num_worst_tokens", 0, (1 << 31) - 1)
-        x = _check_rows(x, "x", "num_tokens")
+        call = _call(core, x, stream)
+        x = _check_rows(call, x, "num_tokens")
         num_tokens, hidden = x.shape
-        num_tokens_per_rank = check_array(num_tokens_per_rank, "num_tokens_per_rank", (INT32,),
-                                          (self.group_size,))
-        num_tokens_per_expert = check_array(num_tokens_per_expert, "num_tokens_per_expert",
-                                            (INT32,), ("num_experts",))
-        self._check_experts(len(num_tokens_per_expert), "num_tokens_per_expert")
-        is_token_in_rank = check_array(is_token_in_rank, "is_token_in_rank", (BOOL,),
-                                       (num_tokens, self.group_size))
+        num_tokens_per_rank = call.take(num_tokens_per_rank, "num_tokens_per_rank", (INT32,),
+                                        (self.group_size,))
+        num_tokens_per_expert = call.take(num_tokens_per_expert, "num_tokens_per_expert",
+                                          (INT32,), ("num_experts",))
+        self._check_experts(num_tokens_per_expert.shape[0], "num_tokens_per_expert")
+        in_rank = call.take(is_token_in_rank, "is_token_in_rank", (BOOL,),
+                            (num_tokens, self.group_size))
         if num_worst_tokens and topk_idx is None:
             raise ValueError("topk_idx: must be given with num_worst_tokens")
-        topk_idx, topk_weights = _check_topk_pair(topk_idx, topk_weights, num_tokens)
+        topk_idx, topk_weights = _check_topk_pair(call, topk_idx, topk_weights, num_tokens)
 
-        pos = np.empty((num_tokens, self.group_size), np.int32)
-        rank_prefix = np.empty((self.group_size, self.group_size), np.int32)
+        pos = call.empty((num_tokens, self.group_size), INT32)
+        rank_prefix = call.empty((self.group_size, self.group_size), INT32)
 
-        def call():
-            return core.dispatch(x, topk_idx, topk_weights, is_token_in_rank, num_tokens_per_rank,
+        def run():
+            return core.dispatch(x, topk_idx, topk_weights, in_rank, num_tokens_per_rank,
                                  num_tokens_per_expert, pos, rank_prefix, num_worst_tokens,
-                                 self.num_sms)
+                                 num_sms, call.stream)
 
-        received = call() if num_worst_tokens else self._call_with_growth(call)
+        received = run() if num_worst_tokens else self._run_with_growth(run)
         recv_x, recv_topk_idx, recv_topk_weights, recv_src_idx = self._views(
-            received, hidden, topk_idx)
-        for array in (pos, rank_prefix, recv_src_idx):
-            array.flags.writeable = False
+            call, received, hidden, topk_idx)
+        for array in (pos.owner, rank_prefix.owner, recv_src_idx):
+            call.freeze(array)
         handle = EPHandle(
-            rank_prefix, recv_src_idx=recv_src_idx, is_token_in_rank=is_token_in_rank,
+            rank_prefix.owner, recv_src_idx=recv_src_idx, is_token_in_rank=is_token_in_rank,
             num_tokens=num_tokens, num_recv=received.rows,
-            num_topk=0 if topk_idx is None else topk_idx.shape[1], epoch=received.epoch, pos=pos,
+            num_topk=0 if topk_idx is None else topk_idx.shape[1], epoch=received.epoch,
+            pos=pos.owner, executor=core.executor.name,
         )
         aligned = [-(-count // expert_alignment) * expert_alignment
                    for count in received.expert_counts]
         return recv_x, recv_topk_idx, recv_topk_weights, aligned, handle, EventOverlap()
 
     def combine(self, x, handle, topk_weights=None, bias=None, config=None, previous_event=None,
-                async_finish=False, allocate_on_comm_stream=False):
+                async_finish=False, allocate_on_comm_stream=False, *, stream=None):
         """Add up, for each of this rank's tokens, the rows that its ranks made of it; collective.
 
         The sum is in float32, in ascending rank order on top of the biases, rounded once.
@@ -330,6 +370,7 @@ class Buffer:
             bias: None, bfloat16 [num_tokens, hidden], or a pair of such.
             config: None.
             previous_event, async_finish, allocate_on_comm_stream: None, False, False.
+            stream: the caller's.
 
         Returns:
             combined_x bfloat16 [num_tokens, hidden], combined_topk_weights float32 [num_tokens,
@@ -339,65 +380,76 @@ class Buffer:
             As `dispatch`.
         """
         core = self._live_core()
+        num_sms = self._checked_sms()
         _refuse_async(previous_event, async_finish, allocate_on_comm_stream)
         _refuse_config(config)
         if not isinstance(handle, EPHandle):
             raise TypeError(f"handle: must be what dispatch returned, got {type(handle).__name__}")
-        if handle[0].shape != (self.group_size, self.group_size):
+        if handle.executor != core.executor.name:
+            raise ValueError(f"handle: made on executor {handle.executor!r}, this buffer is on "
+                             f"{core.executor.name!r}")
+        if len(handle[0]) != self.group_size:
             raise ValueError(f"handle: made by a group of {len(handle[0])} ranks, this one has "
                              f"{self.group_size}")
-        x = _check_rows(x, "x", handle.num_recv)
+        call = _call(core, x, stream)
+        x = _check_rows(call, x, handle.num_recv)
         hidden = x.shape[1]
         if topk_weights is not None:
-            topk_weights = check_array(topk_weights, "topk_weights", (FLOAT32,),
-                                       (handle.num_recv, "num_topk"))
+            topk_weights = call.take(topk_weights, "topk_weights", (FLOAT32,),
+                                     (handle.num_recv, "num_topk"))
             _check_topk(topk_weights.shape[1], "topk_weights")
-        bias0, bias1 = _unpack_bias(bias, handle.num_tokens, hidden)
+        bias0, bias1 = _unpack_bias(call, bias, handle.num_tokens, hidden)
+        pos = call.take(handle.pos, "handle.pos", (INT32,), (handle.num_tokens, self.group_size))
+        rank_prefix = call.take(handle[0], "handle[0]", (INT32,),
+                                (self.group_size, self.group_size))
 
-        out = empty((handle.num_tokens, hidden), BFLOAT16, ROW_ALIGN)
+        out = call.empty((handle.num_tokens, hidden), BFLOAT16)
         out_weights = None
         if topk_weights is not None:
-            out_weights = np.empty((handle.num_tokens, topk_weights.shape[1]), np.float32)
+            out_weights = call.empty((handle.num_tokens, topk_weights.shape[1]), FLOAT32)
 
-        def call():
-            core.combine(x, topk_weights, bias0, bias1, out, out_weights, handle.pos, handle[0],
-                         handle.epoch, self.zero_copy, self.num_sms)
+        def run():
+            core.combine(x, topk_weights, bias0, bias1, out, out_weights, pos, rank_prefix,
+                         handle.epoch, self.zero_copy, num_sms, call.stream)
 
-        self._call_with_growth(call)
-        return out, out_weights, EventOverlap()
+        self._run_with_growth(run)
+        return out.owner, None if out_weights is None else out_weights.owner, EventOverlap()
 
-    def _call_with_growth(self, call):
-        """`call()`, again with a larger arena while it has no room and may grow.
+    def _run_with_growth(self, run):
+        """`run()`, again with a larger arena while it has no room and may grow.
 
         All ranks get the same verdict, so all of them grow, or none.  Each turn adds a segment, of
         which there are few.
         """
         while True:
             try:
-                return call()
+                return run()
             except CapacityError as error:
                 if self.num_nvl_bytes:
                     raise
                 needed = error.needed_bytes
             self._grow(needed)
 
-    def _views(self, received, hidden, topk_idx):
+    def _views(self, call, received, hidden, topk_idx):
         """recv_x, recv_topk_idx, recv_topk_weights, recv_src_idx over a slot."""
-        rows = received.rows
-        slot = np.empty(0, np.uint8)
-        if received.slot is not None:
-            slot = np.asarray(received.slot)
-            if not self.zero_copy:
-                slot = slot.copy()
-                self._copied_bytes += slot.nbytes
+        slot, rows = received.slot, received.rows
+        copy = call.copies or not self.zero_copy
+        if slot is not None and copy:
+            self._copied_bytes += slot.nbytes
+
+        def part(offset, shape, dtype):
+            if slot is None:
+                return call.empty(shape, dtype).owner
+            return call.part(slot, offset, shape, dtype, copy)
+
         at_x, at_idx, at_weights, at_src = received.offsets
         recv_topk_idx = recv_topk_weights = None
         if topk_idx is not None:
             num_topk = topk_idx.shape[1]
-            recv_topk_idx = part(slot, at_idx, (rows, num_topk), topk_idx.dtype)
-            recv_topk_weights = part(slot, at_weights, (rows, num_topk), FLOAT32)
-        return (part(slot, at_x, (rows, hidden), BFLOAT16), recv_topk_idx, recv_topk_weights,
-                part(slot, at_src, (rows,), INT32))
+            recv_topk_idx = part(at_idx, (rows, num_topk), topk_idx.dtype)
+            recv_topk_weights = part(at_weights, (rows, num_topk), FLOAT32)
+        return (part(at_x, (rows, hidden), BFLOAT16), recv_topk_idx, recv_topk_weights,
+                part(at_src, (rows,), INT32))
 
     def _check_experts(self, num_experts, name):
         num_local = num_experts // self.group_size
@@ -408,6 +460,12 @@ class Buffer:
             )
 
 
+def _place(executor, rank):
+    """What tells GPUs apart, over all ranks: host and ordinal.  On the CPU executor every rank has
+    a device of its own."""
+    return (socket.gethostname(), executor.device) if executor.name == "cuda" else rank
+
+
 # -- argument checks --------------------------------------------------------------------------
 
 def _checked_group(group):
@@ -416,6 +474,9 @@ def _checked_group(group):
         raise TypeError("group: must have an executor, as the comm object that run_ranks passes")
     if group.size > MAX_RANKS:
         raise ValueError(f"group: must have at most {MAX_RANKS} ranks, has {group.size}")
+    if getattr(group, "ranks_per_node", group.size) != group.size:
+        raise NotImplementedError(f"group: its {group.size} ranks must share one NVLink domain in "
+                                  f"this release, not {group.ranks_per_node} each")
     return group
 
 
@@ -455,14 +516,18 @@ def _policy_for(policy, arch):
     return name, arch, None, origin
 
 
-def _check_rows(x, name, rows):
+def _call(core, x, stream):
     if isinstance(x, tuple):
-        raise TypeError(f"{name}: must be one bfloat16 array; rows with scales are not in this "
-                        "release")
-    x = check_array(x, name, (BFLOAT16,), (rows, "hidden"), ROW_ALIGN)
-    if x.shape[1] == 0 or x.shape[1] * x.itemsize % ROW_ALIGN:
-        raise ValueError(f"{name}: hidden must be a multiple of {ROW_ALIGN // x.itemsize} and at "
-                         f"least that, got {x.shape[1]}")
+        raise TypeError("x: must be one bfloat16 array; rows with scales are not in this release")
+    return Call(core.executor, x, "x", stream)
+
+
+def _check_rows(call, x, rows):
+    x = call.take(x, "x", (BFLOAT16,), (rows, "hidden"), ROW_ALIGN)
+    hidden = x.shape[1]
+    if hidden == 0 or hidden * x.itemsize % ROW_ALIGN:
+        raise ValueError(f"x: hidden must be a multiple of {ROW_ALIGN // x.itemsize} and at least "
+                         f"that, got {hidden}")
     return x
 
 
@@ -471,27 +536,27 @@ def _check_topk(num_topk, name="topk_idx"):
         raise ValueError(f"{name}: num_topk must be in [1, {MAX_TOPK}], got {num_topk}")
 
 
-def _check_topk_pair(topk_idx, topk_weights, num_tokens):
+def _check_topk_pair(call, topk_idx, topk_weights, num_tokens):
     if topk_idx is None and topk_weights is None:
         return None, None
     for name, value in (("topk_idx", topk_idx), ("topk_weights", topk_weights)):
         if value is None:
             raise ValueError(f"{name}: topk_idx and topk_weights must both be given, or neither")
-    topk_idx = check_array(topk_idx, "topk_idx", (INT64, INT32), (num_tokens, "num_topk"))
+    topk_idx = call.take(topk_idx, "topk_idx", (INT64, INT32), (num_tokens, "num_topk"))
     _check_topk(topk_idx.shape[1])
-    topk_weights = check_array(topk_weights, "topk_weights", (FLOAT32,), topk_idx.shape)
+    topk_weights = call.take(topk_weights, "topk_weights", (FLOAT32,), topk_idx.shape)
     return topk_idx, topk_weights
 
 
-def _unpack_bias(bias, num_tokens, hidden):
+def _unpack_bias(call, bias, num_tokens, hidden):
     if bias is None:
         return None, None
     if not isinstance(bias, tuple):
-        return check_array(bias, "bias", (BFLOAT16,), (num_tokens, hidden), ROW_ALIGN), None
+        return call.take(bias, "bias", (BFLOAT16,), (num_tokens, hidden), ROW_ALIGN), None
     if len(bias) != 2:
         raise ValueError(f"bias: must be None, one array or a pair, got {len(bias)}")
     return tuple(
-        check_array(array, f"bias[{i}]", (BFLOAT16,), (num_tokens, hidden), ROW_ALIGN)
+        call.take(array, f"bias[{i}]", (BFLOAT16,), (num_tokens, hidden), ROW_ALIGN)
         for i, array in enumerate(bias)
     )
 

@@ -2,8 +2,11 @@
 """Groups of ranks: what a `Buffer` is made on.
 
 A group has `rank`, `size`, `allgather(obj)` and `barrier()`.  `run_ranks` gives each rank a
-`RankComm`; `as_comm` takes that, or any object with the four.
+`RankComm`; `as_comm` takes that, groups of torch.distributed and mpi4py, or any object with the
+four.
 """
+
+from deepep_ptx.groups import from_mpi, from_torch
 
 
 class RankComm:
@@ -43,11 +46,17 @@ def as_comm(group):
     """
     if isinstance(group, RankComm):
         return group
+    library = type(group).__module__.partition(".")[0]
+    if library == "torch":
+        return from_torch(group)
+    if library == "mpi4py":
+        return from_mpi(group)
     rank, size = getattr(group, "rank", None), getattr(group, "size", None)
     methods = [getattr(group, name, None) for name in ("allgather", "barrier")]
     if not (_is_integer(rank) and _is_integer(size) and all(map(callable, methods))):
         raise TypeError(
-            "group: expected the comm object that run_ranks passes, or an object with integers "
+            "group: expected the comm object that run_ranks passes, a torch.distributed process "
+            "group, an mpi4py communicator, or an object with integers "
             f"rank and size and methods allgather(obj) and barrier(); got {type(group).__name__}"
         )
     if not 0 <= rank < size:

@@ -10,6 +10,7 @@ rounds exactly, so that its bits depend on neither machine nor array shape.  A r
 row x into y = bf16(sum over k of w_k * f_e(x)), k ascending over the choices that are its experts.
 """
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from deepep_ptx import Buffer, corpus, gating, reference, run_ranks
 
 ARCHS = ("sm_80", "sm_90")
+EXECUTORS = ("emu", "cuda")
 CHECKS = ("all", "off")
 COMBINE_MODES = ("pull", "push")
 ARENA_LINE = 128  # bytes: sizes of the arena are multiples of it
@@ -32,7 +34,8 @@ class Settings:
 
     num_tokens is the mean per rank; shares are uneven.  combine: "pull" writes the expert output
     over recv_x in the arena, "push" hands combine an ordinary array.  worst: worst-case mode, no
-    wait for the totals.  text: a path, None = the text that ships.  Bad values: ValueError.
+    wait for the totals.  text: a path, None = the text that ships.  executor, arch: None = the best
+    there is, see `run_ranks`.  scheduler, checks: of the CPU executor.  Bad values: ValueError.
     """
 
     num_ranks: int = 8
@@ -43,9 +46,10 @@ class Settings:
     num_topk_groups: int = 4
     num_topk: int = 8
     seed: int = 0
+    executor: str | None = None
     scheduler: str = "rr"
     policy: str | None = None
-    arch: str = "sm_90"
+    arch: str | None = None
     text: str | None = None
     unit: str = "words"
     combine: str = "pull"
@@ -62,16 +66,26 @@ class Settings:
                              f"got {self.hidden}")
         if self.num_experts < 1 or self.num_experts % self.num_ranks:
             raise ValueError(f"num_experts: must be a positive multiple of num_ranks "
-                             f"({self.num_ranks}), got {self.num_experts}")
+                             f"({self.num_ranks}), got {self.num_experts}; {self._way_out()}")
         gating.check_settings(self.num_experts, self.num_topk, self.num_groups,
                               self.num_topk_groups)
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed: must be 0..2**64-1, got {self.seed}")
-        for name, choices in (("arch", ARCHS), ("unit", corpus.UNITS), ("checks", CHECKS),
+        for name, choices in (("arch", (None, *ARCHS)), ("executor", (None, *EXECUTORS)),
+                              ("unit", corpus.UNITS), ("checks", CHECKS),
                               ("combine", COMBINE_MODES)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: must be one of {', '.join(choices)}, "
+                raise ValueError(f"{name}: must be one of {', '.join(filter(None, choices))}, "
                                  f"got {getattr(self, name)!r}")
+
+    def _way_out(self):
+        """What to change when experts cannot be shared out evenly: more experts, or other ranks."""
+        step = math.lcm(self.num_ranks, max(1, self.num_groups))
+        num_experts = max(1, math.ceil(self.num_experts / step)) * step
+        fitting = [n for n in range(1, 65) if self.num_experts > 0 and self.num_experts % n == 0]
+        near = sorted(sorted(fitting, key=lambda n: abs(n - self.num_ranks))[:2])
+        ranks = f", or num_ranks {' or '.join(map(str, near))}" if near else ""
+        return f"try num_experts {num_experts}{ranks}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +142,11 @@ class RankOutput:
     arrays: dict
     num_tokens_per_rank: np.ndarray
     seconds: dict          # phase -> (start, end), time.perf_counter
-    counters: dict
+    counters: dict         # empty on GPUs
     symbols: tuple
+    executor: str
+    arch: str
+    virtual_ns: int | None # None on GPUs
 
 
 @dataclass(frozen=True)
@@ -142,8 +159,8 @@ class RankFigures:
     num_recv: int               # rows
     num_experts_hit: int        # of its local experts
     busiest_share: float        # of the choices that reached this rank, by its busiest expert
-    warp_instructions: int
-    wire_bytes: int             # stored to or loaded from other ranks
+    warp_instructions: int | None   # None: on GPUs nobody counts
+    wire_bytes: int | None      # stored to or loaded from other ranks
     logical_bytes: int          # payload rows received and given back, own rank included
 
 
@@ -170,11 +187,12 @@ class DemoReport:
     """What `run` found.  `str(report)` is the table that the command prints."""
 
     settings: Settings
-    executor: str
+    executor: str               # "emu" or "cuda"
+    arch: str                   # "sm_90": the target whose kernels ran
     symbols: tuple
     ranks: list[RankFigures]
     vocabulary_size: int
-    virtual_ns: int             # of the whole run, on the executor's clock
+    virtual_ns: int | None      # of the whole run, on the CPU executor's clock
     wall_s: dict                # phase -> seconds
     mismatches: list[Mismatch] = field(default_factory=list)
 
@@ -190,8 +208,11 @@ class DemoReport:
 
     @property
     def ns_per_warp_instruction(self):
-        """Wall nanoseconds of communication per warp instruction executed."""
-        return 1e9 * self.communication_s / max(1, sum(r.warp_instructions for r in self.ranks))
+        """Wall nanoseconds of communication per warp instruction executed; None on GPUs."""
+        num_instructions = _total(r.warp_instructions for r in self.ranks)
+        if num_instructions is None:
+            return None
+        return 1e9 * self.communication_s / max(1, num_instructions)
 
     def __str__(self):
         return "\n".join([_headline(self), "", *_table(self), "", *_summary(self)])
@@ -212,8 +233,9 @@ def run(**settings):
     # A bar only on a terminal, and only for a run of more than two seconds.
     with tqdm(total=steps, unit="step", delay=2, leave=False, disable=None) as bar:
         outputs = run_ranks(_rank_main, settings.num_ranks, settings, job, bar,
+                            executor=settings.executor, arch=settings.arch,
                             seed=settings.seed, scheduler=settings.scheduler,
-                            arch=settings.arch, checks=settings.checks)
+                            checks=settings.checks)
         started = time.perf_counter()
         mismatches = check(job, outputs, settings, bar)
         check_s = time.perf_counter() - started
@@ -221,11 +243,13 @@ def run(**settings):
               - min(o.seconds[phase][0] for o in outputs) for phase in PHASES[:-1]}
     return DemoReport(
         settings=settings,
-        executor=outputs[0].counters["executor"],
+        executor=outputs[0].executor,
+        arch=outputs[0].arch,
         symbols=outputs[0].symbols,
         ranks=[_figures(rank, output, settings) for rank, output in enumerate(outputs)],
         vocabulary_size=vocabulary_size,
-        virtual_ns=max(o.counters["virtual_ns"] for o in outputs),
+        virtual_ns=(None if outputs[0].virtual_ns is None
+                    else max(output.virtual_ns for output in outputs)),
         wall_s={**wall_s, "check": check_s},
         mismatches=mismatches,
     )
@@ -360,13 +384,16 @@ def _rank_main(comm, settings, job, bar):
             "combine", lambda: buffer.combine(y, handle, topk_weights=weights))
         arrays["combined_x"] = np.array(combined_x)
         arrays["combined_topk_weights"] = np.array(combined_topk_weights)
+        executor = comm.executor
         return RankOutput(
             arrays=arrays,
             num_tokens_per_rank=np.array(num_tokens_per_rank),
             seconds=seconds,
-            counters={**comm.executor.counters(), "executor": comm.executor.name,
-                      "virtual_ns": comm.executor.world.now},
+            counters=executor.counters(),
             symbols=symbols + buffer.last_launch,
+            executor=executor.name,
+            arch=executor.arch,
+            virtual_ns=executor.now if executor.name == "emu" else None,
         )
 
 
@@ -407,18 +434,37 @@ def _figures(rank, output, settings):
         num_recv=num_recv,
         num_experts_hit=len(hits),
         busiest_share=max(hits.values(), default=0) / max(1, hits.total()),
-        warp_instructions=counters["warp_instructions"],
-        wire_bytes=counters["peer_store_bytes"] + counters["peer_load_bytes"],
+        warp_instructions=counters.get("warp_instructions"),
+        wire_bytes=_total([counters.get("peer_store_bytes"), counters.get("peer_load_bytes")]),
         logical_bytes=2 * num_recv * _row_bytes(settings),  # there and back
     )
 
 
+def _total(counts):
+    """The sum, or None where nothing was counted."""
+    counts = list(counts)
+    return None if None in counts else sum(counts)
+
+
+def _counted(number, noun):
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _headline(report):
     s = report.settings
-    return (f"{s.num_ranks} ranks, {sum(r.num_tokens for r in report.ranks)} tokens "
+    num_tokens = sum(r.num_tokens for r in report.ranks)
+    return (f"{_counted(s.num_ranks, 'rank')}, {_counted(num_tokens, 'token')} "
             f"({s.unit}, {report.vocabulary_size} distinct), hidden {s.hidden}, "
-            f"{s.num_experts} experts, top-{s.num_topk} in {s.num_topk_groups} of "
-            f"{s.num_groups} groups, seed {s.seed}")
+            f"{_counted(s.num_experts, 'expert')}, top-{s.num_topk} in {s.num_topk_groups} of "
+            f"{_counted(s.num_groups, 'group')}, seed {s.seed}")
+
+
+def _megabytes(nbytes):
+    return "-" if nbytes is None else f"{nbytes / 1e6:.2f}"
+
+
+def _instructions(number):
+    return "-" if number is None else f"{number:,}"
 
 
 def _table(report):
@@ -427,15 +473,15 @@ def _table(report):
               "warp instr", "wire MB", "logical MB")]
     lines += [(str(r.rank), str(r.num_tokens), str(r.num_sent), str(r.num_recv),
                f"{r.num_experts_hit}/{num_local_experts}", f"{100 * r.busiest_share:.0f} %",
-               f"{r.warp_instructions:,}", f"{r.wire_bytes / 1e6:.2f}",
-               f"{r.logical_bytes / 1e6:.2f}") for r in report.ranks]
+               _instructions(r.warp_instructions), _megabytes(r.wire_bytes),
+               _megabytes(r.logical_bytes)) for r in report.ranks]
     ranks = report.ranks
     hit = sum(r.num_experts_hit for r in ranks)
     lines.append(("all", str(sum(r.num_tokens for r in ranks)), str(sum(r.num_sent for r in ranks)),
                   str(sum(r.num_recv for r in ranks)), f"{hit}/{report.settings.num_experts}", "",
-                  f"{sum(r.warp_instructions for r in ranks):,}",
-                  f"{sum(r.wire_bytes for r in ranks) / 1e6:.2f}",
-                  f"{sum(r.logical_bytes for r in ranks) / 1e6:.2f}"))
+                  _instructions(_total(r.warp_instructions for r in ranks)),
+                  _megabytes(_total(r.wire_bytes for r in ranks)),
+                  _megabytes(sum(r.logical_bytes for r in ranks))))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
             for line in lines]
@@ -443,13 +489,18 @@ def _table(report):
 
 def _summary(report):
     s, wall_s = report.settings, report.wall_s
+    executor, pace = f"{report.executor}, {report.arch}", ""
+    if report.executor == "emu":
+        executor += f", scheduler {s.scheduler}, checks {s.checks}"
+        pace = f"; {report.ns_per_warp_instruction:.1f} ns per warp instruction"
     lines = [
-        f"executor      {report.executor}, {s.arch}, scheduler {s.scheduler}, checks {s.checks}",
+        f"executor      {executor}",
         f"kernels       {' '.join(dict.fromkeys(report.symbols))}",
-        f"virtual time  {report.virtual_ns / 1e3:.1f} us (the executor's clock, no GPU's)",
         f"wall time     dispatch {wall_s['dispatch']:.2f} s, experts {wall_s['experts']:.2f} s, "
-        f"combine ({s.combine}) {wall_s['combine']:.2f} s, check {wall_s['check']:.2f} s; "
-        f"{report.ns_per_warp_instruction:.1f} ns per warp instruction",
+        f"combine ({s.combine}) {wall_s['combine']:.2f} s, check {wall_s['check']:.2f} s{pace}",
         f"bit-exact     {'yes' if report.bit_exact else 'NO'}",
     ]
+    if report.virtual_ns is not None:
+        lines.insert(2, f"virtual time  {report.virtual_ns / 1e3:.1f} us (the CPU executor's "
+                        "clock, no GPU's)")
     return lines + [f"              {mismatch}" for mismatch in report.mismatches]

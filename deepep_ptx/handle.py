@@ -8,6 +8,7 @@ class EPHandle(tuple):
     `handle[0]` is rank_prefix_matrix int32 [R, R]: [s, d] = rows that ranks 0..s send to rank d.
 
     Attributes:
+        executor: "emu" or "cuda", where it was made; arrays are of the library of dispatch's x.
         recv_src_idx: int32 [num_recv], each received row's token at its source rank.
         is_token_in_rank: bool [num_tokens, R], as given to dispatch.
         num_tokens: rows that combine returns.

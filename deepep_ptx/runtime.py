@@ -2,12 +2,15 @@
 """Ranks as threads of this process."""
 
 import contextlib
+import os
 import signal
 import threading
 
+from deepep_ptx._cuda import device_count
 from deepep_ptx._emu import MAX_RANKS, World
 from deepep_ptx.comm import RankComm
-from deepep_ptx.errors import Aborted, DeepEPError, KernelFault, RankError
+from deepep_ptx.cuda_ranks import CudaWorld
+from deepep_ptx.errors import Aborted, KernelFault, RankError
 
 ARCHS = ("sm_80", "sm_90")
 EXECUTORS = (None, "emu", "cuda")
@@ -23,7 +26,7 @@ def run_ranks(
     executor=None,
     seed=0,
     scheduler="rr",
-    arch="sm_90",
+    arch=None,
     timeout_s=None,
     devices=None,
     ranks_per_node=None,
@@ -32,14 +35,16 @@ def run_ranks(
     """Run `fn(comm, *args)` on each of `num_ranks` ranks; returns their results in rank order.
 
     comm: a `RankComm` (rank, size, executor, allgather, barrier).
-    num_ranks: in [1, 64].  executor: "emu"; None takes the best there is.  seed, scheduler: fix the
-    run.  arch: "sm_80" or "sm_90", the target whose kernels run.  timeout_s: limit, in virtual
-    seconds, of host waits that name none; None = no limit.  devices: one index per rank for GPUs;
-    on the CPU executor each rank has a virtual GPU of its own whatever it says.  ranks_per_node:
-    ranks of one NVLink domain, a divisor of num_ranks; None = all of them.  checks: "all", or "off"
-    to leave out the check for uninitialised reads.
+    num_ranks: in [1, 64].  executor: "emu", "cuda", or None: DEEPEP_PTX_EXECUTOR, else "cuda" where
+    a GPU is usable, else "emu".  seed, scheduler: fix a run on the CPU executor.  arch: "sm_80" or
+    "sm_90", the target whose kernels run; None = the best that runs.  timeout_s: limit of host
+    waits that name none, in (virtual) seconds; None = no limit.  devices: one GPU per rank, several
+    ranks may share one, None = in turn; on the CPU executor each rank has a virtual GPU of its own
+    whatever it says.  ranks_per_node: ranks of one NVLink domain, a divisor of num_ranks; None =
+    all of them.  checks: "all", or "off" to leave out the check for uninitialised reads.
 
-    Threads.  Every rank is a thread, and exactly one runs at a time: a rank runs until it waits, in
+    Threads.  Every rank is a thread.  On GPUs they run side by side.  On the CPU executor exactly
+    one runs at a time: a rank runs until it waits, in
     `comm.allgather`, `comm.barrier` or for a stream or a word of host memory, then the next one in
     rank order that can go on.  `fn` needs no locks.  Kernels run while all ranks wait; virtual time
     passes only then, and jumps to the next time limit when nothing else can happen.
@@ -57,17 +62,22 @@ def run_ranks(
     if not callable(fn):
         raise TypeError(f"fn: expected a function of (comm, *args), got {type(fn).__name__}")
     _check_choice("executor", executor, EXECUTORS)
-    _check_choice("arch", arch, ARCHS)
-    if executor == "cuda":
-        raise DeepEPError("executor: the cuda executor is not part of this version; use 'emu'")
+    _check_choice("arch", arch, (None, *ARCHS))
+    if executor is None:
+        executor = os.environ.get("DEEPEP_PTX_EXECUTOR") or ("cuda" if device_count() else "emu")
+        _check_choice("DEEPEP_PTX_EXECUTOR", executor, EXECUTORS[1:])
+    # Also on GPUs: it checks the arguments that both take.
     world = World(num_ranks, scheduler=scheduler, checks=checks, seed=seed, timeout_s=timeout_s)
-    _check_devices(devices, world.num_ranks)
-    ranks_per_node = _checked_node(ranks_per_node, world.num_ranks)
-    comms = [
-        RankComm(world.executor(rank, arch=arch), world.num_ranks, ranks_per_node)
-        for rank in range(world.num_ranks)
-    ]
-    outcomes = [None] * world.num_ranks
+    num_ranks = world.num_ranks
+    devices = _checked_devices(devices, num_ranks)
+    ranks_per_node = _checked_node(ranks_per_node, num_ranks)
+    if executor == "cuda":
+        world = CudaWorld(num_ranks, devices=devices, arch=arch, timeout_s=timeout_s)
+        executors = world.executors
+    else:
+        executors = [world.executor(rank, arch=arch or ARCHS[-1]) for rank in range(num_ranks)]
+    comms = [RankComm(executor, num_ranks, ranks_per_node) for executor in executors]
+    outcomes = [None] * num_ranks
     _run_threads(world, fn, comms, args, outcomes)
     _raise_failure(world, outcomes)
     return [result for result, _ in outcomes]
@@ -146,9 +156,9 @@ def _check_choice(name, value, accepted):
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, accepted))}")
 
 
-def _check_devices(devices, num_ranks):
+def _checked_devices(devices, num_ranks):
     if devices is None:
-        return
+        return None
     try:
         numbers = [device.__index__() for device in devices]
     except (TypeError, AttributeError):
@@ -159,6 +169,7 @@ def _check_devices(devices, num_ranks):
         raise ValueError(
             f"devices: must be {num_ranks} device indices >= 0, one per rank; got {numbers}"
         )
+    return numbers
 
 
 def _checked_node(ranks_per_node, num_ranks):

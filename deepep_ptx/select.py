@@ -57,9 +57,10 @@ def choose(policy, arch, table=None, origin="policy"):
     """The variant of each kernel.
 
     Args:
-        policy: an alias (`fast`, `safe`, `aggressive`), a policy, or a variant's symbol.  An alias
-            takes, per kernel, the first of its policies that the kernel has and that is defined
-            at the kernel's load site.  A policy's name takes it wherever a kernel has it, defined
+        policy: an alias (`fast`, `safe`, `aggressive`), a policy, `bulk`, or a variant's symbol.
+            An alias takes, per kernel, the first of its policies that the kernel has and is defined
+            at the kernel's load site; a data path without payload loads (`bulk`) is defined
+            everywhere.  A policy's name takes it wherever a kernel has it, defined
             or not.  A symbol takes that variant, and `fast` for the other kernels.
         arch: the executor's, such as "sm_90"; the newest variants up to it are taken.
         table: as `load_table()` gives it.
@@ -109,35 +110,44 @@ def _pick(kernel, variants, policy, table):
     by_symbol = {variant["symbol"]: variant for variant in variants}
     if policy in by_symbol:
         return by_symbol[policy]
-    by_policy = {variant.get("policy"): variant for variant in variants}
+    by_policy = {variant.get("policy") or variant.get("path"): variant for variant in variants}
     if by_policy.keys() == {None}:
         return variants[0]
-    if policy in table["policies"]:
-        return by_policy.get(policy) or _first_of(DEFAULT_POLICY, by_policy, table)
+    if policy in table["policies"] or policy in _bare_paths(table["variants"]):
+        return by_policy.get(policy) or _first_of(DEFAULT_POLICY, kernel, by_policy, table)
     alias = policy if policy in table["aliases"] else DEFAULT_POLICY
-    return _first_of(alias, by_policy, table)
+    return _first_of(alias, kernel, by_policy, table)
 
 
-def _first_of(alias, by_policy, table):
+def _bare_paths(variants):
+    """Data paths whose variants have no policy: chosen by their own name, like a policy."""
+    return {variant["path"] for variant in variants
+            if variant.get("path") and not variant["policy"]}
+
+
+def _first_of(alias, kernel, by_policy, table):
     """The alias's first policy among a kernel's that is defined at its site; None without one."""
     rule = table["aliases"][alias]
-    for policy in rule["policies"]:
+    for policy in rule.get("kernels", {}).get(kernel, rule["policies"]):
         variant = by_policy.get(policy)
         if variant is None:
             continue
-        if rule.get("undefined") or variant["site"] in table["policies"][policy]["defined"]:
+        if (
+            rule.get("undefined")
+            or not variant.get("policy")
+            or variant["site"] in table["policies"][policy]["defined"]
+        ):
             return variant
     return None
 
 
 def _require_known(policy, table, arch, origin):
-    symbols = {variant["symbol"] for variants in _by_kernel(table, arch).values()
-               for variant in variants}
-    if policy in table["aliases"] or policy in table["policies"] or policy in symbols:
+    variants = [v for group in _by_kernel(table, arch).values() for v in group]
+    symbols = sorted(variant["symbol"] for variant in variants)
+    known = [*table["aliases"], *table["policies"], *sorted(_bare_paths(variants))]
+    if policy in known or policy in symbols:
         return
-    names = [*table["aliases"], *table["policies"], *sorted(symbols)]
-    nearest = difflib.get_close_matches(policy, names, n=3, cutoff=0.5)
-    known = [*table["aliases"], *table["policies"]]
+    nearest = difflib.get_close_matches(policy, [*known, *symbols], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
     raise ValueError(f"{origin}: unknown policy {policy!r}; {hint}"
                      f"accepted are {', '.join(known)}, or a variant's symbol")

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Bad arguments: a typed error that begins with the argument's name, and nothing launched."""
 
-import ctypes
-
 import ml_dtypes
 import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, run_ranks
-from deepep_ptx.arrays import _Tensor, borrow
 from deepep_ptx.errors import RankError
 from deepep_ptx.handle import EPHandle
 
@@ -41,7 +38,7 @@ def handle():
     return EPHandle(
         np.array([[T, 0], [T, 0]], np.int32), recv_src_idx=np.arange(T, dtype=np.int32),
         is_token_in_rank=np.zeros((T, R), np.bool_), num_tokens=T, num_recv=T, num_topk=K, epoch=1,
-        pos=np.zeros((T, R), np.int32),
+        pos=np.zeros((T, R), np.int32), executor="emu",
     )
 
 
@@ -202,89 +199,23 @@ def test_handle_is_immutable(handle):
     assert isinstance(handle, tuple) and handle[0].shape == (R, R)
 
 
-# -- arrays of other libraries ----------------------------------------------------------------
+# -- SMs and nodes ----------------------------------------------------------------------------
 
-class Exporter:
-    """An array that only has `__array_interface__`."""
-
-    def __init__(self, array):
-        self.array = array
-        self.__array_interface__ = array.__array_interface__
-
-
-class DLPack:
-    """An array that only has DLPack, on a device of that type."""
-
-    def __init__(self, array, device_type=1):
-        self.array = array
-        self.device_type = device_type
-
-    def __dlpack__(self, **_):
-        return self.array.__dlpack__()
-
-    def __dlpack_device__(self):
-        return self.device_type, 0
+def test_more_ctas_than_fit(buffer, arrays, monkeypatch):
+    monkeypatch.setattr(Buffer, "num_sms", 10**9)
+    expect(buffer, ValueError, "num_sms: must be in [1, ", buffer.dispatch, **arrays)
+    expect(buffer, ValueError, "num_sms: must be in [1, ", buffer.get_dispatch_layout,
+           arrays["topk_idx"], E)
 
 
-@pytest.mark.parametrize("wrap", [Exporter, DLPack])
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.float32, np.bool_])
-def test_borrow_shares_memory(wrap, dtype):
-    array = np.arange(24).reshape(4, 6).astype(dtype)
-    seen = borrow(wrap(array), "x")
-    assert seen.dtype == array.dtype
-    assert seen.ctypes.data == array.ctypes.data
-    np.testing.assert_array_equal(seen, array)
+@pytest.mark.parametrize("num_sms", [0, -1])
+def test_fewer_ctas_than_one(num_sms):
+    with pytest.raises(ValueError, match="num_sms: must be at least 1"):
+        Buffer.set_num_sms(num_sms)
 
 
-def bfloat16_capsule(bits):
-    """A DLPack capsule over a uint16 array, declared bfloat16, as NumPy cannot make one."""
-    tensor = _Tensor(
-        data=bits.ctypes.data, device_type=1, ndim=bits.ndim, type_code=4, bits=16, lanes=1,
-        shape=(ctypes.c_int64 * bits.ndim)(*bits.shape), strides=None, byte_offset=0,
-    )
-    new = ctypes.pythonapi.PyCapsule_New
-    new.restype = ctypes.py_object
-    new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    return new(ctypes.addressof(tensor), b"dltensor", None), tensor
-
-
-def test_borrow_reads_bfloat16_from_dlpack():
-    values = np.arange(12).reshape(3, 4).astype(BF16)
-    capsule, tensor = bfloat16_capsule(values.view(np.uint16))
-
-    class Tensor:
-        def __dlpack__(self):
-            return capsule
-
-        def __dlpack_device__(self):
-            return 1, 0
-
-    seen = borrow(Tensor(), "x")
-    assert seen.dtype == BF16 and seen.ctypes.data == values.ctypes.data == tensor.data
-    np.testing.assert_array_equal(seen, values)
-
-
-def test_borrow_says_why_an_export_fails():
-    class Tensor:
-        def __dlpack__(self):
-            raise BufferError("requires grad")
-
-        def __dlpack_device__(self):
-            return 1, 0
-
-    with pytest.raises(TypeError, match=r"^x: .*Tensor does not export its memory: requires grad"):
-        borrow(Tensor(), "x")
-
-
-def test_borrow_keeps_strides_and_owner():
-    array = np.arange(24, dtype=np.int32).reshape(4, 6)[:, ::2]
-    seen = borrow(DLPack(array), "x")
-    address = array.ctypes.data
-    del array
-    np.testing.assert_array_equal(seen, np.arange(24).reshape(4, 6)[:, ::2])
-    assert seen.ctypes.data == address
-
-
-def test_borrow_refuses_device_memory():
-    with pytest.raises(TypeError, match=r"^x: .* in device memory"):
-        borrow(DLPack(np.zeros(1), device_type=2), "x")
+def test_several_nodes():
+    with pytest.raises(RankError) as caught:
+        run_ranks(Buffer, 4, ranks_per_node=2)
+    assert isinstance(caught.value.__cause__, NotImplementedError)
+    assert str(caught.value.__cause__).startswith("group: its 4 ranks must share one NVLink domain")

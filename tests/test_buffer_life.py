@@ -358,9 +358,8 @@ def test_host_error_inside_a_call_aborts_the_peers():
 
 
 def load_dispatch(buffer, threads):
-    variant = buffer.variants["dispatch"]
-    buffer._core.load_kernel("dispatch", variant["symbol"], select.read_text(variant),
-                             variant["param_bytes"], threads)
+    variant = buffer.variants["dispatch"] | {"threads": threads}
+    buffer._core.load_kernel("dispatch", variant, select.read_text(variant))
 
 
 # -- the end ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from deepep_ptx import __version__, cli, demo
+from deepep_ptx import __version__, _cuda, cli, cuda_ranks, demo
 
 SMALL = ["--ranks", "2", "--tokens", "3", "--hidden", "16", "--experts", "4", "--groups", "2",
          "--topk-groups", "1", "--topk", "2"]
@@ -27,11 +27,12 @@ def test_every_setting_is_an_option():
 def test_options_reach_the_settings():
     args = cli.parser().parse_args(["demo", *SMALL, "--seed", "7", "--combine", "push", "--worst",
                                     "--arch", "sm_80", "--unit", "bytes", "--checks", "off",
-                                    "--policy", "safe", "--text", "x", "--scheduler", "rr"])
+                                    "--policy", "safe", "--text", "x", "--scheduler", "rr",
+                                    "--executor", "emu"])
     assert demo.Settings(**cli.settings_of(args)) == demo.Settings(
         num_ranks=2, num_tokens=3, hidden=16, num_experts=4, num_groups=2, num_topk_groups=1,
         num_topk=2, seed=7, combine="push", worst=True, arch="sm_80", unit="bytes", checks="off",
-        policy="safe", text="x")
+        policy="safe", text="x", executor="emu")
 
 
 def test_a_wrong_bit_is_exit_code_1(monkeypatch, capsys):
@@ -48,12 +49,19 @@ def test_a_wrong_bit_is_exit_code_1(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("argv, start", [
-    (["--hidden", "12"], "hidden: must"),
-    (["--topk", "64"], "num_topk: must"),
-    (["--experts", "63"], "num_experts: must"),
-    (["--policy", "ld_wishful"], "policy: "),
-    (["--scheduler", "hope"], "scheduler: "),
-    (["--text", "no/such/file"], "text: cannot read"),
+    (["--hidden", "12"], "--hidden: must"),
+    (["--topk", "64"], "--topk: must"),
+    (["--experts", "63"], "--experts: must be a positive multiple of --ranks (2), got 63; try "
+                          "--experts 64, or --ranks 1 or 3"),
+    (["--experts", "64", "--groups", "8", "--ranks", "3"],
+     "--experts: must be a positive multiple of --ranks (3), got 64; try --experts 72, or --ranks "
+     "2 or 4"),
+    (["--experts", "0"], "--experts: must be a positive multiple of --ranks (2), got 0; try "
+                         "--experts 2\n"),
+    (["--groups", "3"], "--groups: must divide"),
+    (["--policy", "ld_wishful"], "--policy: "),
+    (["--scheduler", "hope"], "--scheduler: "),
+    (["--text", "no/such/file"], "--text: cannot read"),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(argv, start, capsys):
     assert cli.main(["demo", *SMALL, *argv]) == 2
@@ -66,10 +74,11 @@ def test_empty_text(tmp_path, capsys):
     path = tmp_path / "empty"
     path.write_text("\n")
     assert cli.main(["demo", *SMALL, "--text", str(path)]) == 2
-    assert capsys.readouterr().err.startswith("deepep-ptx: text: must not be empty")
+    assert capsys.readouterr().err.startswith("deepep-ptx: --text: must not be empty")
 
 
 @pytest.mark.parametrize("argv", [["demo", "--ranks", "many"], ["demo", "--arch", "sm_70"],
+                                  ["demo", "--executor", "tpu"],
                                   ["fly"], []])
 def test_unparsable(argv, capsys):
     with pytest.raises(SystemExit) as error:
@@ -81,8 +90,8 @@ def test_unparsable(argv, capsys):
 def test_info(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
-    for word in (__version__, "executor", "sm_90", "fast", "ptxas", "ep_dispatch_vec_ld_na",
-                 "ep_combine_reduce_vec_ld_na"):
+    for word in (__version__, "executor", "gpu", "sm_90", "fast", "ptxas", "ep_dispatch_vec_ld_na",
+                 "ep_combine_reduce_bulk"):
         assert word in out
 
 
@@ -93,7 +102,7 @@ def test_info_follows_arch_and_policy(capsys):
 
 def test_info_unknown_policy(capsys):
     assert cli.main(["info", "--policy", "ld_wishful"]) == 2
-    assert capsys.readouterr().err.startswith("deepep-ptx: policy: ")
+    assert capsys.readouterr().err.startswith("deepep-ptx: --policy: ")
 
 
 def test_as_a_module():
@@ -102,3 +111,35 @@ def test_as_a_module():
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "silent but for the report"
     assert "bit-exact     yes" in done.stdout
+
+
+def test_one_rank(capsys):
+    assert cli.main(["demo", *SMALL, "--ranks", "1", "--tokens", "1", "--groups", "1"]) == 0
+    assert capsys.readouterr().out.startswith("1 rank, 1 token (words, 1 distinct), hidden 16, 4 ")
+
+
+def test_help_explains_the_report(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--help"])
+    out = capsys.readouterr().out
+    for word in ("wire MB", "logical MB", "busiest", "experts hit", "late-async", "bulk"):
+        assert word in out
+
+
+def test_no_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(_cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(_cuda, "why_not", lambda: "no driver here")
+    assert cli.main(["info"]) == 0
+    assert "none usable: no driver here" in capsys.readouterr().out
+    monkeypatch.setattr(cuda_ranks, "device_count", lambda: 0)
+    monkeypatch.setattr(cuda_ranks, "why_not", lambda: "no driver here")
+    assert cli.main(["demo", *SMALL, "--executor", "cuda"]) == 1
+    assert capsys.readouterr().err == \
+        "deepep-ptx: --executor: 'cuda' cannot be used: no driver here\n"
+
+
+@pytest.mark.parametrize("command", [f"demo {' '.join(SMALL)}", "info", "demo --help"])
+def test_a_reader_that_leaves_early(command):
+    done = subprocess.run(f"{sys.executable} -m deepep_ptx {command} | head -c 1",
+                          shell=True, capture_output=True, text=True, timeout=120)
+    assert len(done.stdout) == 1 and done.stderr == ""

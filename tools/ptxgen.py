@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: MIT
 """Renders every variant of ptx/variants.toml into deepep_ptx/_ptx, after what it depends on."""
 
+import argparse
+
 import _tree
 
 from deepep_ptx.toolchain.generate import generate
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     for path in generate(_tree.ROOT):
         print(f"ptxgen: wrote {path.relative_to(_tree.ROOT)}")
     return 0

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Checks the PTX sources, assembles every variant and checks the machine code it became."""
 
+import argparse
+
 import _tree
 
 from deepep_ptx.toolchain import lint, params, ptxas, variants
@@ -9,6 +11,7 @@ from deepep_ptx.toolchain.generate import generate
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     root = _tree.ROOT
     generate(root)
     tools = ptxas.find()

@@ -91,9 +91,9 @@ int ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num
     return EP_OK;
 }
 
-void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, void *handle, uint32_t threads)
+void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, const struct ep_loaded *loaded)
 {
-    b->kernel[kernel] = (struct ep_loaded){handle, threads};
+    b->kernel[kernel] = *loaded;
 }
 
 uint32_t ep_param_bytes(uint32_t kernel)

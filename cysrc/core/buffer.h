@@ -31,6 +31,7 @@
 struct ep_loaded {
     void    *handle;             /* as the executor gave it                                    */
     uint32_t threads;            /* of a CTA                                                   */
+    uint32_t smem, smem_per_rank;                /* bytes of dynamic shared memory of a CTA     */
 };
 
 struct ep_buffer {
@@ -70,7 +71,7 @@ struct ep_buffer {
 /* -- life ----------------------------------------------------------------------------------- */
 int  ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                       uint64_t timeout_ns, struct ep_buffer **out);
-void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, void *handle, uint32_t threads);
+void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, const struct ep_loaded *loaded);
 /* Size of a kernel's parameter block: what a loaded kernel must take. */
 uint32_t ep_param_bytes(uint32_t kernel);
 int  ep_buffer_heap_handle(struct ep_buffer *b, void *handle);
@@ -104,6 +105,7 @@ struct ep_layout_args {          /* device addresses as in struct ep_layout_para
     ep_dptr_t rank_counts, expert_counts, in_rank;
     uint32_t  num_tokens, num_topk, num_experts, topk_idx_bytes;
     uint32_t  num_sms;
+    void     *caller_stream;     /* on which the arrays are ready                              */
 };
 
 struct ep_dispatch_args {        /* device addresses as in the parameter blocks                 */
@@ -114,6 +116,7 @@ struct ep_dispatch_args {        /* device addresses as in the parameter blocks 
     uint32_t  dtype;             /* EP_DTYPE_*                                                  */
     uint32_t  worst_rows;        /* 0: wait for the totals                                      */
     uint32_t  num_sms;
+    void     *caller_stream;
 };
 
 struct ep_dispatch_result {
@@ -134,6 +137,7 @@ struct ep_combine_args {
     uint32_t  dtype;
     uint32_t  num_sms;
     uint64_t  handle_epoch;
+    void     *caller_stream;
     ep_dptr_t out, out_weights, bias0, bias1;
     ep_dptr_t pos, rank_prefix;
 };

@@ -15,24 +15,20 @@ static uint32_t max_u32(uint32_t a, uint32_t b) { return a > b ? a : b; }
 /* -- launches ------------------------------------------------------------------------------- */
 
 static int launch_on(struct ep_buffer *b, void *stream, uint32_t kernel, const void *params,
-                     uint32_t param_bytes, uint32_t grid, uint32_t smem)
+                     uint32_t param_bytes, uint32_t grid)
 {
+    const struct ep_loaded *loaded = &b->kernel[kernel];
     struct ep_launch launch = {
-        .kernel = b->kernel[kernel].handle, .params = params, .param_bytes = param_bytes,
-        .grid = grid, .block = b->kernel[kernel].threads, .smem = smem, .stream = stream};
+        .kernel = loaded->handle, .params = params, .param_bytes = param_bytes,
+        .grid = grid, .block = loaded->threads,
+        .smem = loaded->smem + b->comm.num_ranks * loaded->smem_per_rank, .stream = stream};
     if (b->num_launched < EP_NUM_KERNELS)
         b->launched[b->num_launched++] = kernel;
     return b->exec->launch(b->exec->self, &launch);
 }
 
-#define LAUNCH(b, kernel, params, grid, smem) \
-    launch_on(b, (b)->stream, kernel, &(params), sizeof(params), grid, smem)
-
-/* Dynamic shared memory of a kernel whose every warp keeps `bytes` per rank. */
-static uint32_t warp_lists(const struct ep_buffer *b, uint32_t kernel, uint32_t bytes)
-{
-    return b->kernel[kernel].threads / WARP * b->comm.num_ranks * bytes;
-}
+#define LAUNCH(b, kernel, params, grid) \
+    launch_on(b, (b)->stream, kernel, &(params), sizeof(params), grid)
 
 /* -- what the device says -------------------------------------------------------------------- */
 
@@ -44,13 +40,16 @@ static int refuse(struct ep_buffer *b, uint32_t code)
     return EP_ERR_STATUS;
 }
 
-static int begin(struct ep_buffer *b)
+/* The call's kernels run after what the caller's stream has queued. */
+static int begin(struct ep_buffer *b, void *caller_stream)
 {
     if (b->closed)
         return EP_ERR_DESTROYED;
     b->num_launched = 0;
     b->num_status = 0;
-    return b->control.abort ? refuse(b, EP_CODE_ABORTED) : EP_OK;
+    if (b->control.abort)
+        return refuse(b, EP_CODE_ABORTED);
+    return b->exec->stream_wait(b->exec->self, b->stream, caller_stream);
 }
 
 /* Take the records written since the last look into b->status, oldest first.  No kernel runs. */
@@ -66,7 +65,9 @@ static void drain(struct ep_buffer *b)
     b->ring->next = 0;
 }
 
-/* The end of a call: all its kernels are over; read their verdict. */
+/* The end of a call: all its kernels are over; read their verdict.  The host waits here, so what the
+ * caller's stream queues next comes after the call without an event.  (An event would be wrong where
+ * ranks share a GPU and a stream: one rank's stream would then wait for another rank's kernels.) */
 static int finish(struct ep_buffer *b)
 {
     const struct ep_executor *exec = b->exec;
@@ -88,7 +89,7 @@ static int finish_collective(struct ep_buffer *b)
 static int launch_abort(struct ep_buffer *b)
 {
     struct ep_abort_params params = {.comm = b->comm};
-    return launch_on(b, b->abort_stream, EP_KERNEL_ABORT, &params, sizeof params, 1, 0);
+    return launch_on(b, b->abort_stream, EP_KERNEL_ABORT, &params, sizeof params, 1);
 }
 
 void ep_buffer_abandon(struct ep_buffer *b)
@@ -168,7 +169,7 @@ static struct ep_call_record record_with(const struct ep_buffer *b, const struct
 int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
 {
     const struct ep_executor *exec = b->exec;
-    TRY(begin(b));
+    TRY(begin(b, a->caller_stream));
     TRY(exec->fill(exec->self, a->rank_counts, 0, b->comm.num_ranks * sizeof(int32_t), b->stream));
     TRY(exec->fill(exec->self, a->expert_counts, 0, a->num_experts * sizeof(int32_t), b->stream));
     struct ep_layout_params params = {
@@ -178,7 +179,7 @@ int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
         .topk_idx_bytes = a->topk_idx_bytes};
     uint32_t warps = b->kernel[EP_KERNEL_LAYOUT].threads / WARP;     /* one token per warp */
     uint32_t ctas = (a->num_tokens + warps - 1) / warps;
-    TRY(LAUNCH(b, EP_KERNEL_LAYOUT, params, max_u32(1, min_u32(a->num_sms, ctas)), 0));
+    TRY(LAUNCH(b, EP_KERNEL_LAYOUT, params, max_u32(1, min_u32(a->num_sms, ctas))));
     return finish(b);
 }
 
@@ -226,8 +227,7 @@ static int launch_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a
         .num_local_experts = a->num_experts / b->comm.num_ranks, .worst_rows = a->worst_rows};
     if (a->worst_rows && block && block->bytes >= slot->bytes)
         params.worst_idx = b->arena.segment[block->segment].base + block->offset + slot->topk_idx;
-    return LAUNCH(b, EP_KERNEL_DISPATCH, params, a->num_sms,
-                  warp_lists(b, EP_KERNEL_DISPATCH, 8));
+    return LAUNCH(b, EP_KERNEL_DISPATCH, params, a->num_sms);
 }
 
 /* Host-wait mode between its two kernels: rows and slot of this call, the extent trimmed. */
@@ -253,7 +253,7 @@ static int dispatch_into(struct ep_buffer *b, const struct ep_dispatch_args *a,
                          struct ep_block *block, struct ep_dispatch_result *out)
 {
     struct ep_notify_params notify = notify_params(b, a, block);
-    TRY(LAUNCH(b, EP_KERNEL_NOTIFY, notify, b->comm.num_ranks, 0));
+    TRY(LAUNCH(b, EP_KERNEL_NOTIFY, notify, b->comm.num_ranks));
     if (!a->worst_rows)
         TRY(settle(b, a, block, out));
     TRY(launch_dispatch(b, a, block, &out->slot));
@@ -263,7 +263,7 @@ static int dispatch_into(struct ep_buffer *b, const struct ep_dispatch_args *a,
 int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
                        struct ep_dispatch_result *out)
 {
-    TRY(begin(b));
+    TRY(begin(b, a->caller_stream));
     struct ep_block *block;
     *out = (struct ep_dispatch_result){.rows = a->worst_rows};
     out->slot = ep_slot_of(a->worst_rows, a->hidden_bytes, a->num_topk, a->topk_idx_bytes);
@@ -312,27 +312,26 @@ static int combine_with(struct ep_buffer *b, const struct ep_combine_args *a,
     record->agree[EP_AGREE_NUM_TOPK] = a->num_topk;
     record->agree[EP_AGREE_TOPK_IDX_BYTES] = a->num_topk != 0;
     record->agree[EP_AGREE_HANDLE_EPOCH] = (uint32_t)a->handle_epoch;
-    TRY(LAUNCH(b, EP_KERNEL_COMBINE_NOTIFY, notify, 1, 0));
+    TRY(LAUNCH(b, EP_KERNEL_COMBINE_NOTIFY, notify, 1));
 
     if (a->x || a->weights) {
         struct ep_combine_push_params push = {
             .comm = b->comm, .x = a->x, .weights = a->weights, .push = b->push,
             .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk};
-        TRY(LAUNCH(b, EP_KERNEL_COMBINE_PUSH, push, a->num_sms, 0));
+        TRY(LAUNCH(b, EP_KERNEL_COMBINE_PUSH, push, a->num_sms));
     }
 
     struct ep_combine_reduce_params reduce = {
         .comm = b->comm, .out = a->out, .out_weights = a->out_weights, .bias0 = a->bias0,
         .bias1 = a->bias1, .pos = a->pos, .source = b->source, .num_tokens = a->num_tokens,
         .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk};
-    TRY(LAUNCH(b, EP_KERNEL_COMBINE_REDUCE, reduce, a->num_sms,
-               warp_lists(b, EP_KERNEL_COMBINE_REDUCE, 16)));
+    TRY(LAUNCH(b, EP_KERNEL_COMBINE_REDUCE, reduce, a->num_sms));
     return finish_collective(b);
 }
 
 int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
 {
-    TRY(begin(b));
+    TRY(begin(b, a->caller_stream));
     struct ep_block *staging = reserve_largest(b);
     int rc = combine_with(b, a, staging);
     if (rc == EP_OK) {

@@ -58,6 +58,9 @@ struct ep_executor {
     int (*stream_create)(void *self, void **out);
     int (*stream_destroy)(void *self, void *stream);
     int (*stream_synchronize)(void *self, void *stream);
+    /* What is queued on `waiter` from now on runs after all that is queued on `waited` now.  NULL
+     * is the default stream; either may be a stream of the caller's, or both the same. */
+    int (*stream_wait)(void *self, void *waiter, void *waited);
 
     int (*launch)(void *self, const struct ep_launch *launch);
 

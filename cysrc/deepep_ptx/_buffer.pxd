@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 from libc.stdint cimport uint32_t, uint64_t
 
+from deepep_ptx._array cimport Array
 from deepep_ptx._executor cimport Executor, ep_dptr_t, ep_executor
 from gen.params cimport ep_control, ep_status_record
 
@@ -42,7 +43,14 @@ cdef extern from "core/buffer.h" nogil:
         uint64_t src_idx
         uint64_t bytes
 
+    struct ep_loaded:
+        void *handle
+        uint32_t threads
+        uint32_t smem
+        uint32_t smem_per_rank
+
     struct ep_buffer:
+        ep_loaded kernel[7]
         ep_status_record status[16]
         uint32_t num_status
         uint32_t launched[7]
@@ -60,6 +68,7 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t num_experts
         uint32_t topk_idx_bytes
         uint32_t num_sms
+        void *caller_stream
 
     struct ep_dispatch_args:
         ep_dptr_t x
@@ -78,6 +87,7 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t dtype
         uint32_t worst_rows
         uint32_t num_sms
+        void *caller_stream
 
     struct ep_dispatch_result:
         ep_block *block
@@ -101,6 +111,7 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t dtype
         uint32_t num_sms
         uint64_t handle_epoch
+        void *caller_stream
         ep_dptr_t out
         ep_dptr_t out_weights
         ep_dptr_t bias0
@@ -110,7 +121,7 @@ cdef extern from "core/buffer.h" nogil:
 
     int ep_buffer_create(const ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                          uint64_t timeout_ns, ep_buffer **out)
-    void ep_buffer_set_kernel(ep_buffer *b, uint32_t kernel, void *handle, uint32_t threads)
+    void ep_buffer_set_kernel(ep_buffer *b, uint32_t kernel, const ep_loaded *loaded)
     uint32_t ep_param_bytes(uint32_t kernel)
     int ep_buffer_heap_handle(ep_buffer *b, void *handle)
     int ep_buffer_open_heap(ep_buffer *b, uint32_t rank, const void *handle)
@@ -142,4 +153,5 @@ cdef class CoreBuffer:
     cdef list views                  # keeps the memory that slots show
 
     cdef int raise_for(self, int code) except -1
-    cdef bint is_pulled(self, array, bint zero_copy, uint32_t *segment, uint64_t *offset) except -1
+    cdef bint is_pulled(self, Array array, bint zero_copy, uint32_t *segment,
+                        uint64_t *offset) except -1

@@ -16,6 +16,7 @@ from gen.params cimport (
     EP_SLOT_ALIGN,
 )
 
+from deepep_ptx._array cimport IN_HOST_MEMORY, Array
 from deepep_ptx._errors cimport Report, check
 from deepep_ptx._executor cimport EP_HANDLE_BYTES, Executor, ep_dptr_t
 
@@ -34,7 +35,9 @@ cdef tuple KERNEL_ORDER = tuple(sorted(KERNELS, key=KERNELS.get))
 
 @cython.no_gc_clear     # __dealloc__ uses the executor
 cdef class CoreBuffer:
-    """One rank's buffer.  Arrays are C-contiguous NumPy arrays, checked by the caller.
+    """One rank's buffer.  Arrays are C-contiguous and in memory of the executor, or in host memory,
+    checked by the caller.  `stream` is a number: what the caller's stream has queued comes before
+    a call's kernels, what it queues afterwards comes after them.
 
     executor: of this rank.  timeout_ns: limit of each wait of a kernel, FOREVER = none.
     """
@@ -66,17 +69,24 @@ cdef class CoreBuffer:
 
     # -- construction and growth ---------------------------------------------------------------
 
-    def load_kernel(self, str name not None, str symbol not None, text, uint32_t param_bytes,
-                    uint32_t threads):
-        """Load `symbol` from PTX `text` and use it in the place `name`; CTAs of `threads`."""
+    def load_kernel(self, str name not None, dict variant not None, text):
+        """Load a row of the table of variants, rendered as `text`, and use it in the place `name`.
+        """
         cdef uint32_t index = KERNELS[name]
+        cdef uint32_t param_bytes = variant["param_bytes"]
+        cdef str symbol = variant["symbol"]
+        cdef ep_loaded loaded
         if param_bytes != ep_param_bytes(index):
             raise ImportError(f"{symbol}: the rendered PTX takes {param_bytes} parameter bytes, "
                               f"this build {ep_param_bytes(index)}; build again")
         kernel = self.executor.load(symbol, text, param_bytes)
         self.kernels[index] = kernel
         self.symbols[index] = symbol
-        ep_buffer_set_kernel(self.core, index, <void *><size_t>kernel.handle, threads)
+        loaded.handle = <void *><size_t>kernel.handle
+        loaded.threads = variant["threads"]
+        loaded.smem = variant["smem"]
+        loaded.smem_per_rank = variant["smem_per_rank"]
+        ep_buffer_set_kernel(self.core, index, &loaded)
 
     def heap_handle(self):
         """The heap's handle, for the other ranks' `open_heap`."""
@@ -97,8 +107,9 @@ cdef class CoreBuffer:
         memset(handle, 0, EP_HANDLE_BYTES)
         check(ep_buffer_add_segment(self.core, nbytes, &index, &base, handle), self.executor)
         view = self.executor.host_view(base, nbytes)
-        self.views.append(view)
-        ep_buffer_set_view(self.core, index, address_of(view))
+        if view is not None:        # else arrays show device addresses
+            self.views.append(view)
+            ep_buffer_set_view(self.core, index, view.__array_interface__["data"][0])
         return index, handle[:EP_HANDLE_BYTES]
 
     def open_segment(self, uint32_t rank, uint32_t index, bytes handle not None):
@@ -114,15 +125,17 @@ cdef class CoreBuffer:
 
     # -- calls ---------------------------------------------------------------------------------
 
-    def layout(self, topk_idx, rank_counts, expert_counts, in_rank, uint32_t num_sms):
+    def layout(self, Array topk_idx, Array rank_counts, Array expert_counts, Array in_rank,
+               uint32_t num_sms, size_t stream):
         """Fill rank_counts int32 [R], expert_counts int32 [E] and in_rank bool [T, R]."""
         cdef ep_layout_args args
         cdef int code
         memset(&args, 0, sizeof(args))
         args.num_tokens, args.num_topk = topk_idx.shape
-        args.num_experts = len(expert_counts)
+        args.num_experts = expert_counts.shape[0]
         args.topk_idx_bytes = topk_idx.itemsize
         args.num_sms = num_sms
+        args.caller_stream = <void *>stream
         with Mappings(self) as maps:
             args.topk_idx = (<Mappings>maps).add(topk_idx, False, "topk_idx")
             args.rank_counts = (<Mappings>maps).add(rank_counts, True, "num_tokens_per_rank")
@@ -132,8 +145,9 @@ cdef class CoreBuffer:
                 code = ep_buffer_layout(self.core, &args)
             self.raise_for(code)
 
-    def dispatch(self, x, topk_idx, topk_weights, in_rank, rank_counts, expert_counts, pos,
-                 rank_prefix, uint32_t worst_rows, uint32_t num_sms):
+    def dispatch(self, Array x, Array topk_idx, Array topk_weights, Array in_rank,
+                 Array rank_counts, Array expert_counts, Array pos, Array rank_prefix,
+                 uint32_t worst_rows, uint32_t num_sms, size_t stream):
         """Send x [T, H] bf16 and, unless None, top-k; fill pos int32 [T, R], rank_prefix [R, R].
 
         Returns a `Received`.  Raises what the device reported.
@@ -142,15 +156,16 @@ cdef class CoreBuffer:
         cdef ep_dispatch_result result
         cdef int code
         memset(&args, 0, sizeof(args))
-        args.num_tokens = len(x)
+        args.num_tokens = x.shape[0]
         args.hidden_bytes = x.shape[1] * x.itemsize
         if topk_idx is not None:
             args.num_topk = topk_idx.shape[1]
             args.topk_idx_bytes = topk_idx.itemsize
-        args.num_experts = len(expert_counts)
+        args.num_experts = expert_counts.shape[0]
         args.dtype = EP_DTYPE_BF16
         args.worst_rows = worst_rows
         args.num_sms = num_sms
+        args.caller_stream = <void *>stream
         with Mappings(self) as maps:
             args.x = (<Mappings>maps).add(x, False, "x")
             args.topk_idx = (<Mappings>maps).add(topk_idx, False, "topk_idx")
@@ -175,8 +190,9 @@ cdef class CoreBuffer:
             received.slot = Slot.wrap(self, &result)
         return received
 
-    def combine(self, x, topk_weights, bias0, bias1, out, out_weights, pos, rank_prefix,
-                uint64_t handle_epoch, bint zero_copy, uint32_t num_sms):
+    def combine(self, Array x, Array topk_weights, Array bias0, Array bias1, Array out,
+                Array out_weights, Array pos, Array rank_prefix, uint64_t handle_epoch,
+                bint zero_copy, uint32_t num_sms, size_t stream):
         """Reduce x [n, H] bf16 and, unless None, topk_weights float32 [n, K] into out, out_weights.
 
         bias0, bias1: None or [T, H].  pos, rank_prefix, handle_epoch: of the dispatch.
@@ -184,12 +200,13 @@ cdef class CoreBuffer:
         cdef ep_combine_args args
         cdef int code
         memset(&args, 0, sizeof(args))
-        args.num_tokens = len(pos)
+        args.num_tokens = pos.shape[0]
         args.hidden_bytes = x.shape[1] * x.itemsize
         args.num_topk = 0 if topk_weights is None else topk_weights.shape[1]
         args.dtype = EP_DTYPE_BF16
         args.num_sms = num_sms
         args.handle_epoch = handle_epoch
+        args.caller_stream = <void *>stream
         if self.is_pulled(x, zero_copy, &args.x_segment, &args.x_offset):
             args.mode |= EP_MODE_PULL_X
         if self.is_pulled(topk_weights, zero_copy, &args.weights_segment, &args.weights_offset):
@@ -209,12 +226,13 @@ cdef class CoreBuffer:
                 code = ep_buffer_combine(self.core, &args)
             self.raise_for(code)
 
-    cdef bint is_pulled(self, array, bint zero_copy, uint32_t *segment, uint64_t *offset) except -1:
+    cdef bint is_pulled(self, Array array, bint zero_copy, uint32_t *segment,
+                        uint64_t *offset) except -1:
         # Nothing to read counts as pulled: nobody has to wait for a push.
         if array is None or array.nbytes == 0:
             return True
-        return zero_copy and ep_arena_find(&self.core.arena, address_of(array), array.nbytes,
-                                           segment, offset)
+        return zero_copy and ep_arena_find(&self.core.arena, array.address, array.nbytes, segment,
+                                           offset)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -239,6 +257,16 @@ cdef class CoreBuffer:
     def num_segments(self):
         """Segments of the arena."""
         return self.core.arena.num_segments
+
+    def max_resident(self, str kernel not None):
+        """CTAs of `kernel` that this rank's device runs at the same time."""
+        cdef const ep_loaded *loaded = &self.core.kernel[<uint32_t>KERNELS[kernel]]
+        cdef uint32_t ctas = 0
+        cdef uint32_t smem = loaded.smem + self.num_ranks * loaded.smem_per_rank
+        cdef int code = self.executor.table.max_resident(self.executor.table.self, loaded.handle,
+                                                         loaded.threads, smem, &ctas)
+        check(code, self.executor)
+        return ctas
 
     def reset_begin(self):
         """Wait for this rank's kernels; returns the epoch that they left."""
@@ -277,12 +305,9 @@ cdef class CoreBuffer:
             ep_buffer_close(self.core)
 
 
-cdef uint64_t address_of(array) except? 0:
-    return array.__array_interface__["data"][0]
-
-
 cdef class Mappings:
-    """The arrays of one call as device addresses; unmapped at the end of the `with` block."""
+    """The arrays of one call as device addresses; what is in host memory is mapped until the end
+    of the `with` block."""
 
     cdef CoreBuffer buffer
     cdef list mapped
@@ -298,16 +323,18 @@ cdef class Mappings:
         for dptr in self.mapped:
             self.buffer.executor.unmap(dptr)
 
-    cdef ep_dptr_t add(self, array, bint writable, str name) except? 0:
-        # 0 for None and for an array without bytes.  Arena memory has an address already.
+    cdef ep_dptr_t add(self, Array array, bint writable, str name) except? 0:
+        # 0 for None and for an array without bytes.  Arena memory has an address already, and so
+        # has memory of the GPU.
         cdef uint32_t segment = 0
         cdef uint64_t offset = 0
         if array is None or array.nbytes == 0:
             return 0
-        address = address_of(array)
-        if ep_arena_find(&self.buffer.core.arena, address, array.nbytes, &segment, &offset):
+        if ep_arena_find(&self.buffer.core.arena, array.address, array.nbytes, &segment, &offset):
             return self.buffer.core.arena.segment[segment].base + offset
-        dptr = self.buffer.executor.map_array(address, array.nbytes, writable, name)
+        if array.device != IN_HOST_MEMORY:
+            return array.address
+        dptr = self.buffer.executor.map_array(array.address, array.nbytes, writable, name)
         self.mapped.append(dptr)
         return dptr
 
@@ -353,7 +380,17 @@ cdef class Slot:
                 ep_buffer_release(self.buffer.core, self.block)
 
     @property
-    def __array_interface__(self):
+    def address(self):
+        """Of its first byte, as the caller's arrays see memory."""
+        return self.view
+
+    @property
+    def nbytes(self):
+        """Its size."""
+        return self.block.bytes
+
+    @property
+    def __array_interface__(self):      # where arrays are in host memory
         return {"version": 3, "typestr": "|u1", "shape": (self.block.bytes,),
                 "data": (self.view, False)}
 

@@ -6,6 +6,9 @@ from deepep_ptx._executor cimport EP_HANDLE_BYTES, Executor, ep_dptr_t, ep_execu
 cdef extern from "emu/emu.h" nogil:
     enum:
         EMU_CHECK_UNINIT
+        EMU_SCHED_RR
+        EMU_SCHED_RANDOM
+        EMU_SCHED_LATE_ASYNC
 
     struct emu_options:
         uint32_t num_ranks

@@ -15,6 +15,7 @@ import threading
 
 import numpy as np
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
@@ -34,7 +35,8 @@ cdef extern from "Python.h":
     int PyThreadState_SetAsyncExc(unsigned long identifier, PyObject *exception)
 
 MAX_RANKS = 64                      # of one world
-SCHEDULERS = {"rr": 0}
+SCHEDULERS = {"rr": EMU_SCHED_RR, "random": EMU_SCHED_RANDOM,
+              "late-async": EMU_SCHED_LATE_ASYNC}
 CHECKS = {"all": EMU_CHECK_UNINIT, "off": 0}
 STALL_LIMIT = 1 << 22               # warp instructions of a group while nothing changes
 
@@ -93,6 +95,7 @@ cdef class _Mapping:
             PyBuffer_Release(&self.view)
 
 
+@cython.no_gc_clear     # __dealloc__ uses the world
 cdef class _HostView:
     """Buffer over device memory; pins it and keeps its world alive."""
     cdef World world
@@ -159,11 +162,14 @@ cdef Kernel wrap_kernel(World world, host_kernel *kernel, str symbol, int param_
 cdef class World:
     """`num_ranks` virtual GPUs of one run.
 
-    sms_per_rank: SMs of each.  scheduler: "rr".  checks: "all", or "off" to leave out the check for
-    uninitialised reads (bounds, alignment, masks and barriers are always checked).  seed: fixes the
-    run.  stall_limit: warp instructions that a group may execute while nothing in the world
-    changes, before its kernel is reported as never ending.  timeout_s: limit, in virtual seconds,
-    of host waits that name none; None = no limit.
+    sms_per_rank: SMs of each.  scheduler: "rr" (every warp in turn; bulk copies are done at the end
+    of the round), "random" (any order and pace, of copies and CTAs too) or "late-async" (like "rr",
+    but bulk copies are as late as they may be); in the last two, lanes that came apart stay so
+    until a `.sync` instruction brings them together.  checks: "all", or "off" to leave out the
+    check for uninitialised reads (bounds, alignment, masks, barriers and mbarriers are always
+    checked).  seed: fixes the run.  stall_limit: warp instructions that a group may execute while
+    nothing in the world changes, before its kernel is reported as never ending.  timeout_s: limit,
+    in virtual seconds, of host waits that name none; None = no limit.
 
     `ValueError` or `TypeError` for a bad argument, `MemoryError` when there is no memory.
     """
@@ -522,6 +528,7 @@ cdef load_kernel(World world, str text, symbol):
     return <uint64_t><size_t>kernel, image.symbol, image.param_bytes, image.target
 
 
+@cython.no_gc_clear     # who uses it in a __dealloc__ needs its world there
 cdef class EmuExecutor(Executor):
     """One rank of a `World`, as the core sees a machine.
 

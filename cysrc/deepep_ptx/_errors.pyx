@@ -110,12 +110,13 @@ cdef object mismatch_error(const ep_status_record *record, uint32_t rank):
 
 cdef object capacity_error(const ep_status_record *record):
     if record.what == ROWS_PAST_WORST:
-        text = (f"num_worst_tokens: must be at least {record.seen}, the rows that rank "
-                f"{record.peer} receives")
-    else:
-        text = f"num_nvl_bytes: rank {record.peer} has no room for {record.seen} rows"
-    return CapacityError(f"{text}; num_nvl_bytes={record.expected} would hold them",
-                         needed_bytes=record.expected)
+        return CapacityError(f"num_worst_tokens: must be at least {record.seen}, the rows that "
+                             f"rank {record.peer} receives")
+    what = "received" if record.kernel == EP_KERNEL_NOTIFY else "staged for a push"
+    return CapacityError(
+        f"num_nvl_bytes: rank {record.peer} has no room for {record.seen} rows to be {what}; "
+        f"num_nvl_bytes={record.expected} would hold them beside what it holds now",
+        needed_bytes=record.expected)
 
 
 cdef object status_error(const ep_status_record *record, uint32_t rank):
@@ -139,7 +140,8 @@ cdef object status_error(const ep_status_record *record, uint32_t rank):
     if code == EP_CODE_PEER_FAULT:
         return DeepEPError(f"rank {record.peer} reported bad arguments; no rows were moved")
     if code == EP_CODE_IN_CALL:
-        return DeepEPError("two calls of one buffer overlap; each must end before the next begins")
+        return DeepEPError("two calls of one buffer overlap, or a kernel did not end its call; "
+                           "each must end before the next begins")
     if code == EP_CODE_ABORTED:
         return DeepEPError("the buffer is aborted; call reset() on all ranks")
     return DeepEPError(f"the device reported code {code}")

@@ -30,25 +30,30 @@ cdef extern from "core/executor.h" nogil:
     # `self` is spelled `context` here: Cython keeps the name for methods.
     struct ep_executor:
         void *self
-        int (*alloc)(void *context, uint64_t bytes, const char *name, ep_dptr_t *out)
-        int (*free)(void *context, ep_dptr_t ptr, void *stream)
+        int (*alloc)(void *context, uint64_t bytes, const char *name, ep_dptr_t *out) noexcept nogil
+        int (*free)(void *context, ep_dptr_t ptr, void *stream) noexcept nogil
         int (*host_alloc)(void *context, uint64_t bytes, const char *name, void **host,
-                          ep_dptr_t *out)
-        int (*host_free)(void *context, void *host)
-        int (*copy_in)(void *context, ep_dptr_t dst, const void *src, uint64_t bytes, void *stream)
-        int (*copy_out)(void *context, void *dst, ep_dptr_t src, uint64_t bytes, void *stream)
-        int (*fill)(void *context, ep_dptr_t dst, uint8_t value, uint64_t bytes, void *stream)
-        int (*export_memory)(void *context, ep_dptr_t ptr, void *handle)
-        int (*import_memory)(void *context, const void *handle, ep_dptr_t *out)
-        int (*release_memory)(void *context, ep_dptr_t imported)
-        int (*stream_create)(void *context, void **out)
-        int (*stream_destroy)(void *context, void *stream)
-        int (*stream_synchronize)(void *context, void *stream)
-        int (*launch)(void *context, const ep_launch *launch)
-        int (*wait_word)(void *context, const uint64_t *word, uint64_t want, uint64_t timeout_ns)
+                          ep_dptr_t *out) noexcept nogil
+        int (*host_free)(void *context, void *host) noexcept nogil
+        int (*copy_in)(void *context, ep_dptr_t dst, const void *src, uint64_t bytes,
+                       void *stream) noexcept nogil
+        int (*copy_out)(void *context, void *dst, ep_dptr_t src, uint64_t bytes,
+                        void *stream) noexcept nogil
+        int (*fill)(void *context, ep_dptr_t dst, uint8_t value, uint64_t bytes,
+                    void *stream) noexcept nogil
+        int (*export_memory)(void *context, ep_dptr_t ptr, void *handle) noexcept nogil
+        int (*import_memory)(void *context, const void *handle, ep_dptr_t *out) noexcept nogil
+        int (*release_memory)(void *context, ep_dptr_t imported) noexcept nogil
+        int (*stream_create)(void *context, void **out) noexcept nogil
+        int (*stream_destroy)(void *context, void *stream) noexcept nogil
+        int (*stream_synchronize)(void *context, void *stream) noexcept nogil
+        int (*stream_wait)(void *context, void *waiter, void *waited) noexcept nogil
+        int (*launch)(void *context, const ep_launch *launch) noexcept nogil
+        int (*wait_word)(void *context, const uint64_t *word, uint64_t want,
+                         uint64_t timeout_ns) noexcept nogil
         int (*max_resident)(void *context, void *kernel, uint32_t block, uint32_t smem,
-                            uint32_t *ctas)
-        const char *(*last_error)(void *context)
+                            uint32_t *ctas) noexcept nogil
+        const char *(*last_error)(void *context) noexcept nogil
 
 
 cdef class Executor:
@@ -56,3 +61,16 @@ cdef class Executor:
     cdef const ep_executor *table
     cdef readonly str name      # "emu" or "cuda"
     cdef readonly str arch      # "sm_90"
+
+    # Memory of arrays that only this rank's kernels use.  free_array: after what `stream` has
+    # queued, and without waiting for the device, where a peer may spin.
+    cdef int alloc_array(self, uint64_t nbytes, const char *name, void *stream,
+                         ep_dptr_t *out) noexcept nogil
+    cdef int free_array(self, ep_dptr_t dptr, void *stream) noexcept nogil
+
+
+cdef class Memory:
+    cdef Executor executor           # keeps the device
+    cdef void *stream                # on which it is used
+    cdef readonly ep_dptr_t address
+    cdef readonly uint64_t nbytes

@@ -2,6 +2,9 @@
 # cython: language_level=3
 """What every executor offers: a table of C functions for the core, some methods for Python."""
 
+cimport cython
+from libc.stdint cimport uint8_t, uint64_t
+
 from deepep_ptx.errors import DeepEPError
 
 
@@ -15,6 +18,13 @@ cdef class Executor:
         """
         raise NotImplementedError
 
+    cdef int alloc_array(self, uint64_t nbytes, const char *name, void *stream,
+                         ep_dptr_t *out) noexcept nogil:
+        return self.table.alloc(self.table.self, nbytes, name, out)
+
+    cdef int free_array(self, ep_dptr_t dptr, void *stream) noexcept nogil:
+        return self.table.free(self.table.self, dptr, stream)
+
     def map_array(self, address, nbytes, writable, name):
         """Map host bytes [address, address + nbytes) for the kernels; returns a device address.
 
@@ -27,8 +37,28 @@ cdef class Executor:
         raise NotImplementedError
 
     def host_view(self, dptr, nbytes):
-        """A NumPy uint8 array over device memory [dptr, dptr + nbytes) of this rank."""
+        """A NumPy uint8 array over device memory [dptr, dptr + nbytes) of this rank; None where
+        device memory has no address on the host."""
         raise NotImplementedError
+
+    def read(self, dptr, nbytes):
+        """A copy of device memory [dptr, dptr + nbytes) as a NumPy uint8 array."""
+        return self.host_view(dptr, nbytes).copy()
+
+    def device_of(self, address):
+        """Ordinal of the GPU whose memory `address` is, -1 for any other address."""
+        return -1
+
+    def stream_wait(self, waiter, waited):
+        """What is queued on stream `waiter` from now on runs after all that is queued on `waited`
+        now.  Both are numbers, 0 = the default stream."""
+        cdef void *c_waiter = <void *><size_t>waiter
+        cdef void *c_waited = <void *><size_t>waited
+        cdef int code
+        with nogil:
+            code = self.table.stream_wait(self.table.self, c_waiter, c_waited)
+        if code != EP_OK:
+            raise self.error(code)
 
     def error(self, code):
         """The exception for `code`, which a function of `table` has just returned.
@@ -44,3 +74,50 @@ cdef class Executor:
     def counters(self):
         """A dict of this rank's totals: warp instructions, bytes loaded and stored, ..."""
         raise NotImplementedError
+
+
+@cython.final
+@cython.no_gc_clear     # __dealloc__ uses the executor
+cdef class Memory:
+    """`nbytes` of device memory for use on `stream` (a number), which outlives it; freed with this
+    object.  `name` appears in error reports.
+
+    address: its device address, 0 without bytes.
+    """
+
+    def __cinit__(self, Executor executor not None, uint64_t nbytes, str name not None,
+                  size_t stream=0):
+        cdef bytes text = name.encode()
+        cdef const char *c_name = text
+        cdef int code = EP_OK
+        self.executor = executor
+        self.nbytes = nbytes
+        self.stream = <void *>stream
+        if nbytes:
+            with nogil:
+                code = executor.alloc_array(nbytes, c_name, self.stream, &self.address)
+        if code != EP_OK:
+            raise executor.error(code)
+
+    def __dealloc__(self):
+        if self.address:
+            with nogil:
+                self.executor.free_array(self.address, self.stream)
+
+    def write(self, const uint8_t[::1] data):
+        """Fill it with `data`, of as many bytes."""
+        cdef const uint8_t *source
+        cdef int code
+        if <uint64_t>data.shape[0] != self.nbytes:
+            raise ValueError(f"data: must have {self.nbytes} bytes, got {data.shape[0]}")
+        if self.nbytes == 0:
+            return
+        source = &data[0]
+        with nogil:
+            code = self.executor.table.copy_in(self.executor.table.self, self.address, source,
+                                               self.nbytes, self.stream)
+            if code == EP_OK:
+                code = self.executor.table.stream_synchronize(self.executor.table.self,
+                                                              self.stream)
+        if code != EP_OK:
+            raise self.executor.error(code)

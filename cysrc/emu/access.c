@@ -25,20 +25,21 @@ EMU_INLINE uint64_t get_element(const void *p, unsigned bytes)
     return value.word[0];
 }
 
-EMU_INLINE void put_lane(struct emu_exec *x, const struct emu_span *span, const struct lane_bytes *new,
-                     unsigned size)
+EMU_INLINE void put_lane(struct emu_exec *x, const struct emu_span *span,
+                         const struct lane_bytes *new, unsigned size)
 {
     struct lane_bytes old = {{0}};
 
     copy_bytes(&old, span->host, size);
-    emu_note_write(x, old.word[0] != new->word[0] || old.word[1] != new->word[1]);
+    emu_note_write(x, emu_first_store(span, size) || old.word[0] != new->word[0] ||
+                      old.word[1] != new->word[1]);
     copy_bytes(span->host, new, size);
     if (span->valid)
         emu_bits_set(span->valid, span->offset, size);
 }
 
-EMU_INLINE void set_register(struct emu_exec *x, const struct emu_instr *op, int32_t at, unsigned lane,
-                         uint64_t value)
+EMU_INLINE void set_register(struct emu_exec *x, const struct emu_instr *op, int32_t at,
+                             unsigned lane, uint64_t value)
 {
     uint8_t *reg = x->warp->registers + at;
 
@@ -49,7 +50,7 @@ EMU_INLINE void set_register(struct emu_exec *x, const struct emu_instr *op, int
 }
 
 EMU_INLINE uint64_t get_register(const struct emu_exec *x, const struct emu_instr *op, int32_t at,
-                             unsigned lane)
+                                 unsigned lane)
 {
     const void *reg = emu_operand(x, at);
 

@@ -28,6 +28,9 @@ EMU_INLINE bool emu_reach(const struct emu_exec *x, unsigned space, uint64_t va,
 
         if (va > cta->shared_bytes || bytes > cta->shared_bytes - va)
             return false;
+        if (cta->mbarriers && bytes &&
+            emu_bits_any(cta->mbarriers, va / 8, (va + bytes - 1) / 8 - va / 8 + 1))
+            return false;
         *span = (struct emu_span){cta->shared + va, cta->shared_valid, va, NULL};
         return true;
     }
@@ -66,6 +69,18 @@ EMU_INLINE void emu_note_write(struct emu_exec *x, bool differ)
     }
 }
 
+/* Whether the caller's memory gets one of these bytes from a kernel for the first time.  That is a
+ * change whatever was there: a run must not depend on what an empty array happened to hold. */
+EMU_INLINE bool emu_first_store(const struct emu_span *span, uint64_t bytes)
+{
+    uint64_t *stored = span->mapping ? span->mapping->segment->stored : NULL;
+
+    if (!stored || emu_bits_all(stored, span->offset, bytes))
+        return false;
+    emu_bits_set(stored, span->offset, bytes);
+    return true;
+}
+
 EMU_INLINE bool emu_aligned(const struct emu_instr *op, uint64_t va)
 {
     return (va & (op->size - 1u)) == 0;  /* sizes are powers of two */
@@ -77,7 +92,8 @@ int emu_store_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m);
 int emu_atomic(struct emu_exec *x, const struct emu_instr *op, uint32_t m);
 
 /* Whether 32 lanes access `size` bytes each, one after the other, from *first on. */
-EMU_INLINE bool emu_side_by_side(const struct emu_exec *x, const struct emu_instr *op, uint64_t *first)
+EMU_INLINE bool emu_side_by_side(const struct emu_exec *x, const struct emu_instr *op,
+                                 uint64_t *first)
 {
     const void *operand = emu_operand(x, op->src[0]);
     uint32_t size = op->size;
@@ -250,7 +266,8 @@ EMU_INLINE int emu_store(struct emu_exec *x, const struct emu_instr *op, uint32_
         emu_collect_32((void *)row, op->vec, emu_operand(x, op->dst[0]),
                        emu_operand(x, op->dst[1]), emu_operand(x, op->dst[2]),
                        emu_operand(x, op->dst[3]));
-    emu_note_write(x, x->world->changed || memcmp(span.host, row, bytes) != 0);
+    emu_note_write(x, x->world->changed || emu_first_store(&span, bytes) ||
+                      memcmp(span.host, row, bytes) != 0);
     memcpy(span.host, row, bytes);
     if (span.valid)
         emu_bits_set(span.valid, span.offset, bytes);

@@ -32,10 +32,20 @@ enum emu_check {             /* bits of emu_options.checks */
                                 alignment, mask and barrier checks cannot be switched off      */
 };
 
+enum emu_scheduler {
+    EMU_SCHED_RR,            /* every warp in turn, equal slices; lanes meet again early; bulk
+                                copies are done at the end of the round                       */
+    EMU_SCHED_RANDOM,        /* any order, slice, pace of copies, order of CTAs; lanes come apart
+                                by chance too, and stay so until a .sync brings them together */
+    EMU_SCHED_LATE_ASYNC,    /* as rr, but copies wait until nothing else can run, and lanes stay
+                                apart                                                         */
+    EMU_SCHED_COUNT
+};
+
 struct emu_options {
     uint32_t num_ranks;
     uint32_t sms_per_rank;   /* CTAs are resident while they fit: threads, shared memory, slots */
-    uint32_t scheduler;      /* EMU_SCHED_*: 0 = rr                                           */
+    uint32_t scheduler;      /* enum emu_scheduler                                            */
     uint32_t checks;         /* EMU_CHECK_* bits                                              */
     uint64_t seed;
     uint64_t stall_limit;    /* warp instructions a live group may execute while nothing in the

@@ -124,6 +124,12 @@ static int op_stream_synchronize(void *self, void *stream)
     return host_synchronize(e->host, e->rank, stream);
 }
 
+static int op_stream_wait(void *self, void *waiter, void *waited)
+{
+    EXECUTOR(self);
+    return host_stream_wait(e->host, e->rank, waiter, waited);
+}
+
 static int op_launch(void *self, const struct ep_launch *launch)
 {
     EXECUTOR(self);
@@ -171,6 +177,7 @@ struct emu_executor *emu_executor_create(struct host_world *host, uint32_t rank)
         .stream_create = op_stream_create,
         .stream_destroy = op_stream_destroy,
         .stream_synchronize = op_stream_synchronize,
+        .stream_wait = op_stream_wait,
         .launch = op_launch,
         .wait_word = op_wait_word,
         .max_resident = op_max_resident,

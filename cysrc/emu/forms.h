@@ -56,6 +56,7 @@
     X(CLZ_64,       emu_u32, emu_u64, emu_u32, emu_u32, emu_clz64(a)) \
     X(BREV_32,      emu_u32, emu_u32, emu_u32, emu_u32, emu_brev32(a)) \
     X(BREV_64,      emu_u64, emu_u64, emu_u64, emu_u64, emu_brev64(a)) \
+    X(CREATEPOLICY, emu_u64, emu_u32, emu_u32, emu_u32, emu_cache_policy(op->sub)) \
     X(CVT_32_32,    emu_u32, emu_u32, emu_u32, emu_u32, \
       emu_narrow(emu_narrow(a, src_mask, src_sign), dst_mask, dst_sign)) \
     X(CVT_32_64,    emu_u32, emu_u64, emu_u32, emu_u32, \
@@ -94,13 +95,14 @@
     X(GT_F32, emu_u32, emu_f32(a) > emu_f32(b)) \
     X(GE_F32, emu_u32, emu_f32(a) >= emu_f32(b))
 
-/* On predicates: P, Q, R are lane masks. */
+/* On predicates, which are masks of lanes. */
 #define EMU_PREDICATE_FORMS(X) \
     X(MOV_PRED, p) X(NOT_PRED, ~p) X(AND_PRED, p & q) X(OR_PRED, p | q) X(XOR_PRED, p ^ q)
 
 #define EMU_OTHER_FORMS(X) \
     X(NOP) X(MOV_SREG_32) X(MOV_SREG_64) X(SELP_32) X(SELP_64) X(LD_PARAM) X(LD) X(ST) X(ATOM) \
-    X(FENCE) X(BAR_SYNC) X(BAR_WARP) X(SHFL) X(VOTE) X(BRA) X(EXIT) X(NANOSLEEP)
+    X(FENCE) X(BAR_SYNC) X(BAR_WARP) X(SHFL) X(VOTE) X(BRA) X(EXIT) X(NANOSLEEP) \
+    X(MBARRIER) X(BULK) X(BULK_COMMIT) X(BULK_WAIT) X(ELECT)
 
 enum emu_form {
 #define EMU_NAME_FORM(name, ...) EMU_FORM_##name,

@@ -92,6 +92,9 @@ int host_written(struct host_world *h, uint32_t rank, ep_dptr_t va, uint64_t byt
 int host_stream_create(struct host_world *h, uint32_t rank, struct host_stream **out);
 /* Work already queued still runs. */
 int host_stream_destroy(struct host_world *h, uint32_t rank, struct host_stream *stream);
+/* What is queued on `waiter` from now on runs after all that is queued on `waited` now. */
+int host_stream_wait(struct host_world *h, uint32_t rank, struct host_stream *waiter,
+                     struct host_stream *waited);
 int host_copy_in(struct host_world *h, uint32_t rank, ep_dptr_t dst, const void *src,
                  uint64_t bytes, struct host_stream *stream);
 int host_copy_out(struct host_world *h, uint32_t rank, void *dst, ep_dptr_t src, uint64_t bytes,

@@ -28,7 +28,13 @@ struct wait {
     int deadlocked;
 };
 
-enum op_kind { OP_LAUNCH, OP_COPY, OP_FILL, OP_FREE };
+enum op_kind { OP_LAUNCH, OP_COPY, OP_FILL, OP_FREE, OP_MARK, OP_WAIT };
+
+/* A place in a stream's work, and whether the stream is past it. */
+struct mark {
+    int refs;
+    int passed;
+};
 
 struct op {
     struct op *next;
@@ -39,6 +45,7 @@ struct op {
     struct host_kernel *kernel;
     uint32_t grid, block, smem;
     struct emu_grid *running;
+    struct mark *mark;       /* of OP_MARK, which passes it, and of the OP_WAIT for that */
     unsigned char data[];    /* parameters or copied bytes */
 };
 

@@ -48,6 +48,13 @@ static int launch_now(struct host_world *h, uint32_t rank, struct op *op)
                       op->block, op->smem, &op->running);
 }
 
+static void free_op(struct op *op)
+{
+    if (op->mark && --op->mark->refs == 0)
+        free(op->mark);
+    free(op);
+}
+
 /* Starts or looks after the op at a stream's head.  Returns whether it is over. */
 static int advance(struct host_world *h, struct host_stream *stream, struct op *op)
 {
@@ -76,6 +83,11 @@ static int advance(struct host_world *h, struct host_stream *stream, struct op *
             host_release_segment(h, stream->rank, s);
         return 1;
     }
+    case OP_MARK:
+        op->mark->passed = 1;
+        return 1;
+    case OP_WAIT:
+        return op->mark->passed;
     }
     h->touched = 1;
     if (result == EMU_ERR_FAULT && emu_world_fault(h->world)) {
@@ -107,7 +119,7 @@ int host_pump(struct host_world *h)
             }
             changed = 1;
             stream->head = op->next;
-            free(op);
+            free_op(op);
         }
         if (stream->head) {
             link = &stream->next_active;
@@ -188,6 +200,45 @@ int host_stream_destroy(struct host_world *h, uint32_t rank, struct host_stream 
         s->closing = 1;
     else
         delete_stream(h, s);
+    unlock(h);
+    return code;
+}
+
+/* Appends to `waited` a mark and to `waiter` the wait for it. */
+static int append_wait(struct host_world *h, uint32_t rank, struct host_stream *waiter,
+                       struct host_stream *waited)
+{
+    struct op *mark = new_op(h, rank, OP_MARK, NULL, 0);
+    struct op *wait = new_op(h, rank, OP_WAIT, NULL, 0);
+    struct mark *shared = calloc(1, sizeof *shared);
+
+    if (!mark || !wait || !shared) {
+        free(mark);
+        free(wait);
+        free(shared);
+        return host_error(h, rank, EP_ERR_MEMORY, "stream: no memory");
+    }
+    shared->refs = 2;
+    mark->mark = wait->mark = shared;
+    append(h, waited, mark);
+    append(h, waiter, wait);
+    return EP_OK;
+}
+
+int host_stream_wait(struct host_world *h, uint32_t rank, struct host_stream *waiter,
+                     struct host_stream *waited)
+{
+    struct host_stream *behind, *before;
+    int code;
+
+    lock(h);
+    code = host_failure_code(h, rank);
+    behind = host_stream_find(h, rank, waiter);
+    before = host_stream_find(h, rank, waited);
+    if (code == EP_OK && (!behind || !before))
+        code = EP_ERR_ARGUMENT;
+    else if (code == EP_OK && behind != before && before->head)
+        code = append_wait(h, rank, behind, before);
     unlock(h);
     return code;
 }
@@ -391,7 +442,7 @@ void host_free_streams(struct rank *r)
             struct op *op = stream->head;
 
             stream->head = op->next;
-            free(op);
+            free_op(op);
         }
         free(stream);
     }

@@ -4,7 +4,9 @@
  * instruction set of the host, so that each is vectorised for it. */
 #include "interp.h"
 #include "access.h"
+#include "bulk.h"
 #include "forms.h"
+#include "mbarrier.h"
 #include "report.h"
 #include "sync.h"
 #include "warp.h"
@@ -30,7 +32,7 @@ EMU_INLINE uint32_t blend(uint32_t old, uint32_t new, uint32_t m)
     return (old & ~m) | (new & m);
 }
 
-/* -- single operations ------------------------------------------------------------------------------- */
+/* -- single operations ------------------------------------------------------------------------- */
 
 EMU_INLINE uint32_t read_special(const struct emu_exec *x, unsigned which, unsigned lane)
 {
@@ -169,6 +171,21 @@ EMU_INLINE void vote(const struct emu_exec *x, const struct emu_instr *op, uint3
     warp->predicates[op->dst[0]] = blend(warp->predicates[op->dst[0]], result ? m : 0, m);
 }
 
+/* elect.sync: which lane it is depends on the mask alone. */
+EMU_INLINE void elect(const struct emu_exec *x, const struct emu_instr *op, uint32_t m)
+{
+    struct emu_warp *warp = x->warp;
+    uint32_t leader = emu_leader(x->world, m);
+
+    warp->predicates[op->dst[1]] = blend(warp->predicates[op->dst[1]], BIT(leader), m);
+    if (op->dst[0] != EMU_NONE) {
+        emu_u32 *d = (emu_u32 *)(warp->registers + op->dst[0]);
+
+        for (unsigned l = 0; l < EMU_LANES; l++)
+            d[l] = m & lane_bit[l] ? leader : d[l];
+    }
+}
+
 /* Stores the outcome of a setp. */
 EMU_INLINE void set_predicates(struct emu_exec *x, const struct emu_instr *op, uint32_t m,
                                uint32_t holds)
@@ -232,28 +249,28 @@ EMU_INLINE bool all_members_here(const struct emu_exec *x, const struct emu_inst
     return differ == 0 && m == x->group->mask && (member & x->warp->live) == m;
 }
 
-/* -- the loop ------------------------------------------------------------------------------------------ */
+/* -- the loop ---------------------------------------------------------------------------------- */
 
 #define COMPUTE_LANES(TD, TA, TB, TC, expr) \
-        TD *pd = (TD *)(regs + op->dst[0]); \
-        const TA *pa = operand(regs, consts, op->src[0]); \
-        const TB *pb = operand(regs, consts, op->src[1]); \
-        const TC *pc_ = operand(regs, consts, op->src[2]); \
+        TD *to = (TD *)(regs + op->dst[0]); \
+        const TA *at_a = operand(regs, consts, op->src[0]); \
+        const TB *at_b = operand(regs, consts, op->src[1]); \
+        const TC *at_c = operand(regs, consts, op->src[2]); \
         const uint32_t src_mask = op->src_mask, src_sign = op->src_sign; \
         const uint32_t dst_mask = op->dst_mask, dst_sign = op->dst_sign; \
         (void)src_mask, (void)src_sign, (void)dst_mask, (void)dst_sign; \
         if (m == EMU_ALL_LANES) { \
             IVDEP for (unsigned l = 0; l < EMU_LANES; l++) { \
-                const TA a = pa[l]; const TB b = pb[l]; const TC c = pc_[l]; \
+                const TA a = at_a[l]; const TB b = at_b[l]; const TC c = at_c[l]; \
                 (void)a, (void)b, (void)c; \
-                pd[l] = (TD)(expr); \
+                to[l] = (TD)(expr); \
             } \
         } else { \
             IVDEP for (unsigned l = 0; l < EMU_LANES; l++) { \
-                const TA a = pa[l]; const TB b = pb[l]; const TC c = pc_[l]; \
+                const TA a = at_a[l]; const TB b = at_b[l]; const TC c = at_c[l]; \
                 (void)a, (void)b, (void)c; \
                 TD r = (TD)(expr); \
-                pd[l] = m & lane_bit[l] ? r : pd[l]; \
+                to[l] = m & lane_bit[l] ? r : to[l]; \
             } \
         }
 
@@ -277,11 +294,11 @@ EMU_INLINE bool all_members_here(const struct emu_exec *x, const struct emu_inst
 
 #define COMPARE_CASE(name, T, condition) \
     case EMU_FORM_##name: { \
-        const T *pa = operand(regs, consts, op->src[0]); \
-        const T *pb = operand(regs, consts, op->src[1]); \
+        const T *at_a = operand(regs, consts, op->src[0]); \
+        const T *at_b = operand(regs, consts, op->src[1]); \
         uint32_t holds = 0; \
         for (unsigned l = 0; l < EMU_LANES; l++) { \
-            const T a = pa[l], b = pb[l]; \
+            const T a = at_a[l], b = at_b[l]; \
             holds |= (condition) ? lane_bit[l] : 0; \
         } \
         compared = holds; \
@@ -298,9 +315,10 @@ EMU_INLINE bool all_members_here(const struct emu_exec *x, const struct emu_inst
 
 #define SELECT_CASE(name, T) \
     case EMU_FORM_##name: { \
-        const T *pa = operand(regs, consts, op->src[0]), *pb = operand(regs, consts, op->src[1]); \
+        const T *at_a = operand(regs, consts, op->src[0]); \
+        const T *at_b = operand(regs, consts, op->src[1]); \
         const uint32_t chosen = preds[op->src[2]]; \
-        T *pd = (T *)(regs + op->dst[0]); \
+        T *to = (T *)(regs + op->dst[0]); \
         if (x->check_uninit) { \
             uint32_t bad = m & ((chosen & ~defined[op->chosen[0]]) | \
                                 (~chosen & ~defined[op->chosen[1]])); \
@@ -310,8 +328,8 @@ EMU_INLINE bool all_members_here(const struct emu_exec *x, const struct emu_inst
             } \
         } \
         IVDEP for (unsigned l = 0; l < EMU_LANES; l++) { \
-            T r = chosen & lane_bit[l] ? pa[l] : pb[l]; \
-            pd[l] = m & lane_bit[l] ? r : pd[l]; \
+            T r = chosen & lane_bit[l] ? at_a[l] : at_b[l]; \
+            to[l] = m & lane_bit[l] ? r : to[l]; \
         } \
         break; \
     }
@@ -407,8 +425,32 @@ again:
                 goto out;
             }
             break;
+        case EMU_FORM_MBARRIER:
+            if (op->op == EMU_OP_MBAR_WAIT)
+                emu_note_poll(x, op);
+            if (emu_mbarrier_run(x, op, m)) {
+                end = EMU_RUN_FAULT;
+                goto out;
+            }
+            break;
+        case EMU_FORM_BULK:
+            if (emu_bulk_issue(x, op, m)) {
+                end = EMU_RUN_FAULT;
+                goto out;
+            }
+            break;
+        case EMU_FORM_BULK_COMMIT:
+            emu_bulk_commit(x, m);
+            break;
+        case EMU_FORM_BULK_WAIT:
+            if (emu_bulk_wait(x, op, m)) {
+                end = EMU_RUN_BLOCKED;
+                goto out;
+            }
+            break;
         case EMU_FORM_SHFL:
         case EMU_FORM_VOTE:
+        case EMU_FORM_ELECT:
         case EMU_FORM_BAR_WARP:
         case EMU_FORM_BAR_SYNC:
             if (op->form == EMU_FORM_BAR_SYNC || !all_members_here(x, op, m)) {
@@ -429,6 +471,8 @@ again:
             }
             if (op->form == EMU_FORM_VOTE)
                 vote(x, op, m);
+            else if (op->form == EMU_FORM_ELECT)
+                elect(x, op, m);
             break;
         case EMU_FORM_BRA: {
             bool back = op->target <= pc;
@@ -489,14 +533,14 @@ out:
     return end;
 }
 
-int emu_run_group_portable(struct emu_exec *x, struct emu_group *group, uint32_t limit)
+static int run_group_portable(struct emu_exec *x, struct emu_group *group, uint32_t limit)
 {
     return run_group(x, group, limit);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
 __attribute__((target("avx2,fma,bmi,bmi2,popcnt")))
-int emu_run_group_avx2(struct emu_exec *x, struct emu_group *group, uint32_t limit)
+static int run_group_avx2(struct emu_exec *x, struct emu_group *group, uint32_t limit)
 {
     return run_group(x, group, limit);
 }
@@ -506,11 +550,11 @@ void emu_choose_run_group(struct emu_world *world)
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                 __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
 
-    world->run_group = avx2 ? emu_run_group_avx2 : emu_run_group_portable;
+    world->run_group = avx2 ? run_group_avx2 : run_group_portable;
 }
 #else
 void emu_choose_run_group(struct emu_world *world)
 {
-    world->run_group = emu_run_group_portable;
+    world->run_group = run_group_portable;
 }
 #endif

@@ -30,12 +30,9 @@ struct emu_exec {
     uint64_t executed;       /* instructions of this turn                                     */
 };
 
-/* Executes `group` until one of enum emu_run happens; `limit` is the lowest pc, at or above its
- * own, of another ready group. */
-int emu_run_group_portable(struct emu_exec *x, struct emu_group *group, uint32_t limit);
-int emu_run_group_avx2(struct emu_exec *x, struct emu_group *group, uint32_t limit);
-
-/* The best of the two on this machine. */
+/* Sets world->run_group, the interpreter compiled for this machine's instruction set.  It executes
+ * a group until one of enum emu_run happens; `limit` is the lowest pc, at or above the group's own,
+ * of another ready group. */
 void emu_choose_run_group(struct emu_world *world);
 
 static inline const struct emu_instr *emu_exec_op(const struct emu_exec *x)

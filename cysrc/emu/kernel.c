@@ -13,7 +13,7 @@
 
 _Static_assert(sizeof(struct emu_insn) == 64, "struct emu_insn is an array element of Python's");
 
-/* -- types --------------------------------------------------------------------------------------- */
+/* -- types ------------------------------------------------------------------------------------- */
 
 static unsigned type_bytes(unsigned type)
 {
@@ -45,7 +45,7 @@ static void narrow_to(unsigned type, uint32_t *mask, uint32_t *sign)
     *sign = bits < 32 && is_signed(type) ? 1u << (bits - 1) : 0;
 }
 
-/* -- which form an instruction is ------------------------------------------------------------------ */
+/* -- which form an instruction is -------------------------------------------------------------- */
 
 #define REFUSED EMU_NUM_FORMS
 
@@ -140,7 +140,8 @@ static unsigned form_of(const struct emu_insn *in)
     case EMU_OP_LD:        return EMU_FORM_LD;
     case EMU_OP_ST:        return EMU_FORM_ST;
     case EMU_OP_ATOM:
-    case EMU_OP_RED:       return in->sub < EMU_AT_COUNT && t != EMU_T_F32 ? EMU_FORM_ATOM : REFUSED;
+    case EMU_OP_RED:
+        return in->sub < EMU_AT_COUNT && t != EMU_T_F32 ? EMU_FORM_ATOM : REFUSED;
     case EMU_OP_FENCE:     return EMU_FORM_FENCE;
     case EMU_OP_BAR_SYNC:  return EMU_FORM_BAR_SYNC;
     case EMU_OP_BAR_WARP:  return EMU_FORM_BAR_WARP;
@@ -149,11 +150,22 @@ static unsigned form_of(const struct emu_insn *in)
     case EMU_OP_BRA:       return EMU_FORM_BRA;
     case EMU_OP_EXIT:      return EMU_FORM_EXIT;
     case EMU_OP_NANOSLEEP: return EMU_FORM_NANOSLEEP;
+    case EMU_OP_MBAR_INIT: case EMU_OP_MBAR_INVAL: case EMU_OP_MBAR_ARRIVE:
+    case EMU_OP_MBAR_EXPECT_TX:
+        return in->space == EMU_SP_SHARED ? EMU_FORM_MBARRIER : REFUSED;
+    case EMU_OP_MBAR_WAIT:
+        return in->space == EMU_SP_SHARED && in->sub < EMU_MBAR_COUNT ? EMU_FORM_MBARRIER : REFUSED;
+    case EMU_OP_BULK_LOAD: case EMU_OP_BULK_STORE:
+        return in->space == EMU_SP_GLOBAL ? EMU_FORM_BULK : REFUSED;
+    case EMU_OP_BULK_COMMIT: return EMU_FORM_BULK_COMMIT;
+    case EMU_OP_BULK_WAIT: return in->imm >= 0 ? EMU_FORM_BULK_WAIT : REFUSED;
+    case EMU_OP_ELECT:     return EMU_FORM_ELECT;
+    case EMU_OP_CREATEPOLICY: return EMU_FORM_CREATEPOLICY;
     default:               return REFUSED;
     }
 }
 
-/* -- operands ------------------------------------------------------------------------------------ */
+/* -- operands ---------------------------------------------------------------------------------- */
 
 enum kind { NOTHING, NARROW, WIDE, PREDICATE };
 
@@ -228,13 +240,41 @@ static struct operands operands_of(const struct emu_insn *in)
     case EMU_OP_NANOSLEEP:
         o.src[0] = NARROW;
         return o;
+    case EMU_OP_MBAR_INIT:
+        return (struct operands){{0}, {address, NARROW}};
+    case EMU_OP_MBAR_INVAL:
+        return (struct operands){{0}, {address}};
+    case EMU_OP_MBAR_ARRIVE: case EMU_OP_MBAR_EXPECT_TX:
+        o = (struct operands){{WIDE}, {address, NARROW, NARROW}};
+        o.dst[0] = in->dst[0] == EMU_NONE ? NOTHING : WIDE;
+        o.src[1] = in->src[1] == EMU_NONE ? NOTHING : NARROW;
+        o.src[2] = in->src[2] == EMU_NONE ? NOTHING : NARROW;
+        return o;
+    case EMU_OP_MBAR_WAIT:
+        o = (struct operands){{PREDICATE}, {address, NARROW}};
+        o.src[2] = in->src[2] == EMU_NONE ? NOTHING : NARROW;
+        return o;
+    case EMU_OP_BULK_LOAD: case EMU_OP_BULK_STORE:
+        o = (struct operands){{0}, {WIDE, NARROW, NARROW}};
+        o.src[3] = in->op == EMU_OP_BULK_LOAD ? NARROW : NOTHING;
+        o.dst[0] = in->flags & EMU_F_CACHE_HINT ? WIDE : NOTHING;
+        return o;
+    case EMU_OP_ELECT:
+        o = (struct operands){{0, PREDICATE}, {0, 0, 0, NARROW}};
+        o.dst[0] = in->dst[0] == EMU_NONE ? NOTHING : NARROW;
+        return o;
+    case EMU_OP_CREATEPOLICY:
+        o.dst[0] = WIDE;
+        o.src[0] = in->src[0] == EMU_NONE ? NOTHING : NARROW;
+        return o;
     default:
         return o;
     }
 }
 
 /* Whether operand `at` lies inside of what it names; constants only where `constant`. */
-static bool in_range(const struct emu_kernel_image *image, enum kind kind, int32_t at, bool constant)
+static bool in_range(const struct emu_kernel_image *image, enum kind kind, int32_t at,
+                     bool constant)
 {
     uint64_t bytes = kind == WIDE ? 8 * EMU_LANES : 4 * EMU_LANES;
 
@@ -269,7 +309,7 @@ static bool convert_operands(struct emu_instr *op, const struct emu_insn *in,
                              const struct emu_kernel_image *image)
 {
     struct operands o = operands_of(in);
-    bool store = in->op == EMU_OP_ST;
+    bool store = in->op == EMU_OP_ST || in->op == EMU_OP_BULK_LOAD || in->op == EMU_OP_BULK_STORE;
     unsigned uses = 0;
 
     for (unsigned k = 0; k < 6; k++)
@@ -299,6 +339,11 @@ static bool convert_operands(struct emu_instr *op, const struct emu_insn *in,
     return true;
 }
 
+static bool is_strong(unsigned sem)
+{
+    return sem == EMU_SEM_RELAXED || sem == EMU_SEM_VOLATILE || sem == EMU_SEM_ACQUIRE;
+}
+
 static bool convert(struct emu_instr *op, const struct emu_insn *in,
                     const struct emu_kernel_image *image)
 {
@@ -314,10 +359,12 @@ static bool convert(struct emu_instr *op, const struct emu_insn *in,
         .guard = in->pred, .target = in->target, .imm = in->imm, .elem = type_bytes(in->type),
         .wide = is_wide(in->type), .has_count = in->op == EMU_OP_BAR_SYNC && in->src[1] != EMU_NONE,
     };
+    if (in->op == EMU_OP_MBAR_ARRIVE || in->op == EMU_OP_MBAR_EXPECT_TX) {
+        op->has_tx = in->src[1] != EMU_NONE;
+        op->has_count = in->src[2] != EMU_NONE;
+    }
     op->size = op->elem * op->vec;
-    op->strong = in->op == EMU_OP_ATOM ||
-                 (in->op == EMU_OP_LD && (in->sem == EMU_SEM_RELAXED || in->sem == EMU_SEM_VOLATILE ||
-                                          in->sem == EMU_SEM_ACQUIRE));
+    op->strong = in->op == EMU_OP_ATOM || (in->op == EMU_OP_LD && is_strong(in->sem));
     narrow_to(in->type2, &op->src_mask, &op->src_sign);
     narrow_to(in->type, &op->dst_mask, &op->dst_sign);
     if (in->op == EMU_OP_BRA && (in->target < 0 || (uint32_t)in->target >= image->num_insns))
@@ -336,7 +383,7 @@ static bool convert(struct emu_instr *op, const struct emu_insn *in,
     return convert_operands(op, in, image);
 }
 
-/* -- the image's copy ---------------------------------------------------------------------------- */
+/* -- the image's copy -------------------------------------------------------------------------- */
 
 static bool copy_strings(char ***out, const char *const *from, uint32_t count)
 {

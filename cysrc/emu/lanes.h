@@ -90,6 +90,12 @@ EMU_INLINE int64_t emu_rem_s64(int64_t a, int64_t b)
     return b == -1 || b == 0 ? 0 : a % b;
 }
 
+/* What createpolicy gives: a value of its own for each policy.  Nothing else is modelled. */
+EMU_INLINE uint64_t emu_cache_policy(unsigned sub)
+{
+    return (uint64_t)(sub + 1) << 56;
+}
+
 /* Brings a register to the range of a narrow type: see struct emu_instr. */
 EMU_INLINE uint32_t emu_narrow(uint32_t x, uint32_t mask, uint32_t sign)
 {

@@ -93,8 +93,10 @@ static void free_bytes(struct emu_segment *s)
     if (s->owned)
         free(s->host);
     free(s->valid);
+    free(s->stored);
     s->host = NULL;
     s->valid = NULL;
+    s->stored = NULL;
 }
 
 void emu_fill_pattern(const struct emu_world *world, void *dst, uint64_t bytes)
@@ -144,8 +146,11 @@ int emu_map_host(struct emu_world *world, uint32_t rank, void *host, uint64_t by
     if (bytes > RANK_WINDOW || !(s = new_segment(world, rank, bytes, name)))
         return EMU_ERR_MEMORY;
     s->host = host;
-    if (map_segment(&world->ranks[rank], s, writable != 0, &m))
+    s->stored = writable ? calloc(emu_bitmap_words(bytes) + 1, sizeof *s->stored) : NULL;
+    if ((writable && !s->stored) || map_segment(&world->ranks[rank], s, writable != 0, &m)) {
+        free_bytes(s);
         return EMU_ERR_MEMORY;
+    }
     *va = m->va;
     return EMU_OK;
 }
@@ -238,7 +243,8 @@ int emu_host_write(struct emu_world *world, uint32_t rank, uint64_t va, const vo
     return emu_host_written(world, rank, va, bytes);
 }
 
-int emu_host_fill(struct emu_world *world, uint32_t rank, uint64_t va, uint8_t value, uint64_t bytes)
+int emu_host_fill(struct emu_world *world, uint32_t rank, uint64_t va, uint8_t value,
+                  uint64_t bytes)
 {
     struct emu_mapping *m = held(world, rank, va, bytes);
 

@@ -14,6 +14,7 @@ struct emu_segment {
     struct emu_segment *next;
     uint8_t  *host;                      /* NULL once freed                                   */
     uint64_t *valid;                     /* NULL: every byte counts as written                */
+    uint64_t *stored;                    /* host memory: bytes that kernels stored to         */
     uint64_t bytes;
     uint32_t owner;
     bool     owned;                      /* `host` is ours to free                            */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "report.h"
 #include "bits.h"
+#include "bulk.h"
+#include "mbarrier.h"
 #include "memory.h"
 #include "warp.h"
 
@@ -13,7 +15,7 @@
 #define MOST_WAITERS 200                 /* lines of a list of waiting groups                 */
 #define MOST_POLLS 4                     /* polled addresses of one group                     */
 
-/* -- text ------------------------------------------------------------------------------------------ */
+/* -- text -------------------------------------------------------------------------------------- */
 
 /* A report whose memory runs out stays short. */
 static void vappend(struct emu_fault *fault, const char *format, va_list args)
@@ -74,22 +76,22 @@ static void append_place(struct emu_fault *fault, const struct emu_kernel *kerne
            source_line(kernel, pc), line ? line->ptx_line : 0, kernel->texts[pc]);
 }
 
-/* -- the place of a fault ------------------------------------------------------------------------- */
+/* -- the place of a fault ---------------------------------------------------------------------- */
 
 static struct emu_fault *begin(struct emu_world *world, const char *kind)
 {
     struct emu_fault *fault = &world->fault;
 
     world->faulted = true;
-    *fault = (struct emu_fault){.rank = -1, .cta = -1, .warp = -1, .lane = -1};
+    fault->rank = fault->cta = fault->warp = fault->lane = -1;
     snprintf(fault->kind, sizeof fault->kind, "%s", kind);
     append(fault, "%s: ", kind);
     return fault;
 }
 
-static void set_place(struct emu_fault *fault, const struct emu_warp *warp, uint32_t pc, int lane)
+static void set_thread(struct emu_fault *fault, const struct emu_grid *grid, uint32_t pc,
+                       uint32_t cta, uint32_t warp, int lane)
 {
-    const struct emu_grid *grid = warp->cta->grid;
     const struct emu_line *line = line_at(grid->kernel, pc);
 
     snprintf(fault->kernel, sizeof fault->kernel, "%s", grid->kernel->symbol);
@@ -97,9 +99,14 @@ static void set_place(struct emu_fault *fault, const struct emu_warp *warp, uint
     fault->line = source_line(grid->kernel, pc);
     fault->ptx_line = line ? line->ptx_line : 0;
     fault->rank = grid->rank->index;
-    fault->cta = warp->cta->index;
-    fault->warp = warp->index;
+    fault->cta = cta;
+    fault->warp = warp;
     fault->lane = lane;
+}
+
+static void set_place(struct emu_fault *fault, const struct emu_warp *warp, uint32_t pc, int lane)
+{
+    set_thread(fault, warp->cta->grid, pc, warp->cta->index, warp->index, lane);
 }
 
 /* The lines that every fault of one lane ends with. */
@@ -133,10 +140,29 @@ int emu_fault_lane(struct emu_exec *x, const char *kind, unsigned lane, int64_t 
 
 void emu_fault_memory(struct emu_world *world)
 {
-    append(begin(world, "memory"), "no memory for the registers of another CTA");
+    append(begin(world, "memory"), "no memory for another CTA or bulk copy");
 }
 
-/* -- registers --------------------------------------------------------------------------------------- */
+void emu_fault_copy(const struct emu_copy *copy, const char *kind, const char *format, ...)
+{
+    struct emu_fault *fault = begin(copy->grid->world, kind);
+    const struct emu_kernel *kernel = copy->grid->kernel;
+    va_list args;
+
+    set_thread(fault, copy->grid, copy->pc, copy->cta_index, copy->warp, copy->lane);
+    append(fault, "bulk %s of %u bytes %s %#" PRIx64 " %s %#x of shared memory: ",
+           copy->load ? "load" : "store", copy->bytes, copy->load ? "from" : "to", copy->global,
+           copy->load ? "to" : "from", copy->shared);
+    va_start(args, format);
+    vappend(fault, format, args);
+    va_end(args);
+    append(fault, "\n  issued at ");
+    append_place(fault, kernel, copy->pc);
+    append(fault, "\n  kernel %s, rank %d, CTA %d, warp %d, lane %d", fault->kernel, fault->rank,
+           fault->cta, fault->warp, fault->lane);
+}
+
+/* -- registers --------------------------------------------------------------------------------- */
 
 int emu_fault_register(struct emu_exec *x, uint32_t lanes)
 {
@@ -151,7 +177,7 @@ int emu_fault_guard(struct emu_exec *x, uint32_t lanes)
                           "the guard predicate is read that lanes %#x never wrote", lanes);
 }
 
-/* -- addresses --------------------------------------------------------------------------------------- */
+/* -- addresses --------------------------------------------------------------------------------- */
 
 static void append_segment(struct emu_fault *fault, const struct emu_mapping *m, uint32_t rank)
 {
@@ -197,29 +223,49 @@ static void append_address(struct emu_fault *fault, const struct emu_rank *rank,
 
 static const char *access_name(const struct emu_instr *op)
 {
-    return op->op == EMU_OP_LD ? "load" : op->op == EMU_OP_ST ? "store" : "atomic";
+    switch (op->op) {
+    case EMU_OP_LD:         return "load";
+    case EMU_OP_ST:         return "store";
+    case EMU_OP_BULK_LOAD:  return "bulk load";
+    case EMU_OP_BULK_STORE: return "bulk store";
+    case EMU_OP_ATOM:
+    case EMU_OP_RED:        return "atomic";
+    default:                return "mbarrier operation";
+    }
 }
 
 int emu_fault_address(struct emu_exec *x, enum emu_address_fault what, unsigned lane, uint64_t va)
 {
     const struct emu_instr *op = emu_exec_op(x);
-    const struct emu_mapping *m =
-        op->space == EMU_SP_SHARED ? NULL : emu_mapping_at(x->rank, va);
+
+    return emu_fault_range(x, what, lane, op->space, va, op->size);
+}
+
+int emu_fault_range(struct emu_exec *x, enum emu_address_fault what, unsigned lane, unsigned space,
+                    uint64_t va, uint64_t bytes)
+{
+    const struct emu_instr *op = emu_exec_op(x);
+    const struct emu_mapping *m = space == EMU_SP_SHARED ? NULL : emu_mapping_at(x->rank, va);
     bool dead = m && !m->host;
+    /* Shared memory that is there and yet out of reach is an mbarrier. */
+    bool object = space == EMU_SP_SHARED && what == EMU_FAULT_UNREACHABLE &&
+                  va + bytes <= x->cta->shared_bytes;
     const char *kind = what == EMU_FAULT_MISALIGNED ? "misaligned" :
                        what == EMU_FAULT_READ_ONLY ? "read-only" :
                        what == EMU_FAULT_UNWRITTEN ? "uninitialised" :
-                       dead ? "use-after-free" : "out-of-bounds";
+                       object ? "mbarrier" : dead ? "use-after-free" : "out-of-bounds";
     struct emu_fault *fault = begin(x->world, kind);
 
     set_place(fault, x->warp, x->pc, lane);
-    append(fault, "%s of %u bytes at ", access_name(op), op->size);
-    append_address(fault, x->rank, op->space, x->cta, va);
+    append(fault, "%s of %" PRIu64 " bytes at ", access_name(op), bytes);
+    append_address(fault, x->rank, space, x->cta, va);
     if (what == EMU_FAULT_UNWRITTEN) {
         const uint64_t *valid = m ? m->valid : x->cta->shared_valid;
 
         append(fault, ": nobody wrote byte %" PRIu64 " of it",
-               emu_bits_run(valid, m ? va - m->va : va, op->size));
+               emu_bits_run(valid, m ? va - m->va : va, bytes));
+    } else if (object) {
+        append(fault, ": an mbarrier is there, which only mbarrier instructions may use");
     } else if (what == EMU_FAULT_READ_ONLY) {
         append(fault, ": the memory is read-only");
     } else if (what == EMU_FAULT_UNREACHABLE && dead) {
@@ -228,7 +274,7 @@ int emu_fault_address(struct emu_exec *x, enum emu_address_fault what, unsigned 
     return end_at_lane(x, -1);
 }
 
-/* -- waiting ----------------------------------------------------------------------------------------- */
+/* -- waiting ----------------------------------------------------------------------------------- */
 
 /* Whether a lane below `lane` polls the same address. */
 static bool shown_already(const struct emu_warp *warp, uint32_t lanes, unsigned lane)
@@ -245,8 +291,15 @@ static void append_seen(struct emu_fault *fault, const struct emu_warp *warp,
 {
     const struct emu_rank *rank = warp->cta->grid->rank;
     const struct emu_mapping *m = emu_mapping_at(rank, va);
+    struct emu_mbarrier object;
     uint64_t value = 0;
 
+    if (op->op == EMU_OP_MBAR_WAIT && emu_mbarrier_read(warp->cta, va, &object)) {
+        append(fault, "the mbarrier at %#" PRIx64 " of shared memory (phase parity %u, %u of %u "
+               "arrivals pending, tx-count %d bytes, %u bulk copies in flight)", va, object.parity,
+               object.pending, object.expected, object.tx, warp->cta->grid->copies_in_flight);
+        return;
+    }
     append_address(fault, rank, op->space, warp->cta, va);
     if (op->space == EMU_SP_SHARED && va + op->elem <= warp->cta->shared_bytes)
         memcpy(&value, warp->cta->shared + va, op->elem);
@@ -305,8 +358,11 @@ static void append_waiter(struct emu_fault *fault, const struct emu_warp *warp,
                group->barrier, barrier->arrived, barrier->expected,
                cta->num_warps - cta->live_warps);
         break;
+    case EMU_WAIT_COPIES:
+        append(fault, "wait for %u bulk stores at ", emu_bulk_in_flight(warp, group));
+        break;
     default:
-        if (lane >= 0 && emu_group_spins(warp, group)) {
+        if (lane >= 0 && emu_group_spins(warp, group, EMU_SPIN_REPEATS)) {
             append_polls(fault, warp, lane);
             return;
         }
@@ -381,8 +437,8 @@ static void list_all(struct emu_world *world, const struct emu_cta *first)
     for (uint32_t r = 0; r < world->options.num_ranks; r++)
         for (const struct emu_grid *g = world->ranks[r].grids; g; g = g->next)
             if (g->placed < g->num_ctas)
-                append(fault, "\n  %s, rank %u: %u of %u CTAs wait for a free SM", g->kernel->symbol,
-                       r, g->num_ctas - g->placed, g->num_ctas);
+                append(fault, "\n  %s, rank %u: %u of %u CTAs wait for a free SM",
+                       g->kernel->symbol, r, g->num_ctas - g->placed, g->num_ctas);
 }
 
 void emu_fault_deadlock(struct emu_cta *cta)
@@ -410,7 +466,8 @@ void emu_fault_livelock(struct emu_world *world)
                 struct emu_warp *warp = &cta->warps[w];
 
                 for (uint32_t i = 0; i < warp->num_groups && fault->rank < 0; i++)
-                    if (!emu_blocked(&warp->groups[i]) && emu_group_spins(warp, &warp->groups[i]))
+                    if (!emu_blocked(&warp->groups[i]) &&
+                        emu_group_spins(warp, &warp->groups[i], EMU_SPIN_REPEATS))
                         set_place(fault, warp,
                                   warp->polls[emu_polling_lane(warp, &warp->groups[i])].pc, -1);
             }

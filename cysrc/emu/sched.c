@@ -2,6 +2,7 @@
  *
  * Worlds and grids: launches, placing CTAs on SMs, rounds, virtual time. */
 #include "bits.h"
+#include "bulk.h"
 #include "interp.h"
 #include "kernel.h"
 #include "memory.h"
@@ -11,15 +12,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* -- worlds ---------------------------------------------------------------------------------------- */
+#define LONGEST_PAUSE 200                /* rounds; random scheduler                          */
+
+/* -- worlds ------------------------------------------------------------------------------------ */
 
 struct emu_world *emu_world_create(const struct emu_options *options)
 {
     struct emu_world *world = calloc(1, sizeof *world);
 
-    if (!world || options->num_ranks == 0 || options->sms_per_rank == 0 || options->scheduler != 0)
+    if (!world || options->num_ranks == 0 || options->sms_per_rank == 0 ||
+        options->scheduler >= EMU_SCHED_COUNT)
         goto fail;
     world->options = *options;
+    world->random = options->seed;
     world->ranks = calloc(options->num_ranks, sizeof *world->ranks);
     if (!world->ranks)
         goto fail;
@@ -31,7 +36,8 @@ struct emu_world *emu_world_create(const struct emu_options *options)
         if (!rank->sms)
             goto fail;
     }
-    if (emu_memory_init(world))
+    world->fault.text = calloc(1, 1);    /* a report that gets no memory is empty, not missing */
+    if (!world->fault.text || emu_memory_init(world))
         goto fail;
     emu_choose_run_group(world);
     return world;
@@ -42,7 +48,9 @@ fail:
 
 static void free_cta(struct emu_cta *cta)
 {
-    free(cta->files);
+    emu_bulk_free(cta->grid->world, cta->copies);
+    free(cta->mbarriers);
+    free(cta->register_files);
     free(cta->shared);
     free(cta->shared_valid);
     free(cta->warps);
@@ -51,7 +59,9 @@ static void free_cta(struct emu_cta *cta)
 
 static void free_grid(struct emu_grid *grid)
 {
+    emu_bulk_free(grid->world, grid->copies);
     free(grid->params);
+    free(grid->order);
     free(grid);
 }
 
@@ -82,6 +92,7 @@ void emu_world_destroy(struct emu_world *world)
         emu_kernel_free(kernel);
     }
     free(world->ranks);
+    free(world->turns);
     free(world->fault.text);
     free(world);
 }
@@ -96,7 +107,7 @@ void emu_rank_counters(const struct emu_world *world, uint32_t rank, struct emu_
     *out = world->ranks[rank].counters;
 }
 
-/* -- grids ----------------------------------------------------------------------------------------- */
+/* -- grids ------------------------------------------------------------------------------------- */
 
 static uint32_t num_warps(uint32_t block)
 {
@@ -134,6 +145,21 @@ int emu_max_resident(const struct emu_world *world, const struct emu_kernel *ker
     return EMU_OK;
 }
 
+/* CTAs are placed in an order of their own. */
+static bool shuffle_order(struct emu_world *world, struct emu_grid *grid)
+{
+    grid->order = calloc(grid->num_ctas, sizeof *grid->order);
+    if (!grid->order)
+        return false;
+    for (uint32_t i = 0; i < grid->num_ctas; i++) {
+        uint32_t j = emu_random(world) % (i + 1);
+
+        grid->order[i] = grid->order[j];
+        grid->order[j] = i;
+    }
+    return true;
+}
+
 int emu_launch(struct emu_world *world, uint32_t rank, struct emu_kernel *kernel,
                const void *params, uint32_t param_bytes, uint32_t grid, uint32_t block,
                uint32_t smem, struct emu_grid **out)
@@ -158,6 +184,10 @@ int emu_launch(struct emu_world *world, uint32_t rank, struct emu_kernel *kernel
     g->num_ctas = grid;
     g->block = block;
     g->shared_bytes = kernel->shared_bytes + smem;
+    if (world->options.scheduler == EMU_SCHED_RANDOM && !shuffle_order(world, g)) {
+        free_grid(g);
+        return EMU_ERR_MEMORY;
+    }
     for (end = &g->rank->grids; *end; end = &(*end)->next)
         ;
     *end = g;
@@ -168,7 +198,7 @@ int emu_launch(struct emu_world *world, uint32_t rank, struct emu_kernel *kernel
 
 int emu_grid_done(const struct emu_grid *grid)
 {
-    return grid->finished == grid->num_ctas;
+    return grid->finished == grid->num_ctas && !grid->copies_in_flight;
 }
 
 void emu_grid_free(struct emu_grid *grid)
@@ -192,7 +222,7 @@ void emu_grid_free(struct emu_grid *grid)
     free_grid(grid);
 }
 
-/* -- CTAs -------------------------------------------------------------------------------------------- */
+/* -- CTAs -------------------------------------------------------------------------------------- */
 
 /* All arrays of a warp in one piece of memory, registers first. */
 static uint64_t warp_bytes(const struct emu_kernel *kernel)
@@ -222,14 +252,14 @@ static struct emu_cta *new_cta(struct emu_grid *grid, uint32_t index, uint32_t s
         free_cta(cta);
         return NULL;
     }
-    cta->files = files;
+    cta->register_files = files;
     if (posix_memalign((void **)&cta->shared, 128, grid->shared_bytes + 1)) {
         cta->shared = NULL;
         free_cta(cta);
         return NULL;
     }
     emu_fill_pattern(grid->world, cta->shared, grid->shared_bytes);
-    emu_fill_pattern(grid->world, cta->files, stride * cta->num_warps);
+    emu_fill_pattern(grid->world, cta->register_files, stride * cta->num_warps);
     for (uint32_t w = 0; w < cta->num_warps; w++) {
         struct emu_warp *warp = &cta->warps[w];
         uint32_t lanes = grid->block - w * EMU_LANES;
@@ -237,7 +267,7 @@ static struct emu_cta *new_cta(struct emu_grid *grid, uint32_t index, uint32_t s
         warp->cta = cta;
         warp->index = w;
         warp->live = lanes >= EMU_LANES ? EMU_ALL_LANES : (1u << lanes) - 1;
-        warp->registers = cta->files + w * stride;
+        warp->registers = cta->register_files + w * stride;
         warp->predicates = (uint32_t *)(warp->registers + kernel->register_bytes);
         warp->defined = warp->predicates + kernel->num_predicates + 1;
         memset(warp->defined, 0, kernel->num_defined * sizeof *warp->defined);
@@ -265,7 +295,7 @@ static struct emu_sm *free_sm(struct emu_rank *rank, uint32_t num_sms, const str
 }
 
 /* Places CTAs while there is room, in launch order: a grid begins when all of those before it have
- * been placed. */
+ * been placed.  At random, a CTA may have to wait for another round. */
 static bool place_ctas(struct emu_world *world, struct emu_rank *rank)
 {
     for (struct emu_grid *grid = rank->grids; grid; grid = grid->next)
@@ -275,7 +305,12 @@ static bool place_ctas(struct emu_world *world, struct emu_rank *rank)
 
             if (!sm)
                 return true;
-            cta = new_cta(grid, grid->placed, sm - rank->sms);
+            if (grid->order && emu_random(world) % 4 == 0) {
+                world->deferred = true;
+                return true;
+            }
+            cta = new_cta(grid, grid->order ? grid->order[grid->placed] : grid->placed,
+                          sm - rank->sms);
             if (!cta)
                 return false;
             sm->ctas++;
@@ -290,9 +325,11 @@ static bool place_ctas(struct emu_world *world, struct emu_rank *rank)
     return true;
 }
 
-static void retire(struct emu_cta *cta)
+/* The CTA, taken out of its rank's list, is no more.  False: a fault. */
+static bool retire(struct emu_cta *cta)
 {
     struct emu_sm *sm = &cta->grid->rank->sms[cta->sm];
+    bool left = emu_bulk_leave(cta);
 
     sm->ctas--;
     sm->threads -= cta->num_warps * EMU_LANES;
@@ -300,9 +337,10 @@ static void retire(struct emu_cta *cta)
     cta->grid->finished++;
     cta->grid->world->changed = true;
     free_cta(cta);
+    return left;
 }
 
-/* -- rounds ------------------------------------------------------------------------------------------ */
+/* -- rounds ------------------------------------------------------------------------------------ */
 
 static bool cta_awake(const struct emu_cta *cta)
 {
@@ -318,21 +356,37 @@ static bool runs_for_ever(const struct emu_world *world, const struct emu_warp *
                           const struct emu_group *group)
 {
     return group->quiet > world->options.stall_limit && group->quiet_at == world->changes &&
-           !world->changed && !emu_group_spins(warp, group);
+           !world->changed && !emu_group_spins(warp, group, EMU_SPIN_REPEATS);
 }
 
-/* One turn of each warp.  False: a fault. */
+/* Random scheduler: whether a warp or CTA is passed over in this round.  Mostly that is for a round
+ * or two, now and then for many: enough for others to run far ahead. */
+static bool passed_over(struct emu_world *world, uint32_t *pause)
+{
+    uint64_t random = emu_random(world);
+
+    if (*pause == 0 && random % 4 == 0)
+        *pause = 1 + (random >> 8) % (random % 64 ? 2 : LONGEST_PAUSE);
+    if (*pause == 0)
+        return false;
+    --*pause;
+    return true;
+}
+
+/* One turn of each warp; at random, from any warp on, and some are passed over.  False: a fault. */
 static bool run_cta(struct emu_world *world, struct emu_cta *cta)
 {
+    bool random = world->options.scheduler == EMU_SCHED_RANDOM;
+    uint32_t first = random ? emu_random(world) % cta->num_warps : 0;
     struct emu_exec x = {
         .world = world, .rank = cta->grid->rank, .grid = cta->grid, .kernel = cta->grid->kernel,
         .cta = cta, .check_uninit = world->options.checks & EMU_CHECK_UNINIT,
     };
 
     for (uint32_t w = 0; w < cta->num_warps; w++) {
-        struct emu_warp *warp = &cta->warps[w];
+        struct emu_warp *warp = &cta->warps[(first + w) % cta->num_warps];
 
-        if (!warp->live)
+        if (!warp->live || (random && passed_over(world, &warp->pause)))
             continue;
         x.warp = warp;
         x.executed = 0;
@@ -355,24 +409,73 @@ static bool run_cta(struct emu_world *world, struct emu_cta *cta)
     return true;
 }
 
-static bool run_rank(struct emu_world *world, struct emu_rank *rank)
+/* Takes CTAs without live warps out.  False: a fault. */
+static bool retire_ctas(struct emu_rank *rank)
 {
     for (struct emu_cta **c = &rank->ctas; *c;) {
         struct emu_cta *cta = *c;
 
-        if (!run_cta(world, cta))
-            return false;
         if (cta->live_warps) {
             c = &cta->next;
             continue;
         }
         *c = cta->next;
-        retire(cta);
+        if (!retire(cta))
+            return false;
     }
     return true;
 }
 
-/* -- waiting ----------------------------------------------------------------------------------------- */
+static bool run_in_order(struct emu_world *world)
+{
+    for (uint32_t r = 0; r < world->options.num_ranks; r++)
+        for (struct emu_cta *cta = world->ranks[r].ctas; cta; cta = cta->next)
+            if (!run_cta(world, cta))
+                return false;
+    return true;
+}
+
+static bool run_shuffled(struct emu_world *world)
+{
+    uint32_t n = 0;
+
+    for (uint32_t r = 0; r < world->options.num_ranks; r++)
+        for (struct emu_cta *cta = world->ranks[r].ctas; cta; cta = cta->next) {
+            uint32_t j = emu_random(world) % (n + 1);
+
+            if (n == world->max_turns) {
+                uint32_t max = n ? 2 * n : 64;
+                struct emu_cta **grown = realloc(world->turns, max * sizeof *grown);
+
+                if (!grown) {
+                    emu_fault_memory(world);
+                    return false;
+                }
+                world->turns = grown;
+                world->max_turns = max;
+            }
+            world->turns[n] = world->turns[j];
+            world->turns[j] = cta;
+            n++;
+        }
+    for (uint32_t i = 0; i < n; i++)
+        if (!passed_over(world, &world->turns[i]->pause) && !run_cta(world, world->turns[i]))
+            return false;
+    return true;
+}
+
+/* A turn of every CTA, then what follows from it.  False: a fault. */
+static bool run_round(struct emu_world *world)
+{
+    bool ran = world->options.scheduler == EMU_SCHED_RANDOM ? run_shuffled(world)
+                                                            : run_in_order(world);
+
+    for (uint32_t r = 0; ran && r < world->options.num_ranks; r++)
+        ran = retire_ctas(&world->ranks[r]);
+    return ran && (!world->copies_in_flight || emu_bulk_round(world));
+}
+
+/* -- waiting ----------------------------------------------------------------------------------- */
 
 /* A place in the list of all groups; starts as zeros. */
 struct cursor {
@@ -413,41 +516,73 @@ uint64_t emu_next_deadline(const struct emu_world *world)
     return next;
 }
 
-/* Whether nothing but time or another's store can get the group further.  A poll loop may count its
- * turns and give up by itself, so without a clock in sight it is watched for longer; a loop that
- * waits for the time by way of other warps polls nothing itself. */
+/* What has to be known of a group before it counts as waiting. */
+enum patience {
+    FOR_COPIES,              /* late-async: that it came back to its poll                     */
+    FOR_TIME,                /* some group has a deadline, to which time may jump             */
+    FOR_EVER                 /* nothing would ever happen again                               */
+};
+
+/* Whether nothing but time, a copy or another's store can get the group further.  A poll loop may
+ * count its turns and give up by itself, so without a clock in sight it is watched for longer; a
+ * loop that waits for the time by way of other warps polls nothing itself. */
 static bool waits(const struct emu_world *world, const struct emu_warp *warp,
-                  const struct emu_group *group, bool timed)
+                  const struct emu_group *group, enum patience patience)
 {
     uint64_t limit = world->options.stall_limit;
 
     if (emu_blocked(group))
         return true;
-    if (emu_group_spins(warp, group))
-        return timed || group->quiet >= limit / 64;
-    return timed && group->quiet >= limit / 4;
+    if (group->state == EMU_WAIT_COPIES)
+        return emu_bulk_waits(warp, group);
+    if (patience == FOR_COPIES)
+        return emu_group_spins(warp, group, EMU_POLL_REPEATS);
+    if (emu_group_spins(warp, group, EMU_SPIN_REPEATS))
+        return patience == FOR_TIME || group->quiet >= limit / 64;
+    return patience == FOR_TIME && group->quiet >= limit / 4;
 }
 
-/* What a round without a change means: everybody waits, or somebody is still on the way.  If all
- * but sleepers wait, the first sleeper wakes now. */
-static enum emu_progress judge_quiet_round(struct emu_world *world)
+/* Whether some group, not asleep, is on the way; *wake becomes the first sleeper's time. */
+static bool somebody_runs(const struct emu_world *world, enum patience patience, uint64_t *wake)
 {
-    bool timed = emu_next_deadline(world) != UINT64_MAX;
-    uint64_t wake = UINT64_MAX;
     struct cursor at = {0};
     struct emu_warp *warp;
     struct emu_group *g;
 
+    *wake = UINT64_MAX;
     while ((g = next_live(world, &at, &warp))) {
-        if (waits(world, warp, g, timed))
+        if (waits(world, warp, g, patience))
             continue;
         if (g->state != EMU_SLEEPING)
-            return EMU_RUNNING;
-        if (g->wake < wake)
-            wake = g->wake;
+            return true;
+        if (g->wake < *wake)
+            *wake = g->wake;
     }
-    if (wake == UINT64_MAX)
-        return EMU_STALLED;
+    return false;
+}
+
+/* What a round without a change means: somebody is still on the way, or everybody waits.  If all
+ * but sleepers wait, the first sleeper wakes now; if all wait, late copies go on. */
+static enum emu_progress judge_quiet_round(struct emu_world *world)
+{
+    uint64_t wake;
+
+    if (world->deferred ||
+        (world->copies_in_flight && world->options.scheduler == EMU_SCHED_RANDOM))
+        return EMU_RUNNING;
+    if (world->copies_in_flight) {
+        if (somebody_runs(world, FOR_COPIES, &wake))
+            return EMU_RUNNING;
+        if (wake == UINT64_MAX)
+            return emu_bulk_force(world) ? EMU_RUNNING : EMU_FAULTED;
+    } else {
+        /* Deadlines take longer to look for than a group that runs. */
+        if (somebody_runs(world, FOR_TIME, &wake) ||
+            (emu_next_deadline(world) == UINT64_MAX && somebody_runs(world, FOR_EVER, &wake)))
+            return EMU_RUNNING;
+        if (wake == UINT64_MAX)
+            return EMU_STALLED;
+    }
     if (wake > world->now)
         world->now = wake;
     return EMU_RUNNING;
@@ -455,11 +590,13 @@ static enum emu_progress judge_quiet_round(struct emu_world *world)
 
 enum emu_progress emu_step(struct emu_world *world)
 {
+    enum emu_progress found = EMU_RUNNING;
     bool busy = false;
 
     if (world->faulted)
         return EMU_FAULTED;
     world->round_length = 1;
+    world->deferred = false;
     for (uint32_t r = 0; r < world->options.num_ranks; r++) {
         struct emu_rank *rank = &world->ranks[r];
 
@@ -469,17 +606,18 @@ enum emu_progress emu_step(struct emu_world *world)
         }
         busy |= rank->ctas != NULL;
     }
-    if (!busy)
+    if (!busy && !world->copies_in_flight && !world->deferred)
         return EMU_IDLE;
-    for (uint32_t r = 0; r < world->options.num_ranks; r++)
-        if (!run_rank(world, &world->ranks[r]))
-            return EMU_FAULTED;
+    if (!run_round(world))
+        return EMU_FAULTED;
     world->now += world->round_length;
     if (!world->changed)
-        return judge_quiet_round(world);
-    world->changed = false;
-    world->changes++;
-    return EMU_RUNNING;
+        found = judge_quiet_round(world);
+    if (world->changed) {
+        world->changed = false;
+        world->changes++;
+    }
+    return found;
 }
 
 uint64_t emu_now(const struct emu_world *world)

@@ -14,7 +14,7 @@ static int wait_here(struct emu_exec *x, enum emu_state state)
     return EMU_RUN_BLOCKED;
 }
 
-/* -- .sync warp operations --------------------------------------------------------------------------- */
+/* -- .sync warp operations --------------------------------------------------------------------- */
 
 /* Whether a waiting group and this one meet: the same instruction and mask; bar.warp.sync meets
  * any bar.warp.sync of the same mask. */
@@ -91,7 +91,7 @@ int emu_sync_members(struct emu_exec *x, const struct emu_instr *op)
     return EMU_RUN_ON;
 }
 
-/* -- CTA barriers ------------------------------------------------------------------------------------ */
+/* -- CTA barriers ------------------------------------------------------------------------------ */
 
 static void release(struct emu_cta *cta, uint32_t id)
 {

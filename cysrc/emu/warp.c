@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "warp.h"
+#include "bulk.h"
 
 #include <string.h>
 
-/* -- groups ---------------------------------------------------------------------------------------- */
+#define MOST_PARTS 8                     /* groups of a warp that comes apart by chance       */
+#define MOST_LOG_SLICE 7                 /* random scheduler: slices of 1 to 2^7 instructions */
+
+/* -- groups ------------------------------------------------------------------------------------ */
 
 /* A group without lanes is a free place of the array. */
 static struct emu_group *free_group(struct emu_warp *warp)
@@ -40,6 +44,8 @@ uint32_t emu_group_limit(const struct emu_warp *warp, const struct emu_group *gr
 {
     uint32_t limit = UINT32_MAX;
 
+    if (!emu_lanes_meet(warp->cta->grid->world))
+        return limit;
     for (uint32_t i = 0; i < warp->num_groups; i++) {
         const struct emu_group *g = &warp->groups[i];
 
@@ -83,22 +89,50 @@ void emu_lanes_exit(struct emu_exec *x, uint32_t lanes)
     }
 }
 
-/* -- turns ----------------------------------------------------------------------------------------- */
+/* -- turns ------------------------------------------------------------------------------------- */
 
 /* Of the ready groups with budget left, the one that is furthest behind: lanes meet again at the
  * end of a branch without the program being analysed.  Whoever is ahead still gets its slice in the
- * same round, so a lane that spins behind cannot keep it from running. */
-static struct emu_group *next_group(struct emu_warp *warp)
+ * same round, so a lane that spins behind cannot keep it from running.  At random: any. */
+static struct emu_group *next_group(struct emu_world *world, struct emu_warp *warp)
 {
     struct emu_group *next = NULL;
+    uint32_t candidates = 0;
 
     for (uint32_t i = 0; i < warp->num_groups; i++) {
         struct emu_group *g = &warp->groups[i];
 
-        if (g->mask && g->state == EMU_READY && g->budget && (!next || g->pc < next->pc))
+        if (!g->mask || g->state != EMU_READY || !g->budget)
+            continue;
+        if (world->options.scheduler == EMU_SCHED_RANDOM) {
+            if (!next || emu_random(world) % ++candidates == 0)
+                next = g;
+        } else if (!next || g->pc < next->pc) {
             next = g;
+        }
     }
     return next;
+}
+
+/* Random scheduler: now and then the lanes of a group come apart, as they may anywhere. */
+static void come_apart(struct emu_world *world, struct emu_warp *warp)
+{
+    uint64_t random = emu_random(world);
+    struct emu_group *g = &warp->groups[random % warp->num_groups];
+    uint32_t lanes = g->mask & random >> 32;
+
+    if (random >> 16 & 1 || warp->num_groups >= MOST_PARTS || g->state != EMU_READY || !lanes ||
+        lanes == g->mask)
+        return;
+    emu_group_split(warp, g, lanes, g->pc);
+}
+
+/* Instructions that a group may execute in this round. */
+static uint32_t slice(struct emu_world *world)
+{
+    if (world->options.scheduler != EMU_SCHED_RANDOM)
+        return EMU_SLICE;
+    return 1u << emu_random(world) % (MOST_LOG_SLICE + 1);
 }
 
 int emu_warp_turn(struct emu_exec *x)
@@ -107,18 +141,22 @@ int emu_warp_turn(struct emu_exec *x)
     struct emu_world *world = x->world;
     struct emu_group *g;
 
+    if (world->options.scheduler == EMU_SCHED_RANDOM)
+        come_apart(world, warp);
     for (uint32_t i = 0; i < warp->num_groups; i++) {
         g = &warp->groups[i];
-        g->budget = EMU_SLICE;
+        g->budget = slice(world);
         g->polled = false;
         if (g->state == EMU_SLEEPING && g->wake <= world->now)
+            g->state = EMU_READY;
+        if (g->state == EMU_WAIT_COPIES && !emu_bulk_waits(warp, g))
             g->state = EMU_READY;
         if (g->quiet_at != world->changes) {
             g->quiet_at = world->changes;
             g->quiet = 0;
         }
     }
-    while ((g = next_group(warp))) {
+    while ((g = next_group(world, warp))) {
         int end;
 
         x->group = g;
@@ -134,7 +172,7 @@ int emu_warp_turn(struct emu_exec *x)
     return EMU_RUN_ON;
 }
 
-/* -- polls ----------------------------------------------------------------------------------------- */
+/* -- polls ------------------------------------------------------------------------------------- */
 
 /* Loads in one turn of the longest poll loop that is recognised as one. */
 #define LONGEST_CYCLE 1024
@@ -221,14 +259,25 @@ int emu_polling_lane(const struct emu_warp *warp, const struct emu_group *group)
     return lane;
 }
 
-bool emu_group_spins(const struct emu_warp *warp, const struct emu_group *group)
+uint32_t emu_leader(const struct emu_world *world, uint32_t lanes)
+{
+    uint32_t skip;
+
+    if (world->options.scheduler == EMU_SCHED_RR)
+        return __builtin_ctz(lanes);
+    for (skip = mix(world->options.seed, lanes) % __builtin_popcount(lanes); skip; skip--)
+        lanes &= lanes - 1;
+    return __builtin_ctz(lanes);
+}
+
+bool emu_group_spins(const struct emu_warp *warp, const struct emu_group *group, uint32_t repeats)
 {
     uint64_t changes = warp->cta->grid->world->changes;
 
     for (uint32_t left = group->mask; left; left &= left - 1) {
         const struct emu_poll *poll = &warp->polls[__builtin_ctz(left)];
 
-        if (poll->repeats >= EMU_SPIN_REPEATS && poll->repeats_at == changes)
+        if (poll->repeats >= repeats && poll->repeats_at == changes)
             return true;
     }
     return false;

@@ -28,8 +28,11 @@ void emu_note_poll(struct emu_exec *x, const struct emu_instr *op);
  * turns only behind the limit. */
 void emu_note_clock(struct emu_exec *x, const uint64_t *clock, const uint64_t *limit, bool after);
 
-/* Whether the group repeats the same polls since the last change of the world. */
-bool emu_group_spins(const struct emu_warp *warp, const struct emu_group *group);
+/* Whether the group made the same polls at least `repeats` times since the world last changed. */
+bool emu_group_spins(const struct emu_warp *warp, const struct emu_group *group, uint32_t repeats);
+
+/* The lane that elect.sync elects of `lanes`. */
+uint32_t emu_leader(const struct emu_world *world, uint32_t lanes);
 
 /* The lane of the group whose poll is the most repeated; -1 if none polls. */
 int emu_polling_lane(const struct emu_warp *warp, const struct emu_group *group);

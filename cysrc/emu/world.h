@@ -29,6 +29,11 @@
  * 64th time around has read it. */
 #define EMU_SPIN_REPEATS 256
 
+/* A group is at a poll, as far as bulk copies under late-async go, after so few. */
+#define EMU_POLL_REPEATS 4
+
+#define EMU_COPY_UNIT 16                 /* bulk copies: sizes and addresses are multiples    */
+
 struct emu_segment;
 struct emu_mapping;
 struct emu_exec;
@@ -52,7 +57,8 @@ struct emu_instr {
     uint16_t guard_use;
     uint16_t chosen[2];      /* selp: of src[0] and src[1]; shfl: of src[0].  Not in `use`: a   */
                              /* lane that is not chosen may be without a value                */
-    bool     has_count;      /* bar.sync with a thread count                                  */
+    bool     has_count;      /* bar.sync with a thread count, mbarrier.arrive with a count    */
+    bool     has_tx;         /* mbarrier.*.expect_tx                                          */
     uint32_t src_mask, src_sign;   /* x -> ((x & mask) ^ sign) - sign brings a 32-bit register */
     uint32_t dst_mask, dst_sign;   /* to the range of a narrow type; sign is 0 for unsigned    */
     int64_t  imm;
@@ -78,13 +84,14 @@ struct emu_kernel {
     int32_t *line_of;                /* [num_ops]: index into lines, or -1                     */
 };
 
-/* -- execution ---------------------------------------------------------------------------------- */
+/* -- execution --------------------------------------------------------------------------------- */
 
 enum emu_state {
     EMU_READY,
     EMU_WAIT_WARP,           /* at a .sync warp operation, for lanes of `member`              */
     EMU_WAIT_GATHER,         /* at bar.sync, for the rest of the warp                         */
     EMU_WAIT_BARRIER,        /* the warp has arrived at CTA barrier `barrier`                 */
+    EMU_WAIT_COPIES,         /* at a wait_group, for bulk copies of lanes `member`            */
     EMU_SLEEPING             /* until `wake`                                                  */
 };
 
@@ -122,6 +129,8 @@ struct emu_warp {
     struct emu_group groups[EMU_LANES];
     struct emu_poll polls[EMU_LANES];
     uint64_t poll_address[EMU_LANES];
+    uint32_t bulk_groups[EMU_LANES]; /* bulk groups that the lane has committed               */
+    uint32_t pause;          /* random scheduler: rounds until its next turn                  */
 };
 
 struct emu_barrier {
@@ -129,17 +138,37 @@ struct emu_barrier {
     uint32_t pc;                     /* of the last arrival                                    */
 };
 
+/* A bulk copy under way: see bulk.h. */
+struct emu_copy {
+    struct emu_copy *next;
+    struct emu_grid *grid;
+    struct emu_cta *cta;     /* NULL once it has exited                                       */
+    uint64_t global;         /* address on its rank                                           */
+    uint32_t shared, bytes;
+    uint32_t barrier;        /* load: address of the mbarrier                                 */
+    uint32_t group;          /* store: which bulk group of its lane                           */
+    uint32_t first, moved;   /* units moved so far, from unit `first` on around the end       */
+    uint32_t pace;           /* random scheduler: it makes a step in one of so many rounds    */
+    uint32_t pc, cta_index, warp, lane;   /* who issued it, where                             */
+    bool     load;
+    bool     read;           /* store: `data` has the source's bytes, then their valid bits   */
+    uint8_t  *data;
+};
+
 struct emu_cta {
     struct emu_cta *next;
     struct emu_grid *grid;
     uint32_t index, sm;
+    uint32_t pause;                  /* as a warp's                                            */
     uint32_t num_warps, live_warps;
     uint32_t shared_bytes;
     uint8_t  *shared;
     uint64_t *shared_valid;
+    uint64_t *mbarriers;             /* per 8 bytes: an mbarrier object; NULL: none so far     */
+    struct emu_copy *copies;         /* in the order they were issued                          */
     struct emu_barrier barriers[EMU_NUM_BARRIERS];
     struct emu_warp *warps;
-    uint8_t  *files;                 /* registers, predicates and `defined` of all warps       */
+    uint8_t  *register_files;        /* of all warps; predicates and `defined` lie in them too */
 };
 
 struct emu_grid {
@@ -150,6 +179,9 @@ struct emu_grid {
     uint8_t *params;
     uint32_t num_ctas, block, shared_bytes;
     uint32_t placed, finished;       /* CTAs                                                   */
+    uint32_t *order;                 /* [num_ctas]: which CTA is placed next; NULL: in order   */
+    struct emu_copy *copies;         /* stores of CTAs that have exited                        */
+    uint32_t copies_in_flight;       /* these, and the CTAs' own                               */
 };
 
 struct emu_sm { uint32_t threads, ctas, shared; };
@@ -177,12 +209,33 @@ struct emu_world {
     uint64_t changes;                /* rounds (and host calls) that changed something         */
     uint64_t round_length;           /* longest slice of this round                            */
     uint64_t pattern;                /* fills fresh memory; no byte of it is zero              */
-    uint64_t num_segments;
+    uint64_t random;                 /* state of emu_random()                                  */
+    uint32_t copies_in_flight;
+    bool deferred;                   /* this round: a CTA with room was not placed             */
+    struct emu_cta **turns;          /* random scheduler: room to shuffle CTAs in              */
+    uint32_t max_turns;
     int (*run_group)(struct emu_exec *, struct emu_group *, uint32_t limit);  /* enum emu_run */
     bool faulted;
     struct emu_fault fault;
 };
 
+/* The next number of the world's sequence, which the seed begins (splitmix64). */
+static inline uint64_t emu_random(struct emu_world *world)
+{
+    uint64_t z = world->random += 0x9e3779b97f4a7c15;
+
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+
+/* Whether lanes that came apart meet again where they happen to be at one place. */
+static inline bool emu_lanes_meet(const struct emu_world *world)
+{
+    return world->options.scheduler == EMU_SCHED_RR;
+}
+
+/* Waits for other threads.  (EMU_WAIT_COPIES does not: a copy's end always comes.) */
 static inline bool emu_blocked(const struct emu_group *g)
 {
     return g->state == EMU_WAIT_WARP || g->state == EMU_WAIT_GATHER || g->state == EMU_WAIT_BARRIER;

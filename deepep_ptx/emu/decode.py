@@ -262,6 +262,7 @@ class _Decoder:
         fields = {"op": form.op, **match.fields}
         relaxed = form.op in _RELAXED
         dst, src, imm = [NONE] * 4, [NONE] * 4, 0
+        self.num_sums = 0                        # temporaries that hold an address
         widened = []                             # (place in dst, 64-bit register), see below
         narrowed = []                            # (place in src or dst, 64-bit register)
         for spec, operand in zip(form.operands, node.operands, strict=True):
@@ -269,14 +270,22 @@ class _Decoder:
                 self.branches.append((len(self.rows), operand.name, scope, node))
             elif spec.slot == "sreg":
                 fields["sub"] = self.special(operand, match.types[0])
+            elif spec.slot == "n":
+                imm = operand.value
+            elif spec.slot == "h":
+                dst[0], _ = self.register(operand, scope, Type.B64)
+            elif spec.address and spec.slot == "a":
+                src[0], imm = self.address(operand, scope, fields, match.types)
             elif spec.address:
-                src[0], imm = self.address(operand, scope, fields, match.types[0])
+                src[_SRC[spec.slot]] = self.shared_operand(operand, scope, node.guard)
             elif spec.slot in "dv":
                 second = ast.Sink()
                 if isinstance(operand, ast.Pair):
                     operand, second = operand.first, operand.second
                 type_ = match.operand_type(spec)
-                for i, element in enumerate(self.elements(operand, scope, fields["vec"])):
+                elements = [] if isinstance(operand, ast.Sink) else \
+                    self.elements(operand, scope, fields["vec"])
+                for i, element in enumerate(elements):
                     dst[i], register = self.value(element, scope, type_, relaxed,
                                                   constant=spec.slot == "v")
                     if register is not None and TYPE_BITS[register] > max(TYPE_BITS[type_], 32):
@@ -325,6 +334,8 @@ class _Decoder:
         if match.ptx > self.module.version:
             raise _Refused(f"needs .version {match.ptx[0]}.{match.ptx[1]}, the text says "
                            f"{self.module.version[0]}.{self.module.version[1]}")
+        if match.form.op is Op.BULK_WAIT and not 0 <= node.operands[0].value < 2 ** 31:
+            raise _Refused("a number of bulk groups is at least 0")
         if match.sm > self.sm:
             raise _Refused(f"needs .target sm_{match.sm}, the text says {self.module.target}")
         return match
@@ -338,10 +349,13 @@ class _Decoder:
             kind = type(operand)
             allowed = (
                 kind is ast.Address if spec.address else
+                kind is ast.Int if spec.slot == "n" else
+                kind is ast.Pair if spec.both else
                 kind is ast.Special if spec.slot == "sreg" else
                 kind is ast.Name if spec.slot == "L" else
                 kind in (ast.Name, ast.Int, ast.Float, ast.Offset)
                 or (kind is ast.Vector and spec.slot in "dv" and match.fields["vec"] > 1)
+                or (kind is ast.Sink and spec.sink)
                 or (kind is ast.Pair and spec.pair) or (kind is ast.Negated and spec.negatable))
             if not allowed:
                 return False
@@ -467,7 +481,26 @@ class _Decoder:
                            f".{type_.name.lower()}")
         return sreg
 
-    def address(self, operand, scope, fields, type_):
+    def shared_operand(self, operand, scope, guard):
+        """Place of the whole address [base + offset] in .shared, of a second address operand."""
+        base = self.resolve(operand.base, scope)
+        if isinstance(base, _Variable):
+            if base.space is not Space.SHARED:
+                raise _Refused(f"'{operand.base.name}' is not in .shared")
+            return self.constant(base.offset + operand.offset, Type.U32)
+        place, register = self.register(operand.base, scope, Type.B32, relaxed=True)
+        if TYPE_BITS[register] != 32:
+            raise _Refused(f"'{operand.base.name}' has {TYPE_BITS[register]} bits, this .shared "
+                           f"address must have 32")
+        if operand.offset == 0:
+            return place
+        self.num_sums += 1
+        total = self.temporary(self.num_sums - 1)
+        self.emit({"op": Op.ADD, "vec": 1, "type": Type.U32}, guard=self.guard(guard, scope),
+                  dst=[total], src=[place, self.constant(operand.offset, Type.B32)])
+        return total
+
+    def address(self, operand, scope, fields, types):
         """(src[0], imm) of [base + offset], by the instruction's space."""
         name = operand.base.name
         base = self.resolve(operand.base, scope)
@@ -475,7 +508,7 @@ class _Decoder:
         if space is Space.PARAM:
             if not isinstance(base, _Variable) or base.space is not Space.PARAM:
                 raise _Refused(f"'{name}' is not a parameter of the entry")
-            size = TYPE_BITS[type_] // 8 * fields["vec"]
+            size = TYPE_BITS[types[0]] // 8 * fields["vec"]
             if not 0 <= operand.offset <= base.size - size:
                 raise _Refused(f"[{name} + {operand.offset}] leaves the parameter's "
                                f"{base.size} bytes")

@@ -13,8 +13,10 @@ Operands: a letter is a place in `struct emu_insn`, `:type` a type that is not T
 
     d e    dst[0], dst[1]: written        v        dst[]: the value a store reads
     a b c  src[0..2]: register, constant  m        src[3]: member mask
-    [a]    src[0] + imm: an address       {!}a     a predicate that may be negated
-    d|e    a pair of destinations         sreg     a special register
+    [a]    src[0] + imm: an address       [b] [m]  src[1], src[3]: one more, in .shared
+    {!}a   a predicate, may be negated    {_}d     a destination that may be left out
+    d|e    a pair; {|e}: may be one       h        dst[0]: a cache policy, which is read
+    n      imm: a constant                sreg     a special register
     L      a label                        :wide    twice as wide as TYPE
 
 `toolchain/isa_header.py` writes the enums to `cysrc/gen/isa.h`, so that the C core numbers things
@@ -35,7 +37,8 @@ def _enum(name, names):
 Op = _enum("Op", """
     NOP MOV MOV_SREG CVT ADD SUB MUL_LO MUL_WIDE MAD_LO MAD_WIDE MIN MAX AND OR XOR NOT NEG SHL SHR
     DIV REM POPC CLZ SELP SETP FMA LD_PARAM LD ST ATOM RED FENCE BAR_SYNC BAR_WARP SHFL VOTE BRA
-    EXIT NANOSLEEP BREV""")
+    EXIT NANOSLEEP BREV MBAR_INIT MBAR_INVAL MBAR_ARRIVE MBAR_EXPECT_TX MBAR_WAIT BULK_LOAD
+    BULK_STORE BULK_COMMIT BULK_WAIT ELECT CREATEPOLICY""")
 Type = _enum("Type", "PRED B8 U8 S8 B16 U16 S16 BF16 B32 U32 S32 F32 BF16X2 B64 U64 S64")
 Space = _enum("Space", "GENERIC GLOBAL SHARED PARAM")
 Sem = _enum("Sem", "NONE WEAK RELAXED VOLATILE ACQUIRE RELEASE ACQ_REL SC")
@@ -48,6 +51,9 @@ Sreg = _enum("Sreg", """
 AtomOp = _enum("AtomOp", "ADD INC DEC EXCH CAS MIN MAX AND OR XOR")
 ShflMode = _enum("ShflMode", "IDX UP DOWN BFLY")
 VoteMode = _enum("VoteMode", "ALL ANY UNI BALLOT")
+MbarWait = _enum("MbarWait", "TRY_WAIT TEST_WAIT")
+BulkWait = _enum("BulkWait", "WRITTEN READ")       # what a wait_group waits for
+CachePolicy = _enum("CachePolicy", "EVICT_FIRST EVICT_LAST")
 
 
 class Flag(enum.IntFlag):
@@ -62,6 +68,7 @@ class Flag(enum.IntFlag):
     L1_NO_ALLOCATE = 256
     L2_256B = 512
     UNIFORM = 1024        # bra.uni
+    CACHE_HINT = 2048     # a bulk copy with a cache policy
 
 
 # (tag and prefix in C, enum), in the order they are written to isa.h.
@@ -70,6 +77,8 @@ C_ENUMS = (
     ("emu_sem", "EMU_SEM", Sem), ("emu_scope", "EMU_SC", Scope), ("emu_proxy", "EMU_PX", Proxy),
     ("emu_cmp", "EMU_CMP", Cmp), ("emu_sreg", "EMU_SR", Sreg), ("emu_atom", "EMU_AT", AtomOp),
     ("emu_shfl", "EMU_SHFL", ShflMode), ("emu_vote", "EMU_VOTE", VoteMode),
+    ("emu_mbar_wait", "EMU_MBAR", MbarWait), ("emu_bulk_wait", "EMU_BULK", BulkWait),
+    ("emu_cache_policy", "EMU_POLICY", CachePolicy),
     ("emu_flag", "EMU_F", Flag),
 )
 
@@ -91,7 +100,7 @@ SREGS = {
 CHOICES = {
     "SEM": "relaxed acquire release acq_rel", "SCOPE": "cta cluster gpu sys",
     "SPACE": "global shared", "VEC": "v2 v4",
-    "CMP": "eq ne lt le gt ge", "BOOL": "and or xor",
+    "CMP": "eq ne lt le gt ge", "BOOL": "and or xor", "OWN": "shared shared::cta",
 }
 
 # What a qualifier sets in struct emu_insn.  A row's `sub` enum is asked first.
@@ -109,12 +118,19 @@ WORDS = {
     "L2::256B": {"flags": Flag.L2_256B}, "uni": {"flags": Flag.UNIFORM},
     "and": {"flags": Flag.BOOL_AND}, "or": {"flags": Flag.BOOL_OR},
     "xor": {"flags": Flag.BOOL_XOR},
-    "lo": {}, "wide": {}, "rn": {}, "sync": {}, "warp": {},
+    "read": {"sub": BulkWait.READ}, "L2::cache_hint": {"flags": Flag.CACHE_HINT},
+    "L2::evict_first": {"sub": CachePolicy.EVICT_FIRST},
+    "L2::evict_last": {"sub": CachePolicy.EVICT_LAST},
+    **dict.fromkeys((
+        "lo", "wide", "rn", "sync", "warp", "shared::cta", "shared::cluster", "proxy", "async",
+        "bulk", "init", "inval", "arrive", "expect_tx", "parity", "mbarrier::complete_tx::bytes",
+        "bulk_group", "commit_group", "wait_group", "mbarrier_init", "fractional"), {}),
 }
 
 # Least (PTX ISA version, sm) of a qualifier, where it is above its form's.
 WORD_NEEDS = {
     "cluster": ((7, 8), 90), "L1::no_allocate": ((7, 4), 70), "L2::256B": ((7, 4), 80),
+    "shared::cta": ((7, 8), 30), "try_wait": ((7, 8), 90),
 }
 
 
@@ -128,14 +144,17 @@ class Operand:
     type: str = "TYPE"        # TYPE, TYPE2, wide, or a type word
     address: bool = False
     negatable: bool = False
+    sink: bool = False        # may be _
     pair: bool = False        # may be followed by |e, a predicate
+    both: bool = False        # must be
 
-    _SPEC = re.compile(r"(\{!\})?(\[)?(\w+)\]?(?::(\w+))?(\{\|e:pred\})?")
+    _SPEC = re.compile(r"(\{!\})?(\{_\})?(\[)?(\w+)\]?(?::(\w+))?(?:(\{\|e:pred\})|(\|e:pred))?")
 
     @classmethod
     def parse(cls, text):
-        negatable, address, slot, type_, pair = cls._SPEC.fullmatch(text).groups()
-        return cls(slot, type_ or "TYPE", bool(address), bool(negatable), bool(pair))
+        negatable, sink, address, slot, type_, pair, both = cls._SPEC.fullmatch(text).groups()
+        return cls(slot, type_ or "TYPE", bool(address), bool(negatable), bool(sink),
+                   bool(pair or both), bool(both))
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +297,37 @@ _WEAK = {"sets": {"sem": Sem.WEAK}, **_DATA}
 _STRONG = {"ptx": (6, 0), "sm": 70, **_DATA}
 _ATOM = {"sub": AtomOp, "sets": {"sem": Sem.RELAXED, "scope": Scope.GPU}, "ptx": (6, 0), "sm": 70}
 _WARP = {"ptx": (6, 0), "sm": 30}
+_SM90 = {"ptx": (8, 0), "sm": 90}
+
+
+def _mbarrier(name, sem, **options):
+    """Options of an mbarrier row: sem is what it has where the statement names none."""
+    return {"doc": f"mbarrier-{name}", "ptx": (7, 1), "sm": 80,
+            "sets": {"space": Space.SHARED, "sem": sem, "scope": Scope.CTA if sem else Scope.NONE},
+            **options}
+
+
+_INIT, _INVAL = _mbarrier("init", Sem.NONE), _mbarrier("inval", Sem.NONE)
+_ARRIVE = _mbarrier("arrive", Sem.RELEASE)
+_ARRIVE_COUNT = {**_ARRIVE, "ptx": (7, 8), "sm": 90}
+_ARRIVE_RELEASE = {**_ARRIVE, "ptx": (8, 0)}
+_ARRIVE_TX = {**_ARRIVE, **_SM90}
+_EXPECT_TX = _mbarrier("expect-tx", Sem.RELAXED, **_SM90)
+_MBAR_WAIT = _mbarrier("test-wait-mbarrier-try-wait", Sem.ACQUIRE, sub=MbarWait)
+_MBAR_ACQUIRE = {**_MBAR_WAIT, "ptx": (8, 0)}
+
+
+def _bulk(name, **sets):
+    return {"doc": name, "sets": {"proxy": Proxy.ASYNC, **sets}, **_SM90}
+
+
+_BULK = _bulk("cp-async-bulk", space=Space.GLOBAL)
+_BULK_COMMIT = _bulk("cp-async-bulk-commit-group")
+_BULK_WAIT = _bulk("cp-async-bulk-wait-group")
+
+
+def _fence(**sets):
+    return {"doc": "membar", "sets": sets, **_SM90}
 
 FORMS = (
     *_rows(
@@ -357,7 +407,63 @@ FORMS = (
          {"doc": "shfl-sync", "sub": ShflMode, **_WARP}),
     ),
     *_rows(
+        "data-movement-and-conversion",
+        (Op.BULK_LOAD, "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+         " [b], [a], c:u32, [m]",
+         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+         " [r0 + 64], [d0 + 16], r1, [smem + 8];", _BULK),
+        (Op.BULK_LOAD, "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+         ".L2::cache_hint [b], [a], c:u32, [m], h:b64",
+         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+         ".L2::cache_hint [r0], [d0], 512, [r2], d1;", _BULK),
+        (Op.BULK_LOAD, "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes"
+         " [b], [a], c:u32, [m]",
+         "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [r0], [d0], r1, [r2];",
+         {**_BULK, "ptx": (8, 6)}),
+        (Op.BULK_STORE, "cp.async.bulk.global.shared::cta.bulk_group [a], [b], c:u32",
+         "cp.async.bulk.global.shared::cta.bulk_group [d0], [smem + 128], r1;", _BULK),
+        (Op.BULK_STORE, "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint"
+         " [a], [b], c:u32, h:b64",
+         "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [d0], [r0], r1, d1;", _BULK),
+        (Op.BULK_COMMIT, "cp.async.bulk.commit_group ", "cp.async.bulk.commit_group;",
+         _BULK_COMMIT),
+        (Op.BULK_WAIT, "cp.async.bulk.wait_group{.read} n", "cp.async.bulk.wait_group.read 1;",
+         _BULK_WAIT),
+        (Op.CREATEPOLICY, "createpolicy.fractional.{L2::evict_first,L2::evict_last}.b64 d",
+         "createpolicy.fractional.L2::evict_first.b64 d0;"),
+        (Op.CREATEPOLICY, "createpolicy.fractional.{L2::evict_first,L2::evict_last}.b64 d, a:f32",
+         "createpolicy.fractional.L2::evict_last.b64 d0, 0f3F000000;"),
+        ptx=(7, 4), sm=80,
+    ),
+    *_rows(
         "parallel-synchronization-and-communication",
+        (Op.MBAR_INIT, "mbarrier.init.OWN.b64 [a], b:u32", "mbarrier.init.shared.b64 [r0], 1;",
+         _INIT),
+        (Op.MBAR_INVAL, "mbarrier.inval.OWN.b64 [a]", "mbarrier.inval.shared.b64 [smem + 8];",
+         _INVAL),
+        (Op.MBAR_ARRIVE, "mbarrier.arrive.OWN.b64 {_}d, [a]",
+         "mbarrier.arrive.shared.b64 d0, [r0];", _ARRIVE),
+        (Op.MBAR_ARRIVE, "mbarrier.arrive.OWN.b64 {_}d, [a], c:u32",
+         "mbarrier.arrive.shared.b64 _, [r0], 2;", _ARRIVE_COUNT),
+        (Op.MBAR_ARRIVE, "mbarrier.arrive.release.cta.OWN.b64 {_}d, [a]",
+         "mbarrier.arrive.release.cta.shared::cta.b64 _, [r0];", _ARRIVE_RELEASE),
+        (Op.MBAR_ARRIVE, "mbarrier.arrive.expect_tx.OWN.b64 {_}d, [a], b:u32",
+         "mbarrier.arrive.expect_tx.shared.b64 _, [r0], r1;", _ARRIVE_TX),
+        (Op.MBAR_ARRIVE, "mbarrier.arrive.expect_tx.release.cta.OWN.b64 {_}d, [a], b:u32",
+         "mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 d0, [r0], 512;", _ARRIVE_TX),
+        (Op.MBAR_EXPECT_TX, "mbarrier.expect_tx.OWN.b64 [a], b:u32",
+         "mbarrier.expect_tx.shared.b64 [r0], r1;", _EXPECT_TX),
+        (Op.MBAR_EXPECT_TX, "mbarrier.expect_tx.relaxed.cta.OWN.b64 [a], b:u32",
+         "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [r0], r1;", _EXPECT_TX),
+        (Op.MBAR_WAIT, "mbarrier.{try_wait,test_wait}.parity.OWN.b64 d:pred, [a], b:u32",
+         "mbarrier.test_wait.parity.shared.b64 q0, [r0], 1;", _MBAR_WAIT),
+        (Op.MBAR_WAIT, "mbarrier.try_wait.parity.OWN.b64 d:pred, [a], b:u32, c:u32",
+         "mbarrier.try_wait.parity.shared.b64 q0, [r0], r1, 1000;", _MBAR_WAIT),
+        (Op.MBAR_WAIT, "mbarrier.{try_wait,test_wait}.parity.acquire.cta.OWN.b64"
+         " d:pred, [a], b:u32",
+         "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 q0, [r0], r1;", _MBAR_ACQUIRE),
+        (Op.MBAR_WAIT, "mbarrier.try_wait.parity.acquire.cta.OWN.b64 d:pred, [a], b:u32, c:u32",
+         "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 q0, [r0], r1, r2;", _MBAR_ACQUIRE),
         (Op.ATOM, "atom{.SEM}{.SCOPE}.SPACE.add.TYPE d, [a], b",
          "atom.global.relaxed.gpu.add.u32 r0, [d0], 1;", {"types": "u32 s32 u64", **_ATOM}),
         (Op.ATOM, "atom{.SEM}{.SCOPE}.SPACE.{inc,dec}.TYPE d, [a], b",
@@ -376,6 +482,15 @@ FORMS = (
          "red.global.or.b32 [d0], 4;", {**_BITS, **_ATOM}),
         (Op.FENCE, "fence.{acq_rel,sc}.SCOPE ", "fence.acq_rel.sys;",
          {"doc": "membar", "ptx": (6, 0), "sm": 70}),
+        (Op.FENCE, "fence.proxy.async ", "fence.proxy.async;", _fence(proxy=Proxy.ASYNC)),
+        (Op.FENCE, "fence.proxy.async.global ", "fence.proxy.async.global;",
+         _fence(proxy=Proxy.ASYNC, space=Space.GLOBAL)),
+        (Op.FENCE, "fence.proxy.async.{shared::cta,shared::cluster} ",
+         "fence.proxy.async.shared::cta;", _fence(proxy=Proxy.ASYNC, space=Space.SHARED)),
+        (Op.FENCE, "fence.mbarrier_init.release.cluster ", "fence.mbarrier_init.release.cluster;",
+         _fence()),
+        (Op.ELECT, "elect.sync {_}d:u32|e:pred, m:u32", "elect.sync _|q0, 0xffffffff;",
+         {"doc": "elect-sync", **_SM90}),
         (Op.BAR_SYNC, "bar.sync a:u32", "bar.sync 0;"),
         (Op.BAR_SYNC, "bar.sync a:u32, b:u32", "bar.sync r0, 64;", {"ptx": (2, 0), "sm": 20}),
         (Op.BAR_WARP, "bar.warp.sync m:u32", "bar.warp.sync -1;",

@@ -57,7 +57,7 @@ class Vector:
 
 @dataclass(slots=True)
 class Pair:
-    first: Name                        # d|p
+    first: "Name | Sink"               # d|p
     second: object
 
 
@@ -461,7 +461,7 @@ class _Parser:
     def named_operand(self):
         if self.word == "_":
             self.advance()
-            return Sink()
+            return Pair(Sink(), self.named_operand()) if self.accept("|") else Sink()
         if self.word in _SPECIAL:
             name = self.advance()
             return Special(name + self.advance() if _SPECIAL[name] and self.kind == "dot" else name)

@@ -22,8 +22,18 @@ _STRONG_LOAD = re.compile(_OPCODE + r"ld\.(?:acquire|relaxed|volatile)\b\S*\.glo
 _NC_LOAD = re.compile(_OPCODE + r"ld\.global\.nc\b")
 _BRANCH = re.compile(_OPCODE + r"bra(?:\.uni)?\s+([$\w]+);")
 _PTX_LABEL = re.compile(r"\s*([$\w]+):$")
+_LOADED = r"\.global\b\S*\s+[^,]+,\s*(\[[^\]]+\])"
+_SYS_POLL = re.compile(_OPCODE + r"ld\.(?:relaxed\.sys|volatile)" + _LOADED)
+_SYS_ACQUIRE = re.compile(_OPCODE + r"ld\.acquire\.sys" + _LOADED)
 _PAYLOAD = re.compile(r"#define LD_PAYLOAD_V4\s+(\S+)")
 
+
+# Fields of params.h that say of other memory that it is written.
+PUBLISHED = ("FLAG_CALL", "FLAG_PUSH", "FLAG_DONE", "TOT_TICKET", "STAT_VALID")
+# Macros that order memory, and the instruction that does it.
+ORDERING = {"RAISE_FLAG": "st.release.sys.global", "ARRIVE": "atom.acq_rel.gpu.global"}
+_PUBLISH = re.compile(rf"\b(st\.\S+)\s+\[[^\]]*\b({'|'.join(PUBLISHED)})\b")
+_WEAK_LOAD = re.compile(r"\bld\.(?:weak\.)?global\b\S*")
 
 # -- sources ------------------------------------------------------------------
 
@@ -40,8 +50,36 @@ def check_sources(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root).as_posix()}:{line}: {message}"
         for path in sorted(files)
-        for line, message in _check_source(path.read_text(encoding="utf-8"), path.parent.name)
+        for line, message in _check_file(path)
     ]
+
+
+def _check_file(path: Path) -> Iterator[tuple[int, str]]:
+    text = path.read_text(encoding="utf-8")
+    yield from _check_source(text, path.parent.name)
+    yield from _check_order(text, path.name)
+
+
+def _check_order(text: str, name: str) -> Iterator[tuple[int, str]]:
+    """What publishes is a release at system scope, and what waits loads nothing weakly.
+
+    By name, in the sources: rendered, a flag is a number.  That a wait acquires what it polled is
+    checked in the rendered text.
+    """
+    lines = [line.split("//")[0] for line in text.splitlines()]
+    for number, line in enumerate(lines, start=1):
+        for opcode, field in _PUBLISH.findall(line):
+            if not opcode.startswith("st.release.sys.global"):
+                yield number, f"{opcode} to {field}, which publishes: it has to be st.release.sys"
+        if name.startswith("wait_") and (match := _WEAK_LOAD.search(line)):
+            yield number, f"{match[0]} in a wait: the word changes, the load has to be strong"
+        match = re.match(r"#define\s+(\w+)", line)
+        if match and match[1] in ORDERING:
+            last = number
+            while lines[last - 1].endswith("\\"):
+                last += 1
+            if ORDERING[match[1]] not in "".join(lines[number - 1 : last]):
+                yield number, f"macro {match[1]} has no {ORDERING[match[1]]}"
 
 
 def _check_source(text: str, folder: str) -> Iterator[tuple[int, str]]:
@@ -86,6 +124,7 @@ def check_variant(variant: Variant, rendered: Rendered, root: Path, tools: Tools
             for line, text in (
                 *_check_payload(variant, rendered, assembly, root),
                 *_check_polls(rendered, assembly),
+                *_check_waits(rendered),
             )
         ),
     ]
@@ -165,6 +204,33 @@ def _check_polls(rendered: Rendered, assembly: Assembly) -> Iterator[tuple[int, 
             for i, sass in enumerate(assembly.sass)
         ):
             yield number, f"strong load of a loop is not repeated in SASS: {line.strip()}"
+
+
+def _check_waits(rendered: Rendered) -> Iterator[tuple[int, str]]:
+    """A loop that begins by polling a word at system scope has an acquire of it in its scope.
+
+    The poll itself may acquire, or a load behind the loop; a fence is not taken for either.
+    """
+    lines = rendered.text.splitlines()
+    for first, _ in sorted(set(_ptx_loops(lines))):
+        number = next(n for n in range(first + 1, len(lines) + 1)
+                      if not lines[n - 1].lstrip().startswith(".loc"))
+        poll = _SYS_POLL.match(lines[number - 1])
+        if poll and not any(
+            (match := _SYS_ACQUIRE.match(line)) and match[1] == poll[1]
+            for line in _rest_of_scope(lines, number)
+        ):
+            yield number, f"polled, and never acquired: {lines[number - 1].strip()}"
+
+
+def _rest_of_scope(lines: list[str], number: int) -> Iterator[str]:
+    """The lines behind line `number`, to the end of the scope that it stands in."""
+    depth = 0
+    for line in lines[number:]:
+        depth += (line.strip() == "{") - (line.strip() == "}")
+        if depth < 0:
+            return
+        yield line
 
 
 def _ptx_loops(lines: list[str]) -> list[tuple[int, int]]:

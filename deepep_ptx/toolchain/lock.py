@@ -6,6 +6,7 @@ Read from what render.generate wrote last: bring that up to date first.
 """
 
 import tomllib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,6 +70,8 @@ def _inline(value) -> str:
 def check(table: Table, root: Path, tools: Tools | None) -> tuple[list[str], str | None]:
     """Compare the lock file with what the tree gives: (drifts, why figures were left out or None).
 
+    A drift is a line for a variant: `arch/symbol: text, registers 48 -> 50, LDG.E 6 -> 5`.
+
     Figures are compared only with the programs that wrote them: another ptxas gives others.
     """
     locked = tomllib.loads((Path(root) / LOCK).read_text(encoding="utf-8"))
@@ -90,7 +93,20 @@ def check(table: Table, root: Path, tools: Tools | None) -> tuple[list[str], str
         if old is None or new is None:
             drifts.append(f"{name}: {'not in the lock' if old is None else 'no such variant'}")
             continue
-        for key in new:
-            if old[key] != new[key]:
-                drifts.append(f"{name}: {key} was {old[key]}, is {new[key]}")
+        if changes := list(_changes(old, new)):
+            drifts.append(f"{name}: {', '.join(changes)}")
     return drifts, note
+
+
+def _changes(old: dict, new: dict) -> Iterator[str]:
+    """What differs between two entries, as far as `new` goes; counts of opcodes one by one."""
+    for key, value in new.items():
+        if key == "sha256" and value != old[key]:
+            yield "text"
+        elif key == "sass":
+            for opcode in sorted(old[key].keys() | value.keys()):
+                counts = (old[key].get(opcode, 0), value.get(opcode, 0))
+                if counts[0] != counts[1]:
+                    yield f"{opcode} {counts[0]} -> {counts[1]}"
+        elif value != old[key]:
+            yield f"{key} {old[key]} -> {value}"

@@ -6,6 +6,7 @@ each instruction came from, and what a macro brings in counts as the line of the
 """
 
 import bisect
+import difflib
 import functools
 import hashlib
 import json
@@ -23,6 +24,14 @@ INDEX = "variants.json"
 
 # Directives that end with their line and not with a semicolon.
 _LINE_DIRECTIVES = (".version", ".target", ".address_size")
+# In operands: a word behind another, with no comma or operator between them.  The statement was not
+# closed, and swallowed the next one.
+_RUN_ON = re.compile(r"""[\w\])}>"]\s+[@%$\w.\["]""")
+_GUARDED_OPCODE = re.compile(r"\s*(?:@!?[%$\w]+\s+)?[\w.:]+")
+_REGISTER_TYPES = re.compile(r"\s*\.reg\b(?:\s+\.\w+)*")
+# Only the preprocessor's names are in capitals; WARP_SZ is PTX's own constant.
+_MACRO_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9_]*)?")
+_PTX_NAMES = ("WARP_SZ",)
 # What may follow an entry's parameter list; each on a line of its own.
 _TUNING = re.compile(r"\s(?=\.(?:maxntid|reqntid|minnctapersm|maxnreg|noreturn)\b)")
 _HEADER = re.compile(r"\.(entry|func)\b")
@@ -85,8 +94,13 @@ def _preprocessor_class():
         def on_error(self, file, line, msg):
             raise RenderError(f"{self.file_name(file)}:{line}: {msg}")
 
+        def include(self, tokens, original_line):
+            self.including = original_line[0]
+            return super().include(tokens, original_line)
+
         def on_include_not_found(self, is_malformed, is_system_include, curdir, includepath):
-            raise RenderError(f"{self.file_name(self.source)}: cannot include {includepath}")
+            self.on_error(self.including.source, self.including.lineno,
+                          f"cannot include {includepath}: there is no such file")
 
         def on_directive_unknown(self, directive, toks, ifpassthru, precedingtoks):
             self.on_error(directive.source, directive.lineno,
@@ -141,11 +155,29 @@ def _tokens(variant: Variant, root: Path):
     except FileNotFoundError:
         raise RenderError(f"{variant.source}: the source of {variant} is not there") from None
     preprocessor.parse(text, str(source))
+    suspect = None                       # (name, place) of a word that may be a macro's
     while token := preprocessor.token():
         file = preprocessor.file_name(token.source)
-        if token.type == preprocessor.t_ID and token.value in preprocessor.macros:
-            raise RenderError(f"{file}:{token.lineno}: macro {token.value} is not expanded here")
+        if suspect and token.value == "(":
+            raise _unknown_macro(*suspect, preprocessor.macros)
+        if token.value.strip():
+            suspect = None
+        if token.type == preprocessor.t_ID:
+            place = f"{file}:{token.lineno}"
+            if token.value in preprocessor.macros:
+                raise RenderError(f"{place}: macro {token.value} is not expanded here")
+            match = _MACRO_NAME.fullmatch(token.value)
+            if match and token.value not in _PTX_NAMES:
+                suspect = token.value, place
+                if match[1]:
+                    raise _unknown_macro(*suspect, preprocessor.macros)
         yield token.value, file, token.lineno
+
+
+def _unknown_macro(name: str, place: str, macros) -> RenderError:
+    near = difflib.get_close_matches(name, macros, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return RenderError(f"{place}: {name}: no macro, constant or instruction of that name{hint}")
 
 
 def _statements(tokens, variant: Variant):
@@ -156,6 +188,7 @@ def _statements(tokens, variant: Variant):
     """
     parts: list[str] = []
     place = (variant.source, 0)
+    braces = 0                           # open ones of this statement
     for value, file, line in tokens:
         if not parts:
             if not value.strip():
@@ -171,6 +204,9 @@ def _statements(tokens, variant: Variant):
             continue
         parts.append(value)
         text = "".join(parts)
+        braces += (value == "{") - (value == "}")
+        if braces < 0 or (value == ";" and (braces or _runs_on(text))):
+            raise _not_closed(parts, place)
         if (
             value == ";"
             or ("\n" in value and text.startswith(_LINE_DIRECTIVES))
@@ -179,7 +215,23 @@ def _statements(tokens, variant: Variant):
             yield _Statement(text, *place)
             parts = []
     if parts:
-        raise RenderError(f"{place[0]}:{place[1]}: statement is not closed: {_squeeze(parts)[:60]}")
+        raise _not_closed(parts, place)
+
+
+def _runs_on(text: str) -> bool:
+    """Whether a statement holds a label, or words that nothing joins: the start of the next one."""
+    text = re.sub(r'"[^"]*"', '""', text)
+    if text.startswith("."):
+        match = _REGISTER_TYPES.match(text)     # other directives have words side by side
+        return bool(match and _RUN_ON.search(text, match.end()))
+    if "?" not in text and ":" in text.replace("::", ""):
+        return True
+    match = _GUARDED_OPCODE.match(text)
+    return bool(match and _RUN_ON.search(text, match.end()))
+
+
+def _not_closed(parts: list[str], place: tuple[str, int]) -> RenderError:
+    return RenderError(f"{place[0]}:{place[1]}: statement is not closed: {_squeeze(parts)[:60]}")
 
 
 def _squeeze(parts) -> str:
@@ -328,6 +380,8 @@ def index_document(table: Table, inputs: str) -> dict:
                 "params": variant.params,
                 "param_bytes": variant.param_bytes,
                 "threads": variant.threads,
+                "smem": variant.smem,
+                "smem_per_rank": variant.smem_per_rank,
                 "max_regs": variant.max_regs,
                 "defines": variant.defines,
                 "site": variant.site,
@@ -339,7 +393,11 @@ def index_document(table: Table, inputs: str) -> dict:
             for policy in table.policies.values()
         },
         "aliases": {
-            alias.name: {"policies": list(alias.policies), "undefined": alias.undefined}
+            alias.name: {
+                "policies": list(alias.policies),
+                "undefined": alias.undefined,
+                "kernels": {kernel: list(order) for kernel, order in alias.kernels.items()},
+            }
             for alias in table.aliases.values()
         },
     }

@@ -13,16 +13,18 @@ from deepep_ptx.toolchain.params import Layout
 
 TABLE = "ptx/variants.toml"
 SITES = ("source", "peer")
+PATHS = ("vec", "bulk")
 
 _KERNEL_KEYS = {
     "params": str,
     "arch": list,
-    "path": str,
     "threads": int,
     "site": str,
     "policy": list,
     "defines": dict,
     "max_regs": int,
+    "smem": int,
+    "smem_per_rank": int,
 }
 _REQUIRED_KEYS = ("params", "arch", "threads", "max_regs")
 _MAX_THREADS = 1024
@@ -43,18 +45,28 @@ class Policy:
 
 @dataclass(frozen=True)
 class Alias:
-    """A user-facing choice: the first of `policies` that a kernel has and that suits its site."""
+    """A user-facing choice: the first of `policies` that a kernel has and that suits its site.
+
+    A data path that has no policies (`bulk`) stands in the list under its own name.  `kernels` are
+    lists for single kernels, where measurements say otherwise.
+    """
 
     name: str
     policies: tuple[str, ...]
     undefined: bool
+    kernels: dict[str, tuple[str, ...]]
+
+    def order(self, kernel: str) -> tuple[str, ...]:
+        """Its list for one kernel."""
+        return self.kernels.get(kernel, self.policies)
 
 
 @dataclass(frozen=True)
 class Variant:
     """One PTX module: a kernel for one arch, with one path and one policy (None where it has none).
 
-    `kernel_id` is its EP_KERNEL_* constant, `sass` what its policy's load must become.
+    `kernel_id` is its EP_KERNEL_* constant, `sass` what its policy's load must become.  A launch
+    takes `smem` + num_ranks * `smem_per_rank` bytes of dynamic shared memory.
     """
 
     kernel: str
@@ -69,6 +81,8 @@ class Variant:
     param_bytes: int
     threads: int
     max_regs: int
+    smem: int
+    smem_per_rank: int
     defines: dict[str, int]
     site: str | None
     sass: str | None
@@ -163,12 +177,32 @@ class _Reader:
 
     def alias(self, name: str, body) -> Alias:
         where = f"alias.{name}"
-        self.section(where, body, {"policies": list, "undefined": bool}, ["policies"])
-        self.known(where, "policy", body["policies"], self.policies)
-        return Alias(name, tuple(body["policies"]), body.get("undefined", False))
+        keys = {"policies": list, "undefined": bool, "kernels": dict}
+        self.section(where, body, keys, ["policies"])
+        kernels = body.get("kernels", {})
+        self.known(where, "kernel", kernels, self.document.get("kernel", {}))
+        for order in (body["policies"], *kernels.values()):
+            self.of_type(where, "policies", order, list)
+            self.known(where, "policy", order, [*self.policies, *PATHS])
+        return Alias(name, tuple(body["policies"]), body.get("undefined", False),
+                     {kernel: tuple(order) for kernel, order in kernels.items()})
 
     def kernel(self, name: str, body) -> list[Variant]:
+        """A kernel's variants; one with data paths has a sub-table for each, over common keys."""
         where = f"kernel.{name}"
+        self.of_type(where, where, body, dict)
+        paths = {k: v for k, v in body.items() if isinstance(v, dict) and k != "defines"}
+        if not paths:
+            return self.path(where, name, None, body)
+        self.known(where, "path", paths, PATHS)
+        common = {key: value for key, value in body.items() if key not in paths}
+        return [
+            variant
+            for path, own in paths.items()
+            for variant in self.path(f"{where}.{path}", name, path, common | own)
+        ]
+
+    def path(self, where: str, name: str, path: str | None, body) -> list[Variant]:
         self.section(where, body, _KERNEL_KEYS, _REQUIRED_KEYS)
         kernel_id = f"EP_KERNEL_{name.upper()}"
         self.known(where, "constant of params.h", [kernel_id], self.layout.constants)
@@ -176,8 +210,8 @@ class _Reader:
         self.known(where, "arch", body["arch"], self.arches)
         policies = body.get("policy", [])
         self.known(where, "policy", policies, self.policies)
-        if bool(policies) != ("site" in body):
-            raise self.error(where, "policy and site go together: a policy's forms are for a site")
+        if policies and "site" not in body:
+            raise self.error(where, "policy needs a site: a policy's forms are for a site")
         if "site" in body:
             self.known(where, "site", [body["site"]], SITES)
         threads = body["threads"]
@@ -197,14 +231,16 @@ class _Reader:
                 kernel_id=kernel_id,
                 arch=arch,
                 version=self.arches[arch],
-                path=body.get("path"),
+                path=path,
                 policy=policy,
-                symbol="_".join(filter(None, ("ep", name, body.get("path"), policy))),
-                source=f"ptx/src/{name}.ptx",
+                symbol="_".join(filter(None, ("ep", name, path, policy))),
+                source=f"ptx/src/{'_'.join(filter(None, (name, path)))}.ptx",
                 params=body["params"],
                 param_bytes=self.layout.structs[body["params"]].size,
                 threads=threads,
                 max_regs=body["max_regs"],
+                smem=body.get("smem", 0),
+                smem_per_rank=body.get("smem_per_rank", 0),
                 defines=dict(body.get("defines", {})),
                 site=body.get("site"),
                 sass=self.policies[policy].sass[arch] if policy else None,
@@ -215,16 +251,19 @@ class _Reader:
 
     def check_alias(self, alias: Alias, variants: list[Variant]) -> None:
         """An alias that leaves a kernel without a variant would fail at run time, on one call."""
-        have: dict[tuple[str, str], set[str]] = {}
+        have: dict[tuple[str, str, str], set[str]] = {}
         for variant in variants:
-            if variant.policy:
-                have.setdefault((variant.kernel, variant.site), set()).add(variant.policy)
-        for (kernel, site), policies in have.items():
+            if variant.path:
+                names = have.setdefault((variant.kernel, variant.site, variant.arch), set())
+                names.add(variant.policy or variant.path)
+        for (kernel, site, arch), names in have.items():
             if not any(
-                policy in policies and (alias.undefined or site in self.policies[policy].defined)
-                for policy in alias.policies
+                name in names
+                and (alias.undefined or name in PATHS or site in self.policies[name].defined)
+                for name in alias.order(kernel)
             ):
-                raise self.error(f"alias.{alias.name}", f"picks no policy for kernel {kernel}")
+                raise self.error(f"alias.{alias.name}",
+                                 f"picks no policy for kernel {kernel} on {arch}")
 
 
 def parse(text: str, layout: Layout, name: str = TABLE) -> Table:

@@ -13,7 +13,7 @@ FILE = "test.ptx"
 
 # Registers of every test kernel: r, s b32; d b64; f f32; q predicates; v vectors of four b32.
 HEADER = f"""\
-.version 7.8
+.version 8.0
 .target sm_90
 .address_size 64
 .file 1 "{FILE}"

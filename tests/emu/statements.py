@@ -37,12 +37,21 @@ def _operand(spec, number, match):
         return "$end"
     if spec.slot == "sreg":
         return "%globaltimer" if TYPE_BITS[match.types[0]] == 64 else "%tid.x"
+    if spec.slot == "n":
+        return "1"
     if spec.address:
-        return _ADDRESS[match.fields["space"]]
+        return _ADDRESS[match.fields["space"]] if spec.slot == "a" else f"[r{number} + 16]"
     type_ = match.operand_type(spec)
     if match.fields["vec"] > 1:
         return "{" + ", ".join(_register(type_, i) for i in range(match.fields["vec"])) + "}"
     return ("!" * spec.negatable) + _register(type_, number) + ("|q5" * spec.pair)
+
+
+def dropped(statement):
+    """The statement with its destination left out."""
+    head, _, operands = statement.partition(" ")
+    first, _, others = operands.partition(",")
+    return f"{head} _{'|q5' if '|' in first else ''},{others}"
 
 
 def spellings(version=(9, 9), sm=999):
@@ -53,4 +62,6 @@ def spellings(version=(9, 9), sm=999):
             if match.ptx <= version and match.sm <= sm:
                 operands = [_operand(spec, n, match) for n, spec in enumerate(form.operands)]
                 found.append((f"{head} {', '.join(operands)}".strip() + ";", match))
+                if any(spec.sink for spec in form.operands):
+                    found.append((dropped(found[-1][0]), match))
     return found

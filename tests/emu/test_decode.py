@@ -379,7 +379,8 @@ def test_every_shipped_kernel_decodes(path):
     assert image.target == path.parent.name and image.max_threads > 0
     branches = insns["op"] == Op.BRA
     assert all((insns["target"][branches] >= 0) & (insns["target"][branches] < len(insns)))
-    registers = insns[~np.isin(insns["op"], (Op.SETP, Op.SHFL)) & (insns["type"] != Type.PRED)]
+    to_predicates = np.isin(insns["op"], (Op.SETP, Op.SHFL, Op.MBAR_WAIT, Op.ELECT))
+    registers = insns[~to_predicates & (insns["type"] != Type.PRED)]
     places = registers["dst"][registers["dst"] != NONE]
     assert places.size > 0 and all(places < image.register_bytes)
     assert all(np.where(places < 0, ~places, places) % 128 == 0)

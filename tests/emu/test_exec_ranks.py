@@ -413,3 +413,24 @@ def test_two_runs_are_equal():
         return machine.world.now, machine.world.counters(1), machine.fetch(flag, "u4", 1)[0]
 
     assert run() == run()
+
+
+@pytest.mark.parametrize("scheduler", ["rr", "random", "late-async"])
+def test_a_run_does_not_depend_on_what_an_output_held(scheduler):
+    """A poll loop that stores: whether the first store changes a byte is nobody's business."""
+    def run(held):
+        machine = Machine(scheduler=scheduler)
+        flag = machine.array(np.zeros(1, "u4"))
+        output = np.full(4, held, "u4")
+        machine.run("""\
+mov.u32 r5, 0;
+$poll:
+ld.relaxed.sys.global.u32 r4, [d0];
+st.global.u32 [d1], 7;
+add.u32 r5, r5, 1;
+setp.lt.u32 q0, r5, 50;
+@q0 bra $poll;
+""", flag, machine.world.map_host(0, output), block=256)
+        return machine.world.now, machine.world.counters(0)
+
+    assert run(0) == run(7)

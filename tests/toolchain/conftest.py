@@ -51,10 +51,10 @@ sm_90 = { version = "7.8" }
 
 [kernel.copy]
 params   = "ep_copy_params"
-arch     = ["sm_80", "sm_90"]
-path     = "vec"
-threads  = 64
 site     = "source"
+[kernel.copy.vec]
+arch     = ["sm_80", "sm_90"]
+threads  = 64
 policy   = ["ld_na", "ld_nc"]
 defines  = { UNROLL = 2 }
 max_regs = 40
@@ -92,7 +92,7 @@ $end:
 FILES = {
     "deepep_ptx/include/deepep_ptx/params.h": PARAMS,
     "ptx/variants.toml": TABLE,
-    "ptx/src/copy.ptx": KERNEL,
+    "ptx/src/copy_vec.ptx": KERNEL,
     "ptx/role/copy.inc": """\
 // SPDX-License-Identifier: MIT
     REPEAT_2(LD_VEC)

@@ -2,10 +2,15 @@
 """ptxlint finds what it is there to find; the lock file notices drift."""
 
 import dataclasses
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 
 from deepep_ptx.toolchain import lint, lock, params, render, variants
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def table_of(tree):
@@ -56,6 +61,62 @@ def test_lib_may_be_conditional(tree):
     assert lint.check_sources(tree.root) == []
 
 
+# -- order --------------------------------------------------------------------
+
+
+@pytest.fixture
+def ours(tmp_path):
+    """A copy of this tree's sources, to weaken."""
+    for name in ("ptx", "deepep_ptx/include"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def weaken(root, file, old, new):
+    path = root / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("lib/sync.inc", "st.release.sys", "st.relaxed.sys", "RAISE_FLAG has no st.release.sys"),
+        ("lib/sync.inc", "st.release.sys", "st.release.gpu", "RAISE_FLAG has no st.release.sys"),
+        ("lib/sync.inc", "atom.acq_rel", "atom.relaxed", "ARRIVE has no atom.acq_rel.gpu"),
+        ("role/report.inc", "st.release.sys.global", "st.global", "st.global.u32 to STAT_VALID"),
+        ("src/notify.ptx", "st.release.sys", "st.relaxed.sys", "to TOT_TICKET, which publishes"),
+        ("role/complete.inc", "RAISE_FLAG(a_line + FLAG_DONE, v_word)",
+         "st.volatile.global.u64 [a_line + FLAG_DONE], v_word;", "to FLAG_DONE, which publishes"),
+        ("role/wait_flag.inc", "ld.relaxed.sys.global.u64 v_seen", "ld.global.u64 v_seen",
+         "ld.global.u64 in a wait"),
+    ],
+)
+def test_weakened_order(ours, file, old, new, words):
+    assert lint.check_sources(ours) == []
+    weaken(ours, f"ptx/{file}", old, new)
+    found = lint.check_sources(ours)
+    assert found and all(f.startswith(f"ptx/{file}:") and words in f for f in found)
+
+
+@pytest.mark.parametrize("weak", ["ld.relaxed.sys", "ld.acquire.gpu"])
+def test_a_wait_that_does_not_acquire(ours, weak):
+    def waits():
+        table = variants.load(ours, params.load(ours))
+        (variant,) = (v for v in table.variants if str(v) == "sm_90/ep_notify")
+        rendered = render.render_with_origins(variant, ours)
+        return [(rendered.origin(line)[0], text) for line, text in lint._check_waits(rendered)]
+
+    params.generate(ours)
+    assert waits() == []
+    weaken(ours, "ptx/role/wait_flag.inc", "ld.acquire.sys", weak)
+    assert set(waits()) == {
+        ("ptx/role/wait_flag.inc",
+         "polled, and never acquired: ld.relaxed.sys.global.u64 v_seen, [a_flag];"),
+    }
+
+
 # -- machine code -------------------------------------------------------------
 
 
@@ -82,7 +143,7 @@ def test_deleted_poll(tree, tools):
     weak = rendered.text.replace("ld.acquire.sys.global", "ld.global")
     assembly = lint.assemble(weak, variant.arch, tools)
     found = list(lint._check_polls(rendered, assembly))
-    assert [rendered.origin(line) for line, _ in found] == [("ptx/src/copy.ptx", 18)]
+    assert [rendered.origin(line) for line, _ in found] == [("ptx/src/copy_vec.ptx", 18)]
 
 
 def test_merged_nc_loads(tree, tools):
@@ -115,7 +176,7 @@ def test_policy_without_a_load(tree, tools):
 def test_illegal_word(tree, tools):
     """ptxas 13.0 assembles a one-sided fence for sm_80 to a zero word, without an error."""
     tree.replace("ptx/variants.toml", 'version = "7.4"', 'version = "8.6"')
-    tree.replace("ptx/src/copy.ptx", "    ret;", "    fence.release.sys;\n    ret;")
+    tree.replace("ptx/src/copy_vec.ptx", "    ret;", "    fence.release.sys;\n    ret;")
     found = [finding for finding in findings(tree, tools) if "sm_80" in finding]
     assert found and all("nvdisasm" in f or "ptxas" in f for f in found)
 
@@ -131,10 +192,10 @@ def test_lock_round_trip_and_drift(tree, tools):
     assert '"LDG.E.NA.LTC256B.128" = 2' in text
     assert sum(line.startswith("ep_") for line in text.splitlines()) == len(table.variants)
 
-    tree.replace("ptx/src/copy.ptx", "setp.eq.u32     q, t, 0", "setp.eq.u32     q, t, 1")
+    tree.replace("ptx/src/copy_vec.ptx", "setp.eq.u32     q, t, 0", "setp.eq.u32     q, t, 1")
     drifts, _ = lock.check(rendered_table(tree), tree.root, tools)
     assert len(drifts) == 4
-    assert all(": sha256 was " in drift for drift in drifts)
+    assert drifts[0] == "sm_80/ep_copy_vec_ld_na: text"
 
 
 def test_lock_with_another_assembler_checks_hashes_only(tree, tools):
@@ -143,6 +204,7 @@ def test_lock_with_another_assembler_checks_hashes_only(tree, tools):
     tree.write(lock.LOCK, text.replace("registers = ", "registers = 1"))
     drifts, note = lock.check(table, tree.root, tools)
     assert len(drifts) == 4 and note is None
+    assert re.fullmatch(r"sm_80/ep_copy_vec_ld_na: registers 1(\d+) -> \1", drifts[0])
     other = dataclasses.replace(tools, ptxas_version="12.3.1")
     assert lock.check(table, tree.root, other) == (
         [],
@@ -159,3 +221,14 @@ def test_lock_names_what_is_new_and_what_is_gone(tree, tools):
     drifts, _ = lock.check(table, tree.root, tools)
     assert "sm_90/ep_copy_vec_ld_na: not in the lock" in drifts
     assert "sm_90/ep_copy_vec_ld_old: no such variant" in drifts
+
+
+def test_drift_of_figures_shows_what_differs(tree, tools):
+    table = rendered_table(tree)
+    text = lock.text_of(table, tree.root, tools)
+    tree.write(lock.LOCK, text.replace('"LDG.E.NA.LTC256B.128" = 2', '"LDG.E.128" = 3'))
+    drifts, _ = lock.check(table, tree.root, tools)
+    assert drifts == [
+        f"{arch}/ep_copy_vec_ld_na: LDG.E.128 3 -> 0, LDG.E.NA.LTC256B.128 0 -> 2"
+        for arch in ("sm_80", "sm_90")
+    ]

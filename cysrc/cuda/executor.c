@@ -1,0 +1,617 @@
+/* SPDX-License-Identifier: MIT */
+#include "cuda/executor.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cuda/driver.h"
+
+#define HANDLE_MAGIC 0x656c646e61686463u     /* "cdhandle" */
+
+/* A peer process's allocation that is open here. */
+struct opened {
+    uint64_t address;        /* as import_memory gave it                                       */
+    CUdeviceptr base;
+};
+
+#define MAX_OPENED (EP_MAX_RANKS * (EP_MAX_SEGMENTS + 1) * 4)     /* four buffers */
+
+struct timed_launch {
+    void *kernel;
+    CUevent begin, end;
+};
+
+struct cuda_executor {
+    struct ep_executor table;
+    const struct cuda_driver *cu;
+    CUdevice device;
+    CUcontext context;
+    int arch;
+    int stopped;             /* atomic: host waits end                                         */
+    char name[128];
+    char error[512];
+    struct opened *opened;
+    uint32_t num_opened;
+    struct timed_launch *timed;          /* NULL: launches are not timed                       */
+    uint32_t num_timed, max_timed;
+};
+
+struct cuda_kernel {
+    CUlibrary library;
+    CUkernel kernel;
+    CUfunction function;
+};
+
+/* What an exported handle holds; zero-filled to EP_HANDLE_BYTES.  Another process opens `ipc`; the
+ * process that made it takes `address`, since an IPC handle cannot be opened where it was made. */
+struct handle {
+    uint64_t magic;
+    uint64_t address;
+    uint64_t offset;         /* of the address in its allocation: IPC opens whole allocations */
+    int64_t process;
+    int64_t device;
+    CUipcMemHandle ipc;
+};
+_Static_assert(sizeof(struct handle) <= EP_HANDLE_BYTES, "a handle fits");
+
+#define EXECUTOR(self) struct cuda_executor *e = (self)
+
+/* The one funnel: every driver call of an operation goes through here. */
+static int check(struct cuda_executor *e, CUresult code, const char *call)
+{
+    const char *name = "unknown error", *text = "";
+
+    if (code == CUDA_SUCCESS)
+        return EP_OK;
+    e->cu->p_cuGetErrorName(code, &name);
+    e->cu->p_cuGetErrorString(code, &text);
+    snprintf(e->error, sizeof e->error, "%s: %s (%s)", call, name, text);
+    return code == CUDA_ERROR_OUT_OF_MEMORY ? EP_ERR_MEMORY : EP_ERR_EXECUTOR;
+}
+
+/* Calls a driver function in this executor's context; returns from the caller on failure. */
+#define TRY(call, ...)                                                                           \
+    do {                                                                                         \
+        int code_ = check(e, e->cu->p_##call(__VA_ARGS__), #call);                               \
+        if (code_ != EP_OK)                                                                      \
+            return code_;                                                                        \
+    } while (0)
+#define ENTER() TRY(cuCtxSetCurrent, e->context)
+
+static int op_alloc(void *self, uint64_t bytes, const char *name, ep_dptr_t *out)
+{
+    EXECUTOR(self);
+    CUdeviceptr ptr = 0;
+
+    (void)name;
+    ENTER();
+    TRY(cuMemAlloc, &ptr, bytes);
+    *out = ptr;
+    return EP_OK;
+}
+
+/* cuMemAlloc and cuMemFree may wait for the whole device, where a peer's kernel may spin for this
+ * rank: the core calls them where all ranks are idle.  IPC takes no other memory. */
+static int op_free(void *self, ep_dptr_t ptr, void *stream)
+{
+    EXECUTOR(self);
+
+    ENTER();
+    if (stream != NULL)
+        TRY(cuStreamSynchronize, stream);
+    TRY(cuMemFree, ptr);
+    return EP_OK;
+}
+
+static int op_host_alloc(void *self, uint64_t bytes, const char *name, void **host, ep_dptr_t *out)
+{
+    EXECUTOR(self);
+    CUdeviceptr ptr = 0;
+
+    (void)name;
+    ENTER();
+    TRY(cuMemHostAlloc, host, bytes, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP);
+    TRY(cuMemHostGetDevicePointer, &ptr, *host, 0);
+    memset(*host, 0, bytes);
+    *out = ptr;
+    return EP_OK;
+}
+
+static int op_host_free(void *self, void *host)
+{
+    EXECUTOR(self);
+
+    ENTER();
+    TRY(cuMemFreeHost, host);
+    return EP_OK;
+}
+
+/* Pageable source memory is staged by the driver before the call returns. */
+static int op_copy_in(void *self, ep_dptr_t dst, const void *src, uint64_t bytes, void *stream)
+{
+    EXECUTOR(self);
+
+    ENTER();
+    TRY(cuMemcpyHtoDAsync, dst, src, bytes, stream);
+    return EP_OK;
+}
+
+static int op_copy_out(void *self, void *dst, ep_dptr_t src, uint64_t bytes, void *stream)
+{
+    EXECUTOR(self);
+
+    ENTER();
+    TRY(cuMemcpyDtoHAsync, dst, src, bytes, stream);
+    TRY(cuStreamSynchronize, stream);
+    return EP_OK;
+}
+
+static int op_fill(void *self, ep_dptr_t dst, uint8_t value, uint64_t bytes, void *stream)
+{
+    EXECUTOR(self);
+
+    ENTER();
+    TRY(cuMemsetD8Async, dst, value, bytes, stream);
+    return EP_OK;
+}
+
+static int op_export_memory(void *self, ep_dptr_t ptr, void *handle)
+{
+    EXECUTOR(self);
+    struct handle h = { .magic = HANDLE_MAGIC, .address = ptr, .process = getpid(),
+                        .device = e->device };
+    CUdeviceptr base = 0;
+
+    ENTER();
+    TRY(cuMemGetAddressRange, &base, NULL, ptr);
+    TRY(cuIpcGetMemHandle, &h.ipc, base);
+    h.offset = ptr - base;
+    memset(handle, 0, EP_HANDLE_BYTES);
+    memcpy(handle, &h, sizeof h);
+    return EP_OK;
+}
+
+static int op_import_memory(void *self, const void *handle, ep_dptr_t *out)
+{
+    EXECUTOR(self);
+    struct handle h;
+    CUdeviceptr base = 0;
+
+    memcpy(&h, handle, sizeof h);
+    if (h.magic != HANDLE_MAGIC) {
+        snprintf(e->error, sizeof e->error, "handle: not a handle of the cuda executor");
+        return EP_ERR_ARGUMENT;
+    }
+    if (h.process == getpid()) {
+        *out = h.address;
+        return EP_OK;
+    }
+    if (e->num_opened == MAX_OPENED) {
+        snprintf(e->error, sizeof e->error, "more than %d peer allocations are open", MAX_OPENED);
+        return EP_ERR_MEMORY;
+    }
+    ENTER();
+    TRY(cuIpcOpenMemHandle, &base, h.ipc, CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS);
+    *out = base + h.offset;
+    e->opened[e->num_opened++] = (struct opened){ .address = *out, .base = base };
+    return EP_OK;
+}
+
+/* Memory of this process was never opened, and an owner may have freed it by now: only what was
+ * opened is closed. */
+static int op_release_memory(void *self, ep_dptr_t imported)
+{
+    EXECUTOR(self);
+
+    ENTER();
+    for (uint32_t i = 0; i < e->num_opened; i++) {
+        if (e->opened[i].address == imported) {
+            CUdeviceptr base = e->opened[i].base;
+            e->opened[i] = e->opened[--e->num_opened];
+            TRY(cuIpcCloseMemHandle, base);
+            return EP_OK;
+        }
+    }
+    return EP_OK;
+}
+
+static int op_stream_create(void *self, void **out)
+{
+    EXECUTOR(self);
+    CUstream stream = NULL;
+    int least = 0, greatest = 0;
+
+    ENTER();
+    TRY(cuCtxGetStreamPriorityRange, &least, &greatest);
+    TRY(cuStreamCreateWithPriority, &stream, CU_STREAM_NON_BLOCKING, greatest);
+    *out = stream;
+    return EP_OK;
+}
+
+static int op_stream_destroy(void *self, void *stream)
+{
+    EXECUTOR(self);
+
+    ENTER();
+    TRY(cuStreamDestroy, stream);
+    return EP_OK;
+}
+
+static int op_stream_synchronize(void *self, void *stream)
+{
+    EXECUTOR(self);
+
+    ENTER();
+    TRY(cuStreamSynchronize, stream);
+    return EP_OK;
+}
+
+static int op_launch(void *self, const struct ep_launch *launch)
+{
+    EXECUTOR(self);
+    const struct cuda_kernel *kernel = launch->kernel;
+    void *params[1] = { (void *)(uintptr_t)launch->params };
+    CUlaunchConfig config = {
+        .gridDimX = launch->grid, .gridDimY = 1, .gridDimZ = 1,
+        .blockDimX = launch->block, .blockDimY = 1, .blockDimZ = 1,
+        .sharedMemBytes = launch->smem, .hStream = launch->stream,
+    };
+
+    struct timed_launch *timed = e->num_timed < e->max_timed ? &e->timed[e->num_timed] : NULL;
+
+    ENTER();
+    if (timed != NULL)
+        TRY(cuEventRecord, timed->begin, launch->stream);
+    TRY(cuLaunchKernelEx, &config, kernel->function, params, NULL);
+    if (timed != NULL) {
+        TRY(cuEventRecord, timed->end, launch->stream);
+        timed->kernel = launch->kernel;
+        e->num_timed++;
+    }
+    return EP_OK;
+}
+
+static void forget_times(struct cuda_executor *e)
+{
+    for (uint32_t i = 0; i < e->max_timed; i++) {
+        if (e->timed[i].begin != NULL)
+            e->cu->p_cuEventDestroy(e->timed[i].begin);
+        if (e->timed[i].end != NULL)
+            e->cu->p_cuEventDestroy(e->timed[i].end);
+    }
+    free(e->timed);
+    e->timed = NULL;
+    e->num_timed = e->max_timed = 0;
+}
+
+int cuda_executor_profile(struct cuda_executor *e, uint32_t most)
+{
+    ENTER();
+    forget_times(e);
+    if (most == 0)
+        return EP_OK;
+    e->timed = calloc(most, sizeof *e->timed);
+    if (e->timed == NULL) {
+        snprintf(e->error, sizeof e->error, "no memory for the times of %u launches", most);
+        return EP_ERR_MEMORY;
+    }
+    e->max_timed = most;
+    for (uint32_t i = 0; i < most; i++) {
+        TRY(cuEventCreate, &e->timed[i].begin, CU_EVENT_DEFAULT);
+        TRY(cuEventCreate, &e->timed[i].end, CU_EVENT_DEFAULT);
+    }
+    return EP_OK;
+}
+
+int cuda_executor_launch_time(struct cuda_executor *e, uint32_t index, void **kernel,
+                              float *microseconds)
+{
+    float milliseconds = 0;
+
+    if (index >= e->num_timed) {
+        snprintf(e->error, sizeof e->error, "%u launches were timed", e->num_timed);
+        return EP_ERR_ARGUMENT;
+    }
+    ENTER();
+    TRY(cuEventSynchronize, e->timed[index].end);
+    TRY(cuEventElapsedTime, &milliseconds, e->timed[index].begin, e->timed[index].end);
+    *kernel = e->timed[index].kernel;
+    *microseconds = milliseconds * 1000;
+    return EP_OK;
+}
+
+static int time_copies(struct cuda_executor *e, CUevent begin, CUevent end, ep_dptr_t dst,
+                       ep_dptr_t src, uint64_t bytes, uint32_t times, void *stream,
+                       float *milliseconds)
+{
+    TRY(cuEventRecord, begin, stream);
+    for (uint32_t i = 0; i < times; i++)
+        TRY(cuMemcpyAsync, dst, src, bytes, stream);
+    TRY(cuEventRecord, end, stream);
+    TRY(cuEventSynchronize, end);
+    TRY(cuEventElapsedTime, milliseconds, begin, end);
+    return EP_OK;
+}
+
+int cuda_executor_time_copy(struct cuda_executor *e, ep_dptr_t dst, ep_dptr_t src, uint64_t bytes,
+                            uint32_t times, void *stream, float *microseconds)
+{
+    CUevent begin = NULL, end = NULL;
+    float milliseconds = 0;
+    int code;
+
+    ENTER();
+    TRY(cuEventCreate, &begin, CU_EVENT_DEFAULT);
+    code = check(e, e->cu->p_cuEventCreate(&end, CU_EVENT_DEFAULT), "cuEventCreate");
+    if (code == EP_OK) {
+        code = time_copies(e, begin, end, dst, src, bytes, times, stream, &milliseconds);
+        e->cu->p_cuEventDestroy(end);
+    }
+    e->cu->p_cuEventDestroy(begin);
+    *microseconds = milliseconds * 1000 / (float)times;
+    return code;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int op_wait_word(void *self, const uint64_t *word, uint64_t want, uint64_t timeout_ns)
+{
+    EXECUTOR(self);
+    uint64_t start = now_ns();
+
+    while (__atomic_load_n(word, __ATOMIC_ACQUIRE) != want) {
+        if (__atomic_load_n(&e->stopped, __ATOMIC_RELAXED)) {
+            snprintf(e->error, sizeof e->error, "wait_word: another rank failed");
+            return EP_ERR_ABORTED;
+        }
+        if (now_ns() - start >= timeout_ns) {
+            snprintf(e->error, sizeof e->error, "wait_word: the device has not written %llu within"
+                     " %.3g s", (unsigned long long)want, (double)timeout_ns * 1e-9);
+            return EP_ERR_TIMEOUT;
+        }
+    }
+    return EP_OK;
+}
+
+/* The event is gone when it has been waited for: destroying it early is allowed. */
+static int op_stream_wait(void *self, void *waiter, void *waited)
+{
+    EXECUTOR(self);
+    CUevent event = NULL;
+    int code;
+
+    ENTER();
+    TRY(cuEventCreate, &event, CU_EVENT_DISABLE_TIMING);
+    code = check(e, e->cu->p_cuEventRecord(event, waited), "cuEventRecord");
+    if (code == EP_OK)
+        code = check(e, e->cu->p_cuStreamWaitEvent(waiter, event, 0), "cuStreamWaitEvent");
+    e->cu->p_cuEventDestroy(event);
+    return code;
+}
+
+static int op_max_resident(void *self, void *handle, uint32_t block, uint32_t smem, uint32_t *ctas)
+{
+    EXECUTOR(self);
+    const struct cuda_kernel *kernel = handle;
+    int per_sm = 0, sms = 0;
+
+    ENTER();
+    TRY(cuOccupancyMaxActiveBlocksPerMultiprocessor, &per_sm, kernel->function, (int)block, smem);
+    TRY(cuDeviceGetAttribute, &sms, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, e->device);
+    *ctas = (uint32_t)(per_sm * sms);
+    return EP_OK;
+}
+
+static const char *op_last_error(void *self)
+{
+    EXECUTOR(self);
+    return e->error;
+}
+
+static int open_device(struct cuda_executor *e, int device)
+{
+    int major = 0, minor = 0;
+
+    TRY(cuDeviceGet, &e->device, device);
+    TRY(cuDeviceGetName, e->name, sizeof e->name, e->device);
+    TRY(cuDeviceGetAttribute, &major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, e->device);
+    TRY(cuDeviceGetAttribute, &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, e->device);
+    e->arch = 10 * major + minor;
+    TRY(cuDevicePrimaryCtxRetain, &e->context, e->device);
+    return EP_OK;
+}
+
+struct cuda_executor *cuda_executor_create(int device, const char **why)
+{
+    static _Thread_local char reason[512];
+    const struct cuda_driver *cu = cuda_driver(why);
+    struct cuda_executor *e;
+
+    if (cu == NULL)
+        return NULL;
+    *why = reason;
+    e = calloc(1, sizeof *e);
+    if (e != NULL)
+        e->opened = calloc(MAX_OPENED, sizeof *e->opened);
+    if (e == NULL || e->opened == NULL) {
+        snprintf(reason, sizeof reason, "no memory");
+        free(e);
+        return NULL;
+    }
+    e->cu = cu;
+    if (open_device(e, device) != EP_OK) {
+        snprintf(reason, sizeof reason, "%s", e->error);
+        free(e->opened);
+        free(e);
+        return NULL;
+    }
+    e->table = (struct ep_executor){
+        .self = e,
+        .alloc = op_alloc, .free = op_free,
+        .host_alloc = op_host_alloc, .host_free = op_host_free,
+        .copy_in = op_copy_in, .copy_out = op_copy_out, .fill = op_fill,
+        .export_memory = op_export_memory, .import_memory = op_import_memory,
+        .release_memory = op_release_memory,
+        .stream_create = op_stream_create, .stream_destroy = op_stream_destroy,
+        .stream_synchronize = op_stream_synchronize,
+        .stream_wait = op_stream_wait, .launch = op_launch, .wait_word = op_wait_word,
+        .max_resident = op_max_resident,
+        .last_error = op_last_error,
+    };
+    return e;
+}
+
+void cuda_executor_destroy(struct cuda_executor *e)
+{
+    if (e->cu->p_cuCtxSetCurrent(e->context) == CUDA_SUCCESS)
+        forget_times(e);
+    e->cu->p_cuDevicePrimaryCtxRelease(e->device);
+    free(e->opened);
+    free(e);
+}
+
+int cuda_device_count(const char **why)
+{
+    const struct cuda_driver *cu = cuda_driver(why);
+    int count = 0;
+
+    if (cu == NULL)
+        return -1;
+    if (cu->p_cuDeviceGetCount(&count) != CUDA_SUCCESS) {
+        *why = "cuDeviceGetCount failed";
+        return -1;
+    }
+    return count;
+}
+
+void cuda_executor_stop(struct cuda_executor *e)
+{
+    __atomic_store_n(&e->stopped, 1, __ATOMIC_RELAXED);
+}
+
+const struct ep_executor *cuda_executor_table(struct cuda_executor *e)
+{
+    return &e->table;
+}
+
+int cuda_executor_arch(const struct cuda_executor *e)
+{
+    return e->arch;
+}
+
+const char *cuda_executor_device_name(const struct cuda_executor *e)
+{
+    return e->name;
+}
+
+static int load_kernel(struct cuda_executor *e, struct cuda_kernel *k, const char *ptx,
+                       const char *symbol, uint32_t param_bytes)
+{
+    size_t offset = 0, bytes = 0;
+    int most = 0, fixed = 0;
+
+    ENTER();
+    TRY(cuLibraryLoadData, &k->library, ptx, NULL, NULL, 0, NULL, NULL, 0);
+    TRY(cuLibraryGetKernel, &k->kernel, k->library, symbol);
+    TRY(cuKernelGetParamInfo, k->kernel, 0, &offset, &bytes);
+    if (bytes != param_bytes) {
+        snprintf(e->error, sizeof e->error, "%s: the image takes %zu bytes of parameters, params.h"
+                 " says %u", symbol, bytes, param_bytes);
+        return EP_ERR_EXECUTOR;
+    }
+    TRY(cuKernelGetFunction, &k->function, k->kernel);
+    TRY(cuDeviceGetAttribute, &most, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        e->device);
+    TRY(cuFuncGetAttribute, &fixed, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, k->function);
+    TRY(cuFuncSetAttribute, k->function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+        most - fixed);
+    TRY(cuFuncLoad, k->function);    /* a lazy load could wait for a device that spins */
+    return EP_OK;
+}
+
+int cuda_executor_load(struct cuda_executor *e, const char *ptx, const char *symbol,
+                       uint32_t param_bytes, void **kernel)
+{
+    struct cuda_kernel *k = calloc(1, sizeof *k);
+    int code;
+
+    if (k == NULL) {
+        snprintf(e->error, sizeof e->error, "no memory");
+        return EP_ERR_MEMORY;
+    }
+    code = load_kernel(e, k, ptx, symbol, param_bytes);
+    if (code != EP_OK) {
+        cuda_executor_unload(e, k);
+        return code;
+    }
+    *kernel = k;
+    return EP_OK;
+}
+
+void cuda_executor_unload(struct cuda_executor *e, void *kernel)
+{
+    struct cuda_kernel *k = kernel;
+
+    if (k->library != NULL)
+        e->cu->p_cuLibraryUnload(k->library);
+    free(k);
+}
+
+int cuda_executor_alloc_async(struct cuda_executor *e, uint64_t bytes, void *stream, ep_dptr_t *out)
+{
+    CUdeviceptr ptr = 0;
+
+    ENTER();
+    TRY(cuMemAllocAsync, &ptr, bytes, stream);
+    *out = ptr;
+    return EP_OK;
+}
+
+int cuda_executor_free_async(struct cuda_executor *e, ep_dptr_t ptr, void *stream)
+{
+    ENTER();
+    TRY(cuMemFreeAsync, ptr, stream);
+    return EP_OK;
+}
+
+int cuda_executor_device_of(struct cuda_executor *e, ep_dptr_t address)
+{
+    int type = 0, ordinal = -1;
+
+    if (e->cu->p_cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address)
+            != CUDA_SUCCESS || type != CU_MEMORYTYPE_DEVICE)
+        return -1;
+    if (e->cu->p_cuPointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address)
+            != CUDA_SUCCESS)
+        return -1;
+    return ordinal;
+}
+
+int cuda_executor_enable_peer(struct cuda_executor *e, const struct cuda_executor *peer)
+{
+    CUresult code;
+    int can = 0;
+
+    if (e->device == peer->device)
+        return EP_OK;
+    ENTER();
+    TRY(cuDeviceCanAccessPeer, &can, e->device, peer->device);
+    if (!can) {
+        snprintf(e->error, sizeof e->error, "GPU %d (%s) cannot access the memory of GPU %d (%s)",
+                 e->device, e->name, peer->device, peer->name);
+        return EP_ERR_EXECUTOR;
+    }
+    code = e->cu->p_cuCtxEnablePeerAccess(peer->context, 0);
+    if (code == CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED)
+        return EP_OK;
+    return check(e, code, "cuCtxEnablePeerAccess");
+}

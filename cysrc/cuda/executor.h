@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * struct ep_executor over one GPU of the CUDA driver. */
+#ifndef DEEPEP_PTX_CUDA_EXECUTOR_H
+#define DEEPEP_PTX_CUDA_EXECUTOR_H
+
+#include "core/executor.h"
+
+struct cuda_executor;
+
+/* An executor for one rank on GPU `device`, with streams of its own in the device's primary
+ * context.  NULL on failure, with the reason in `why` (valid until the next call of this thread). */
+struct cuda_executor *cuda_executor_create(int device, const char **why);
+void cuda_executor_destroy(struct cuda_executor *executor);
+const struct ep_executor *cuda_executor_table(struct cuda_executor *executor);
+
+/* GPUs that the driver shows; -1 without a usable driver, with the reason in `why`. */
+int cuda_device_count(const char **why);
+
+/* Ends host waits of this rank, now and later, with EP_ERR_ABORTED: another rank has failed. */
+void cuda_executor_stop(struct cuda_executor *executor);
+
+/* Compute capability, 10 * major + minor. */
+int cuda_executor_arch(const struct cuda_executor *executor);
+const char *cuda_executor_device_name(const struct cuda_executor *executor);
+
+/* Loads `symbol` from NUL-terminated PTX and checks that it takes `param_bytes` of parameters. */
+int cuda_executor_load(struct cuda_executor *executor, const char *ptx, const char *symbol,
+                       uint32_t param_bytes, void **kernel);
+void cuda_executor_unload(struct cuda_executor *executor, void *kernel);
+
+/* Stream-ordered memory of this rank alone: never waits for the device. */
+int cuda_executor_alloc_async(struct cuda_executor *executor, uint64_t bytes, void *stream,
+                              ep_dptr_t *out);
+int cuda_executor_free_async(struct cuda_executor *executor, ep_dptr_t ptr, void *stream);
+
+/* Times every launch from now on, `most` of them, with events around it; 0 stops and forgets. */
+int cuda_executor_profile(struct cuda_executor *executor, uint32_t most);
+/* Launch `index` since then: its kernel and how long it ran.  EP_ERR_ARGUMENT past the last one;
+ * waits for the launch. */
+int cuda_executor_launch_time(struct cuda_executor *executor, uint32_t index, void **kernel,
+                              float *microseconds);
+
+/* Copies between any two GPUs of this process with the copy engine, `times` times in a row on
+ * `stream`; returns when done, with the time of one copy. */
+int cuda_executor_time_copy(struct cuda_executor *executor, ep_dptr_t dst, ep_dptr_t src,
+                            uint64_t bytes, uint32_t times, void *stream, float *microseconds);
+
+/* Ordinal of the GPU whose memory `address` is, -1 for any other address. */
+int cuda_executor_device_of(struct cuda_executor *executor, ep_dptr_t address);
+
+/* Makes `peer`'s memory, of the same process, accessible from here: the same addresses. */
+int cuda_executor_enable_peer(struct cuda_executor *executor, const struct cuda_executor *peer);
+
+#endif

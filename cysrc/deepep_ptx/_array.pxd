@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: MIT
+from libc.stdint cimport uint64_t
+
+cdef enum:
+    IN_HOST_MEMORY = -1         # device of an array
+
+
+cdef class Array:
+    cdef readonly object owner          # keeps the memory; the caller's array where there is one
+    cdef readonly uint64_t address
+    cdef readonly tuple shape
+    cdef readonly object dtype
+    cdef readonly uint64_t itemsize
+    cdef readonly uint64_t nbytes
+    cdef readonly int device
+    cdef readonly bint contiguous
+    cdef readonly object stream

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""An array of any library, as the core sees it: where its bytes are and what they mean."""
+
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+
+HOST = IN_HOST_MEMORY   # device of an array in host memory
+UNKNOWN = -2            # device memory of which nobody has said on which GPU
+
+
+@cython.final
+cdef class Array:
+    """Memory of another library's array.
+
+    owner: keeps the memory; the library's array where there is one.
+    address: of the first byte.  shape: a tuple.  dtype: NumPy dtype, `ml_dtypes` included.
+    device: ordinal of the GPU, HOST or UNKNOWN.  contiguous: in C order.
+    stream: the CUDA stream (int) on which the contents are ready, None where none was named.
+    """
+
+    def __init__(self, owner, uint64_t address, tuple shape not None, dtype not None,
+                 int device=HOST, bint contiguous=True, stream=None):
+        cdef uint64_t size
+        self.owner = owner
+        self.address = address
+        self.shape = shape
+        self.dtype = dtype
+        self.itemsize = size = dtype.itemsize
+        for length in shape:
+            size *= <uint64_t>length
+        self.nbytes = size
+        self.device = device
+        self.contiguous = contiguous
+        self.stream = stream
+
+    def __repr__(self):
+        return f"<Array {self.dtype} {list(self.shape)} {place_name(self.device)}>"
+
+    @property
+    def location(self):
+        """"host", or ("cuda", ordinal)."""
+        return "host" if self.device == HOST else ("cuda", self.device)
+
+
+def place_name(int device):
+    """`device` in words, for error texts."""
+    if device == HOST:
+        return "in host memory"
+    return f"on cuda:{device}" if device >= 0 else "in device memory"
+
+
+def is_contiguous(tuple shape not None, strides, int64_t unit):
+    """Whether `strides` (None = C order), in units of which an element has `unit`, are C order."""
+    cdef int64_t want = unit
+    if strides is None or 0 in shape:
+        return True
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if length != 1 and stride != want:
+            return False
+        want *= length
+    return True

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+from libc.stdint cimport uint32_t, uint64_t
+
+from deepep_ptx._executor cimport Executor, ep_dptr_t, ep_executor
+
+cdef extern from "cuda/executor.h" nogil:
+    struct cuda_executor
+    cuda_executor *cuda_executor_create(int device, const char **why)
+    void cuda_executor_destroy(cuda_executor *executor)
+    const ep_executor *cuda_executor_table(cuda_executor *executor)
+    int cuda_executor_arch(const cuda_executor *executor)
+    const char *cuda_executor_device_name(const cuda_executor *executor)
+    int cuda_executor_load(cuda_executor *executor, const char *ptx, const char *symbol,
+                           uint32_t param_bytes, void **kernel)
+    void cuda_executor_unload(cuda_executor *executor, void *kernel)
+    int cuda_executor_alloc_async(cuda_executor *executor, uint64_t nbytes, void *stream,
+                                  ep_dptr_t *out)
+    int cuda_executor_free_async(cuda_executor *executor, ep_dptr_t ptr, void *stream)
+    int cuda_executor_profile(cuda_executor *executor, uint32_t most)
+    int cuda_executor_launch_time(cuda_executor *executor, uint32_t index, void **kernel,
+                                  float *microseconds)
+    int cuda_executor_time_copy(cuda_executor *executor, ep_dptr_t dst, ep_dptr_t src,
+                                uint64_t nbytes, uint32_t times, void *stream,
+                                float *microseconds)
+    int cuda_executor_device_of(cuda_executor *executor, ep_dptr_t address)
+    int cuda_executor_enable_peer(cuda_executor *executor, const cuda_executor *peer)
+    int cuda_device_count(const char **why)
+    void cuda_executor_stop(cuda_executor *executor)
+
+
+cdef class CudaExecutor(Executor):
+    cdef cuda_executor *own         # owned
+    cdef void *stream               # owned: copies of arrays
+    cdef dict mapped                # device address -> (host address, nbytes, writable)
+    cdef dict symbols               # kernel -> its symbol
+    cdef readonly int device
+    cdef readonly int rank
+    cdef readonly object world
+    cdef readonly str device_name
+    cdef int call(self, int code) except -1
+
+
+cdef class CudaKernel:
+    cdef CudaExecutor executor      # keeps the context
+    cdef void *kernel               # owned

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""The arrays of one call of a buffer."""
+
+from .._array import HOST, UNKNOWN, place_name
+from .dlpack import type_name
+from .library import library_of
+from .streams import stream_number
+
+
+class Call:
+    """All of one library, in memory that the executor's kernels reach, ready on one stream.
+
+    executor: of the rank.  value, name: the argument whose library the call's results are of.
+    stream: of the caller: None, an int or a stream object; None takes the library's current one.
+
+    Attributes:
+        stream: its number; 0 is the default stream.
+        copies: whether results are copies whatever the buffer says.
+
+    Raises:
+        TypeError: `value` is not an array, `stream` not a stream.
+        ValueError: a stream on the CPU executor, which has none but the default one.
+    """
+
+    __slots__ = ("executor", "library", "name", "stream", "device", "copies")
+
+    def __init__(self, executor, value, name, stream=None):
+        self.executor = executor
+        self.library = library = library_of(value, name)
+        self.name = name
+        self.device = HOST
+        self.copies = False
+        if executor.name == "emu":
+            self.stream = 0 if stream is None else _no_stream(stream)
+            return
+        if library.on_gpu:
+            self.device = executor.device
+        else:
+            self.copies = True
+        if stream is None:
+            self.stream = library.current_stream(value, executor.device)
+        else:
+            self.stream = stream_number(stream)
+
+    def take(self, value, name, dtypes, shape, alignment=1):
+        """Argument `name` as a C-contiguous `Array` of one of `dtypes` and of `shape`.
+
+        dtypes: accepted NumPy dtypes.  shape: a length, or the name of a free one, per dimension:
+        (8, "num_topk").  alignment: of the first byte.
+
+        Raises:
+            TypeError: not an array, of another library or dtype, or in memory that the executor
+                does not take.
+            ValueError: on another GPU, another shape, not C-contiguous, or not aligned.
+        """
+        library = library_of(value, name)
+        if library is not self.library:
+            raise TypeError(f"{name}: is a {library.name} array while {self.name} is a "
+                            f"{self.library.name} array; all arrays of a call must be of one "
+                            "library")
+        array = library.take(value, name, self.stream)
+        if array.device != self.device:
+            self._check_device(array, value, name)
+        if array.dtype not in dtypes:
+            accepted = " or ".join(str(dtype) for dtype in dtypes)
+            raise TypeError(f"{name}: dtype must be {accepted}, got {array.dtype}")
+        if not _matches(array.shape, shape):
+            accepted = ", ".join(str(length) for length in shape)
+            raise ValueError(f"{name}: shape must be [{accepted}], got {list(array.shape)}")
+        if not array.contiguous:
+            raise ValueError(f"{name}: must be C-contiguous; make a contiguous copy")
+        if array.address % alignment and array.nbytes:
+            raise ValueError(f"{name}: the first byte must be {alignment}-byte aligned")
+        if array.stream is not None and array.stream != self.stream:
+            self.executor.stream_wait(self.stream, array.stream)
+        return array
+
+    def empty(self, shape, dtype):
+        """A new array of the library, as an `Array` whose owner it is."""
+        return self.library.empty(self.executor, shape, dtype, self.stream)
+
+    def part(self, slot, offset, shape, dtype, copy):
+        """The library's array over bytes from `offset` of `slot`, which it keeps; or a copy."""
+        return self.library.part(self.executor, slot, offset, shape, dtype, self.stream, copy)
+
+    def freeze(self, array):
+        """Make an array of the library read-only, if it can be."""
+        self.library.freeze(array)
+
+    def _check_device(self, array, value, name):
+        """Raises unless `array`, which is not known to be in the right place, is there."""
+        device = array.device
+        if device == UNKNOWN and self.executor.name != "emu":
+            device = self.executor.device_of(array.address) if array.nbytes else self.device
+            if device == HOST:
+                raise ValueError(f"{name}: 0x{array.address:x} is not memory of a GPU that this "
+                                 "process uses; the array was freed, or is of another process")
+            if device == self.device:
+                return
+        kind = f"{type_name(value)} {place_name(device)}"
+        if self.executor.name == "emu":
+            raise TypeError(f"{name}: {kind}; the CPU executor takes arrays in host memory: copy "
+                            "it there, or use executor='cuda'")
+        needed = f"cuda:{self.device}"
+        if device == HOST:
+            raise TypeError(f"{name}: {kind}; the cuda executor of this rank takes arrays on "
+                            f"{needed} (and NumPy arrays, which it copies): move it to {needed}, "
+                            "or use executor='emu'")
+        raise ValueError(f"{name}: {kind}; this rank needs it on {needed}")
+
+
+def _matches(got, want):
+    if len(got) != len(want):
+        return False
+    for length, accepted in zip(got, want, strict=True):
+        if length != accepted and type(accepted) is not str:
+            return False
+    return True
+
+
+def _no_stream(stream):
+    number = stream_number(stream)
+    if number:
+        raise ValueError(f"stream: must be None or 0 on the CPU executor, got {number}")
+    return number

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: MIT
+"""CuPy arrays.  This module never imports CuPy: who gives an array has it."""
+
+import contextlib
+
+import numpy as np
+
+from .._array import Array
+
+
+class CuPy:
+    """Takes and makes CuPy arrays."""
+
+    name = "CuPy"
+    on_gpu = True
+
+    def __init__(self, cupy):
+        self.cupy = cupy
+
+    def take(self, array, name, stream):
+        """See `library.Library`."""
+        return Array(array, array.data.ptr, array.shape, np.dtype(array.dtype), array.device.id,
+                     array.flags.c_contiguous)
+
+    def empty(self, executor, shape, dtype, stream):
+        """See `library.Library`."""
+        with self._on(stream, executor.device):
+            array = self.cupy.empty(shape, dtype)
+        return Array(array, array.data.ptr, shape, dtype, executor.device)
+
+    def part(self, executor, slot, offset, shape, dtype, stream, copy):
+        """See `library.Library`."""
+        cuda = self.cupy.cuda
+        memory = cuda.UnownedMemory(slot.address, slot.nbytes, slot, executor.device)
+        array = self.cupy.ndarray(shape, dtype, cuda.MemoryPointer(memory, offset))
+        if not copy:
+            return array
+        with self._on(stream, executor.device):
+            return array.copy()
+
+    def freeze(self, array):
+        """CuPy arrays cannot be read-only."""
+
+    def current_stream(self, array, device):
+        """The stream on which its work is."""
+        return self.cupy.cuda.get_current_stream(device).ptr
+
+    @contextlib.contextmanager
+    def _on(self, stream, device):
+        # The memory pool gives memory to a stream: to the one that the results are for.
+        cuda = self.cupy.cuda
+        with cuda.Device(device), cuda.ExternalStream(stream, device):
+            yield

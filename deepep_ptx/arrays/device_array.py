@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""Arrays in GPU memory without a library."""
+
+import math
+
+import numpy as np
+
+from .. import _dlpack
+from .._array import UNKNOWN, Array, is_contiguous
+from .._executor import Memory
+from . import dlpack
+from .streams import stream_number
+
+
+class DeviceArray:
+    """A C-contiguous array in the memory of one GPU.
+
+    What calls with arrays of an unknown library return.  Exports DLPack (of versions 0 and 1) and
+    `__cuda_array_interface__`, both without a copy; its contents are complete.
+
+    shape, dtype (NumPy), nbytes, address (of the first byte), device (ordinal of the GPU).
+    """
+
+    __slots__ = ("shape", "dtype", "nbytes", "address", "device", "_owner", "_executor",
+                 "__weakref__")
+
+    def __init__(self, owner, executor, address, shape, dtype):
+        self.shape = shape
+        self.dtype = dtype
+        self.nbytes = math.prod(shape) * dtype.itemsize
+        self.address = address
+        self.device = executor.device
+        self._owner = owner             # keeps the memory
+        self._executor = executor
+
+    def __repr__(self):
+        return f"<DeviceArray {self.dtype} {list(self.shape)} on cuda:{self.device}>"
+
+    def __len__(self):
+        if not self.shape:
+            raise TypeError("len() of an array without dimensions")
+        return self.shape[0]
+
+    @property
+    def ndim(self):
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def numpy(self):
+        """A copy as a NumPy array."""
+        data = self._executor.read(self.address, self.nbytes)
+        return data.view(self.dtype).reshape(self.shape)
+
+    def copy(self):
+        """A copy in memory of its own."""
+        return self._copy_for(0)
+
+    def _copy_for(self, stream):
+        made = _empty(self._executor, self.shape, self.dtype, stream)
+        if self.nbytes:
+            made._owner.write(self._executor.read(self.address, self.nbytes))
+        return made
+
+    @property
+    def __cuda_array_interface__(self):
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": self.dtype.str,      # "<V2" for bfloat16: the protocol has no name for it
+            "data": (self.address, False),
+            "strides": None,
+            "stream": None,                 # complete
+        }
+
+    def __dlpack_device__(self):
+        return _dlpack.CUDA, self.device
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        if dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(f"dl_device: is on {self.__dlpack_device__()}; use numpy() for a "
+                              "copy in host memory")
+        source = self.copy() if copy else self
+        versioned = max_version is not None and max_version[0] >= 1
+        return dlpack.export(source, source.address, source.shape, source.dtype, source.device,
+                             versioned)
+
+
+class Device:
+    """Takes device memory of any library, makes `DeviceArray`."""
+
+    name = "CUDA"
+    on_gpu = True
+
+    def take(self, value, name, stream):
+        """See `library.Library`."""
+        if type(value) is DeviceArray:
+            return Array(value, value.address, value.shape, value.dtype, value.device)
+        if hasattr(value, "__cuda_array_interface__"):
+            return _from_interface(value, name, stream)
+        return dlpack.take(value, name, stream)
+
+    def empty(self, executor, shape, dtype, stream):
+        """See `library.Library`."""
+        array = _empty(executor, shape, dtype, stream)
+        return Array(array, array.address, shape, dtype, array.device)
+
+    def part(self, executor, slot, offset, shape, dtype, stream, copy):
+        """See `library.Library`."""
+        array = DeviceArray(slot, executor, slot.address + offset, shape, dtype)
+        return array._copy_for(stream) if copy else array
+
+    def freeze(self, array):
+        """Device memory cannot be read-only."""
+
+    def current_stream(self, value, device):
+        """The stream that the array names, else the legacy default stream."""
+        interface = getattr(value, "__cuda_array_interface__", {})
+        return stream_number(interface.get("stream") or 0)
+
+
+def _empty(executor, shape, dtype, stream):
+    memory = Memory(executor, math.prod(shape) * dtype.itemsize, "array", stream)
+    return DeviceArray(memory, executor, memory.address, shape, dtype)
+
+
+def _from_interface(value, name, stream):
+    interface = value.__cuda_array_interface__
+    if interface.get("mask") is not None:
+        raise TypeError(f"{name}: must have no mask")
+    dtype = np.dtype(interface["typestr"])
+    device = UNKNOWN
+    if hasattr(value, "__dlpack_device__"):
+        device = dlpack.device_of(value, name)
+    if dtype.kind == "V":
+        # The protocol has no names for bfloat16 and fp8.
+        if hasattr(value, "__dlpack__"):
+            return dlpack.take(value, name, stream)
+        dtype = _dtype_attribute(value, dtype)
+    shape = tuple(interface["shape"])
+    ready = interface.get("stream")
+    return Array(value, interface["data"][0], shape, dtype, device,
+                 is_contiguous(shape, interface.get("strides"), dtype.itemsize),
+                 None if ready is None else stream_number(ready))
+
+
+def _dtype_attribute(value, opaque):
+    try:
+        dtype = np.dtype(value.dtype)
+    except (AttributeError, TypeError):
+        return opaque
+    return dtype if dtype.itemsize == opaque.itemsize else opaque

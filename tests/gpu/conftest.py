@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: MIT
+"""Tests that need GPUs, `make gpu-test`: all are marked `gpu`, and skip without one."""
+
+from pathlib import Path
+
+import pytest
+
+from deepep_ptx._cuda import device_count, why_not
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    reason = why_not()
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def two_gpus():
+    if device_count() < 2:
+        pytest.skip(f"needs two GPUs, there is {device_count()}")

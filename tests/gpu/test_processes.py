@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""One process per GPU over a gloo group: peers mapped with CUDA IPC; a peer that is killed."""
+
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from deepep_ptx import Buffer  # noqa: E402
+from deepep_ptx.errors import DeepEPTimeoutError  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+import moe_layer  # noqa: E402
+
+TIMEOUT_S = 2.0
+
+
+def start(rank, port, target, policy):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.cuda.set_device(rank)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    target(rank, torch.distributed.group.WORLD, policy)
+    os._exit(0)                       # a dead peer would hold up the end of the group
+
+
+def spawn(target, policy):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=start, args=(rank, port, target, policy))
+                 for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def rounds(rank, group, policy):
+    with Buffer(group, policy=policy, timeout_s=20.0) as buffer:
+        for seed in range(20):
+            assert moe_layer.run(buffer, torch.device("cuda"), seed) == 0
+
+
+def survive(rank, group, policy):
+    buffer = Buffer(group, policy=policy, timeout_s=TIMEOUT_S)
+    assert moe_layer.run(buffer, torch.device("cuda")) == 0
+    if rank == 1:
+        os._exit(9)
+    began = time.monotonic()
+    with pytest.raises(DeepEPTimeoutError) as info:
+        moe_layer.run(buffer, torch.device("cuda"))
+    assert info.value.peer == 1
+    assert time.monotonic() - began < 3 * TIMEOUT_S
+    ones = torch.ones(1 << 20, device="cuda")          # the context still runs kernels
+    assert ones.sum().item() == 1 << 20
+    idx = torch.zeros(4, 1, dtype=torch.int64, device="cuda")
+    assert ones.device.index == rank and idx.sum().item() == 0
+
+
+@pytest.mark.parametrize("policy", ["fast", "bulk"])
+def test_rounds(two_gpus, policy):
+    assert spawn(rounds, policy) == [0, 0]
+
+
+def test_killed_peer(two_gpus):
+    assert spawn(survive, "fast") == [0, 9]

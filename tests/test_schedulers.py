@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""The kernels under schedulers that do their worst: the same bits whatever runs when."""
+
+import re
+
+import numpy as np
+import pytest
+
+from deepep_ptx import RankError, run_ranks, select
+from tests.test_roundtrip import (
+    PLAIN,
+    Inputs,
+    any_bits,
+    assert_round_trip,
+    make_inputs,
+    rank_main,
+    route,
+)
+
+SEEDS = range(10)
+SCHEDULERS = ["random", "late-async"]
+
+# Small shapes that meet every kernel, both ways of combining, and each kind of call.
+CASES = {
+    "pull": PLAIN | {"num_biases": 1},
+    "push": PLAIN | {"combine": "push", "tokens": "uneven", "num_biases": 2, "policy": "safe"},
+    "mixed": PLAIN | {"combine": "mixed", "num_ranks": 3, "routing": "holes", "hidden": 520,
+                      "policy": "aggressive"},
+    "worst": PLAIN | {"worst": True, "tokens": "some zero", "num_ranks": 2, "arch": "sm_80"},
+    "crowd": PLAIN | {"topk_data": "none", "routing": "crowd", "idx_dtype": "int32", "hidden": 8},
+    "bulk-pull": PLAIN | {"policy": "bulk", "num_ranks": 2, "hidden": 7168, "num_biases": 2},
+    "bulk-push": PLAIN | {"policy": "bulk", "combine": "push", "tokens": "uneven"},
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_bit_exact(scheduler, case, seed):
+    assert_round_trip(case, [make_inputs(case, 1000 + 10 * seed + i) for i in range(2)],
+                      scheduler=scheduler, seed=seed)
+
+
+def several_tokens_for_each_warp(policy, seed):
+    case = PLAIN | {"num_ranks": 2, "hidden": 264, "num_topk": 2, "policy": policy,
+                    "combine": "mixed"}
+    rng = np.random.default_rng(seed)
+    num_tokens = [600, 1300]
+    inputs = Inputs(
+        xs=[any_bits(rng, (n, case["hidden"])) for n in num_tokens],
+        topk_idxs=[route("holes", n, 2, rng) for n in num_tokens],
+        topk_weights=[rng.random((n, 2), dtype=np.float32) for n in num_tokens],
+        biases=[None, None], seed=seed)
+    return case, [inputs]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("policy", ["fast", "bulk"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_several_tokens_for_each_warp(scheduler, policy, seed):
+    assert_round_trip(*several_tokens_for_each_warp(policy, seed), scheduler=scheduler, seed=seed)
+
+
+@pytest.mark.parametrize(("symbol", "pattern", "instead"), [
+    ("ep_dispatch_bulk", r"mbarrier\.try_wait\S+ +(\w+),.*", r"setp.eq.u32 \1, 0, 0;"),
+    ("ep_dispatch_bulk", r"cp\.async\.bulk\.wait_group\.read \d+;", ""),
+    ("ep_dispatch_bulk", r"wait_group 0;", "wait_group.read 0;"),
+    ("ep_combine_push_bulk", r"cp\.async\.bulk\.wait_group\.read \d+;", ""),
+    ("ep_combine_push_bulk", r"wait_group 0;", "wait_group.read 0;"),
+    ("ep_combine_reduce_bulk", r"mbarrier\.try_wait\S+ +(\w+),.*", r"setp.eq.u32 \1, 0, 0;"),
+])
+def test_late_copies_show_every_missing_wait(monkeypatch, symbol, pattern, instead):
+    """What the kernels wait for they need: without it, bytes are wrong or the run is a fault."""
+    read_text = select.read_text
+
+    def without_the_wait(variant):
+        text = read_text(variant)
+        if variant["symbol"] != symbol:
+            return text
+        text, count = re.subn(pattern, instead, text)
+        assert count == 1
+        return text
+
+    case, rounds = several_tokens_for_each_warp("bulk", 0)
+    assert_round_trip(case, rounds, scheduler="late-async")
+    monkeypatch.setattr(select, "read_text", without_the_wait)
+    with pytest.raises((RankError, AssertionError)):
+        assert_round_trip(case, rounds, scheduler="late-async")
+
+
+def totals(comm, case, rounds):
+    """Virtual time and counters of a rank when it is done."""
+    rank_main(comm, case, rounds)
+    return comm.executor.now, tuple(comm.executor.counters().values())
+
+
+def test_a_seed_fixes_the_run():
+    """Virtual time and every counter of every rank."""
+    case = CASES["push"]
+    rounds = [make_inputs(case, 1)]
+
+    def run(scheduler, seed):
+        return tuple(run_ranks(totals, case["num_ranks"], case, rounds, scheduler=scheduler,
+                               seed=seed))
+
+    for scheduler in SCHEDULERS:
+        assert [run(scheduler, seed) for seed in range(2)] == [
+            run(scheduler, seed) for seed in range(2)]
+    assert len({run("random", seed) for seed in range(5)}) == 5
