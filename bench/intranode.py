@@ -9,16 +9,20 @@ together.  Written out with it: the copy engine's bandwidth between two GPUs, bo
 the round trip of a flag, of the same run.
 
     python bench/intranode.py --ranks 2 --tokens 4096 --policy fast bulk --sms 16 24 --out FILE
+    python bench/intranode.py --devices 0 1 0 1 0 1 0 1 --sms 12
+    torchrun --nproc-per-node 2 bench/intranode.py          one process per GPU
 """
 
 import argparse
 import datetime
 import json
+import os
 import random
 import re
 import statistics
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -26,6 +30,8 @@ import numpy as np
 import torch
 
 from deepep_ptx import Buffer, __version__, reference, run_ranks
+from deepep_ptx._cuda import CudaExecutor
+from deepep_ptx.comm import as_comm
 
 COPY_BYTES = 1 << 28
 PING_PONGS = 1000
@@ -43,8 +49,17 @@ def main():
         "driver": driver_version(),
         "arguments": {k: v for k, v in vars(args).items() if k != "out"},
     }
-    results = run_ranks(rank_main, args.ranks, args, executor="cuda")
-    record["links"] = results[0]["links"]
+    in_processes = "LOCAL_RANK" in os.environ
+    record["layout"] = "processes" if in_processes else "threads"
+    record["links"] = measure_links() if os.environ.get("LOCAL_RANK", "0") == "0" else {}
+    if in_processes:
+        results = run_processes(args)
+        if results is None:
+            return 0
+    else:
+        devices = args.devices or [rank % torch.cuda.device_count() for rank in range(args.ranks)]
+        record["devices"] = devices
+        results = run_ranks(rank_main, len(devices), args, executor="cuda", devices=devices)
     record["rows"] = results[0]["rows"]
     record["cases"] = merge([result["times"] for result in results], record)
     show(record)
@@ -56,7 +71,8 @@ def main():
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=2, help="threads, GPUs in turn")
+    parser.add_argument("--devices", type=int, nargs="+", help="GPU of each rank, for --ranks")
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096], help="per rank")
     parser.add_argument("--hidden", type=int, default=7168)
     parser.add_argument("--experts", type=int, default=256)
@@ -76,12 +92,21 @@ def driver_version():
     return found[1] if found else "unknown"
 
 
+def run_processes(args):
+    """The results of all ranks on rank 0, None on the others."""
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("gloo")
+    comm = as_comm(torch.distributed.group.WORLD)
+    results = comm.allgather(rank_main(comm, args))
+    torch.distributed.destroy_process_group()
+    return results if comm.rank == 0 else None
+
+
 # -- one rank ---------------------------------------------------------------------------------
 
 def rank_main(comm, args):
     device = torch.device("cuda", comm.executor.device)
     torch.cuda.set_device(device)
-    links = measure_links(comm)
     times, rows = {}, {}
     for tokens in args.tokens:
         inputs = [make_inputs(rank, tokens, args) for rank in range(comm.size)]
@@ -90,7 +115,7 @@ def rank_main(comm, args):
         own = [tensor.to(device) for tensor in as_torch(inputs[comm.rank])]
         rows[tokens] = {"received": len(wanted[comm.rank].recv_x), "sent": sent_rows(wanted, comm)}
         measure(comm, args, tokens, own, wanted, times)
-    return {"links": links, "times": times, "rows": rows}
+    return {"times": times, "rows": rows}
 
 
 def make_inputs(rank, tokens, args):
@@ -179,41 +204,38 @@ def check(comm, case, name, got, want):
 
 # -- what the links can do ----------------------------------------------------------------------
 
-def measure_links(comm):
-    """Copy engine between ranks 0 and 1, one way and both ways at once; flag round trip."""
-    executor = comm.executor
-    own = executor.alloc(COPY_BYTES)
-    where = comm.allgather((own, executor.device))
-    links = {}
-    if comm.size > 1 and where[0][1] != where[1][1]:
-        own_from = executor.alloc(COPY_BYTES)
-        peer = where[1 - comm.rank][0] if comm.rank < 2 else None
-        for name, ranks in (("one_way", (0,)), ("both_ways", (0, 1))):
-            comm.barrier()
-            if comm.rank in ranks:
-                rates = [COPY_BYTES / executor.time_copy(peer, own_from, COPY_BYTES) / 1e3
-                         for _ in range(5)]
-                links[f"copy_engine_{name}_gb_s"] = round(statistics.median(rates), 1)
-        comm.barrier()
-        links["flag_round_trip_us"] = ping_pong(comm, own, peer)
-        executor.free(own_from)
-    comm.barrier()
-    executor.free(own)
+def measure_links():
+    """Copy engine between GPUs 0 and 1, one way and both ways at once; a flag's round trip."""
+    if torch.cuda.device_count() < 2:
+        return {}
+    gpus = [CudaExecutor(device) for device in range(2)]
+    for gpu in gpus:
+        gpu.enable_peer(gpus[1 - gpu.device])
+    to, source = [gpu.alloc(COPY_BYTES) for gpu in gpus], [gpu.alloc(COPY_BYTES) for gpu in gpus]
+
+    def copy(device):
+        times = [gpus[device].time_copy(to[1 - device], source[device], COPY_BYTES)
+                 for _ in range(5)]
+        return COPY_BYTES / statistics.median(times) / 1e3
+
+    def flags(device):
+        gpu, mine, theirs = gpus[device], to[device], to[1 - device]
+        text = (Path(__file__).parent / "ping_pong.ptx").read_text()
+        kernel = gpu.load("ping_pong", text[text.index(".version"):], 32)
+        params = struct.pack("<QQQII", mine, theirs, mine + 128, device == 0, PING_PONGS)
+        gpu.launch(kernel, params, 1, 32)
+        return int(gpu.read(mine + 128, 8).view(np.uint64)[0]) / PING_PONGS / 1e3
+
+    with ThreadPoolExecutor(2) as both:
+        links = {"copy_engine_one_way_gb_s": round(copy(0), 1),
+                 "copy_engine_both_ways_gb_s": round(min(both.map(copy, range(2))), 1)}
+        for gpu, memory in zip(gpus, to, strict=True):
+            gpu.fill(memory, 0, 256)
+        links["flag_round_trip_us"] = round(max(both.map(flags, range(2))), 2)
+    for gpu in gpus:
+        gpu.free(to[gpu.device])
+        gpu.free(source[gpu.device])
     return links
-
-
-def ping_pong(comm, own, peer):
-    executor = comm.executor
-    executor.fill(own, 0, 256)
-    comm.barrier()
-    if comm.rank > 1:
-        return None
-    text = (Path(__file__).parent / "ping_pong.ptx").read_text()
-    kernel = executor.load("ping_pong", text[text.index(".version"):], 32)
-    executor.launch(kernel, struct.pack("<QQQII", own, peer, own + 128, comm.rank == 0, PING_PONGS),
-                    1, 32)
-    nanoseconds = int(executor.read(own + 128, 8).view(np.uint64)[0])
-    return round(nanoseconds / PING_PONGS / 1e3, 2)
 
 
 # -- results --------------------------------------------------------------------------------------

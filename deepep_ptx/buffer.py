@@ -117,6 +117,7 @@ class Buffer:
         core.publish()
         # Every CTA of combine_reduce may wait for another rank, so those of all ranks that share
         # a GPU must fit on it together.
+        _check_same_kind(self.group.allgather(self.group.executor.device_name))
         places = self.group.allgather(_place(self.group.executor, self.rank))
         self._ranks_here = places.count(places[self.rank])
         self._max_sms = core.max_resident("combine_reduce") // self._ranks_here
@@ -488,6 +489,15 @@ def _check_same_growth(limits):
                 "(0) on all ranks or on none", argument="num_nvl_bytes", ranks=(0, rank),
                 values=(limits[0], limit),
             )
+
+
+def _check_same_kind(names):
+    """Kernels, links and the model of SMs are those of one kind of GPU."""
+    for rank, name in enumerate(names):
+        if name != names[0]:
+            raise RankMismatchError(f"group: rank 0 has a {names[0]}, rank {rank} a {name}; all "
+                                    "GPUs must be of one kind", argument="group", ranks=(0, rank),
+                                    values=(names[0], name))
 
 
 def _check_int(value, name, low, high=None):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, run_ranks
-from deepep_ptx.errors import RankError
+from deepep_ptx import buffer as buffer_module
+from deepep_ptx.errors import RankError, RankMismatchError
 from deepep_ptx.handle import EPHandle
 
 BF16 = ml_dtypes.bfloat16
@@ -219,3 +220,10 @@ def test_several_nodes():
         run_ranks(Buffer, 4, ranks_per_node=2)
     assert isinstance(caught.value.__cause__, NotImplementedError)
     assert str(caught.value.__cause__).startswith("group: its 4 ranks must share one NVLink domain")
+
+
+def test_gpus_of_different_kind():
+    buffer_module._check_same_kind(["A", "A"])
+    with pytest.raises(RankMismatchError) as caught:
+        buffer_module._check_same_kind(["A", "A", "B"])
+    assert str(caught.value).startswith("group: rank 0 has a A, rank 2 a B")

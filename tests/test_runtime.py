@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deepep_ptx import _emu, errors, run_ranks
+from deepep_ptx._cuda import device_count
 from deepep_ptx.comm import as_comm
 
 HEAD = """.version 8.3
@@ -776,3 +777,19 @@ def test_groups():
         return comm.ranks_per_node
 
     assert run_ranks(rank_main, 4, ranks_per_node=2, devices=[0, 1, 0, 1]) == [2] * 4
+
+
+def test_cuda_without_a_driver_says_what_is_missing():
+    if device_count():
+        pytest.skip("there is a GPU")
+    with pytest.raises(errors.DeepEPError, match="executor: 'cuda' cannot be used: .*libcuda"):
+        run_ranks(lambda comm: None, 2, executor="cuda")
+
+
+def test_the_best_executor_there_is(monkeypatch):
+    monkeypatch.delenv("DEEPEP_PTX_EXECUTOR")
+    names = run_ranks(lambda comm: comm.executor.name, 1)
+    assert names == ["cuda" if device_count() else "emu"]
+    monkeypatch.setenv("DEEPEP_PTX_EXECUTOR", "tpu")
+    with pytest.raises(ValueError, match="DEEPEP_PTX_EXECUTOR: 'tpu' is not one of 'emu', 'cuda'"):
+        run_ranks(lambda comm: None, 1)

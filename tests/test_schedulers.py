@@ -41,6 +41,22 @@ def test_bit_exact(scheduler, case, seed):
                       scheduler=scheduler, seed=seed)
 
 
+FORMS = [
+    *((arch, policy) for arch in ("sm_80", "sm_90") for policy in select.load_table()["policies"]),
+    ("sm_90", "bulk"),
+]
+
+
+@pytest.mark.parametrize("scheduler", ["rr", *SCHEDULERS])
+@pytest.mark.parametrize(("arch", "policy"), FORMS)
+def test_every_form(arch, policy, scheduler):
+    """Ten seeds of each; pull and push in turn."""
+    for seed in SEEDS:
+        case = PLAIN | {"arch": arch, "policy": policy, "num_ranks": 2, "hidden": 264,
+                        "combine": ("pull", "push")[seed % 2]}
+        assert_round_trip(case, [make_inputs(case, 5000 + seed)], scheduler=scheduler, seed=seed)
+
+
 def several_tokens_for_each_warp(policy, seed):
     case = PLAIN | {"num_ranks": 2, "hidden": 264, "num_topk": 2, "policy": policy,
                     "combine": "mixed"}

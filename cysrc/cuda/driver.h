@@ -20,7 +20,7 @@
     F(cuMemcpyAsync) F(cuMemcpyHtoDAsync) F(cuMemcpyDtoHAsync) F(cuMemsetD8Async)                \
     F(cuMemGetAddressRange) F(cuPointerGetAttribute)                                             \
     F(cuIpcGetMemHandle) F(cuIpcOpenMemHandle) F(cuIpcCloseMemHandle)                            \
-    F(cuStreamCreateWithPriority) F(cuStreamDestroy) F(cuStreamSynchronize)                      \
+    F(cuStreamCreateWithPriority) F(cuStreamDestroy) F(cuStreamSynchronize) F(cuStreamQuery)     \
     F(cuCtxGetStreamPriorityRange) F(cuEventCreate) F(cuEventDestroy) F(cuEventRecord)           \
     F(cuEventSynchronize) F(cuEventElapsedTime) F(cuStreamWaitEvent)                             \
     F(cuLibraryLoadData) F(cuLibraryUnload) F(cuLibraryGetKernel) F(cuKernelGetFunction)         \

@@ -382,6 +382,21 @@ static int op_wait_word(void *self, const uint64_t *word, uint64_t want, uint64_
     return EP_OK;
 }
 
+/* A kernel that failed breaks the context for good and shows at any later call: asked for before a
+ * call of ours queues anything, it is the caller's. */
+static int check_caller(struct cuda_executor *e, void *stream)
+{
+    CUresult found = e->cu->p_cuStreamQuery(stream);
+    const char *name = "unknown error";
+
+    if (found == CUDA_SUCCESS || found == CUDA_ERROR_NOT_READY)
+        return EP_OK;
+    e->cu->p_cuGetErrorName(found, &name);
+    snprintf(e->error, sizeof e->error, "an earlier kernel or copy of the caller on GPU %d failed:"
+             " %s; nothing was launched", e->device, name);
+    return EP_ERR_EXECUTOR;
+}
+
 /* The event is gone when it has been waited for: destroying it early is allowed. */
 static int op_stream_wait(void *self, void *waiter, void *waited)
 {
@@ -390,6 +405,9 @@ static int op_stream_wait(void *self, void *waiter, void *waited)
     int code;
 
     ENTER();
+    code = check_caller(e, waited);
+    if (code != EP_OK)
+        return code;
     TRY(cuEventCreate, &event, CU_EVENT_DISABLE_TIMING);
     code = check(e, e->cu->p_cuEventRecord(event, waited), "cuEventRecord");
     if (code == EP_OK)

@@ -36,7 +36,7 @@ cdef class CudaExecutor(Executor):
     cdef readonly int device
     cdef readonly int rank
     cdef readonly object world
-    cdef readonly str device_name
+    cdef str kind
     cdef int call(self, int code) except -1
 
 

@@ -70,11 +70,11 @@ cdef class CudaExecutor(Executor):
         self.rank = rank
         self.world = world
         self.device = device
-        self.device_name = cuda_executor_device_name(self.own).decode()
+        self.kind = cuda_executor_device_name(self.own).decode()
         self.name = "cuda"
         capability = cuda_executor_arch(self.own)
         if capability < 80:
-            raise DeepEPError(f"GPU {device} ({self.device_name}): compute capability "
+            raise DeepEPError(f"GPU {device} ({self.kind}): compute capability "
                               f"{capability / 10} is below 8.0")
         self.arch = arch or ("sm_90" if capability >= 90 else "sm_80")
         with nogil:
@@ -92,6 +92,11 @@ cdef class CudaExecutor(Executor):
         if code != EP_OK:
             raise self.error(code)
         return 0
+
+    @property
+    def device_name(self):
+        """As the driver names the GPU."""
+        return self.kind
 
     def enable_peer(self, CudaExecutor peer not None):
         """Let kernels here use memory of `peer`, a rank of this process."""
@@ -139,7 +144,10 @@ cdef class CudaExecutor(Executor):
         if not nbytes:
             return 0
         with nogil:
-            code = cuda_executor_alloc_async(self.own, size, self.stream, &dptr)
+            # Host memory has no stream: the default one stands for what the caller did before.
+            code = self.table.stream_wait(self.table.self, self.stream, NULL)
+            if code == EP_OK:
+                code = cuda_executor_alloc_async(self.own, size, self.stream, &dptr)
             if code == EP_OK:
                 code = self.table.copy_in(self.table.self, dptr, source, size, self.stream)
             if code == EP_OK:

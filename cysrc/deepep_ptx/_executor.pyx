@@ -11,6 +11,11 @@ from deepep_ptx.errors import DeepEPError
 cdef class Executor:
     """One rank's machine.  Subclasses fill `table`, `name` and `arch` and define the methods."""
 
+    @property
+    def device_name(self):
+        """The kind of device."""
+        return "CPU executor"
+
     def load(self, symbol, text, param_bytes):
         """Load kernel `symbol` from PTX `text`; its parameter block takes `param_bytes` bytes.
 

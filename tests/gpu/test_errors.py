@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+"""Failures that only a GPU can have: each breaks a context, so each has a process of its own."""
+
+import subprocess
+import sys
+
+CALLERS_KERNEL = """
+import numpy as np
+from deepep_ptx import Buffer, run_ranks
+from deepep_ptx.errors import DeepEPError
+
+STRAY = '''.version 7.8
+.target sm_90
+.address_size 64
+.visible .entry stray(.param .align 8 .b8 p[8])
+{
+    .reg .b64 a;
+    ld.param.u64 a, [p];
+    st.global.u64 [a], a;
+    ret;
+}
+'''
+
+def main(comm):
+    buffer = Buffer(comm)
+    executor = comm.executor
+    kernel = executor.load("stray", STRAY, 8)
+    try:
+        executor.launch(kernel, (4096).to_bytes(8, "little"), 1, 1)
+        return "the stray kernel ran"
+    except DeepEPError as error:
+        assert "CUDA_ERROR_ILLEGAL_ADDRESS" in str(error), error
+    try:
+        buffer.get_dispatch_layout(np.zeros((4, 1), np.int64), 4)
+    except DeepEPError as error:
+        return str(error)
+    return "no error"
+
+print(run_ranks(main, 1, executor="cuda")[0])
+"""
+
+
+def test_the_callers_failed_kernel_is_not_ours():
+    done = subprocess.run([sys.executable, "-c", CALLERS_KERNEL], capture_output=True, text=True,
+                          timeout=100)
+    assert done.stdout.startswith("an earlier kernel or copy of the caller on GPU 0 failed: "
+                                  "CUDA_ERROR_ILLEGAL_ADDRESS"), done.stdout + done.stderr
