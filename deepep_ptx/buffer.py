@@ -3,7 +3,6 @@
 
 import math
 import numbers
-import socket
 import warnings
 
 from . import select
@@ -25,6 +24,11 @@ from .handle import EPHandle
 
 DEFAULT_SMS = 20
 GROWTH_STEP = 1 << 20  # bytes: arena segments that grow by themselves are multiples of it
+
+
+# Buffers of GPUs that were left without the other ranks: their memory, code and context stay until
+# the process ends.  (On the CPU executor they end with the run.)
+_abandoned = []
 
 
 class Buffer:
@@ -118,9 +122,12 @@ class Buffer:
         # Every CTA of combine_reduce may wait for another rank, so those of all ranks that share
         # a GPU must fit on it together.
         _check_same_kind(self.group.allgather(self.group.executor.device_name))
-        places = self.group.allgather(_place(self.group.executor, self.rank))
+        places = self.group.allgather(self.group.executor.place)
         self._ranks_here = places.count(places[self.rank])
         self._max_sms = core.max_resident("combine_reduce") // self._ranks_here
+        if self._max_sms == 0:
+            raise ValueError(f"group: {self._ranks_here} ranks do not fit on one GPU, at most "
+                             f"{core.max_resident('combine_reduce')} do")
         return core
 
     def _checked_sms(self):
@@ -133,27 +140,31 @@ class Buffer:
         return self.num_sms
 
     def _add_segment(self, core, nbytes):
-        """Collective.  A rank that cannot tells the others, so that all of them raise."""
-        try:
-            mine, failure = core.add_segment(nbytes), None
-        except (CapacityError, MemoryError, DeepEPError) as error:
-            mine, failure = None, error
+        """Collective: all ranks get the segment, or none and an error."""
+        mine, failure = _attempt(core.add_segment, nbytes)
         all_ranks = self.group.allgather(mine)
+        if None not in all_ranks:
+            _, failure = _attempt(self._open_segments, core, all_ranks)
+        failed = self.group.allgather(failure is not None or None in all_ranks)
+        if True not in failed:
+            return
+        if mine is not None:
+            core.drop_segment()
         if failure is not None:
             raise failure
-        if None in all_ranks:
-            raise DeepEPError(f"rank {all_ranks.index(None)} could not add {nbytes} bytes to its "
-                              "arena")
+        culprit = all_ranks.index(None) if None in all_ranks else failed.index(True)
+        raise DeepEPError(f"rank {culprit} could not add {nbytes} bytes to its arena")
+
+    def _open_segments(self, core, all_ranks):
         for rank, (index, handle) in enumerate(all_ranks):
             core.open_segment(rank, index, handle)
+        core.publish()
 
     def _grow(self, needed_bytes):
         """Collective: room for the call that has just found none."""
         needed = max(self.group.allgather(needed_bytes))
         nbytes = max(needed, self._core.arena_bytes)
         self._add_segment(self._core, -(-nbytes // GROWTH_STEP) * GROWTH_STEP)
-        self._core.publish()
-        self.group.barrier()
 
     def _live_core(self):
         if self._core is None:
@@ -185,6 +196,8 @@ class Buffer:
         """End without the other ranks, who may be in the middle of a call with this one."""
         core, self._core = self._core, None
         core.abandon()
+        if core.executor.name == "cuda":
+            _abandoned.append(core)
 
     def __enter__(self):
         return self
@@ -461,10 +474,12 @@ class Buffer:
             )
 
 
-def _place(executor, rank):
-    """What tells GPUs apart, over all ranks: host and ordinal.  On the CPU executor every rank has
-    a device of its own."""
-    return (socket.gethostname(), executor.device) if executor.name == "cuda" else rank
+def _attempt(function, *args):
+    """(result, None), or (None, error) of what an executor may refuse."""
+    try:
+        return function(*args), None
+    except (CapacityError, MemoryError, DeepEPError) as error:
+        return None, error
 
 
 # -- argument checks --------------------------------------------------------------------------

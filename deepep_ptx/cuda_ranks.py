@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Ranks as threads of this process on GPUs: several may share one."""
 
+import os
 import threading
 
 from deepep_ptx._cuda import CudaExecutor, device_count, why_not
@@ -22,6 +23,10 @@ class CudaWorld:
         if max(devices) >= available:
             raise ValueError(f"devices: must be below {available}, the GPUs there are; got "
                              f"{list(devices)}")
+        if num_ranks > len(set(devices)):
+            # Kernels that wait for each other need hardware queues of their own; read when the
+            # context is made.
+            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         self.num_ranks = num_ranks
         self.timeout_s = timeout_s
         self.executors = [CudaExecutor(devices[rank], arch=arch, rank=rank, world=self)
@@ -91,6 +96,8 @@ class CudaWorld:
             if self.failures:
                 raise Aborted(f"rank {self.failures[0][0]} failed and this rank was stopped")
             missing = min(set(range(self.num_ranks)) - set(collective.values))
+            if self.collective is collective:
+                self.collective = None       # whoever tries again begins a new one
             why = f"rank {missing} has returned" if done else f"rank {missing} did not come"
             error = DeepEPError if done else DeepEPTimeoutError
             details = {} if done else {"rank": rank, "peer": missing, "wait": kind}

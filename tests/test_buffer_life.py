@@ -113,6 +113,40 @@ def test_arena_grows():
     assert run_ranks(main, 2) == [24, 24]
 
 
+@pytest.mark.parametrize("step", ["add_segment", "open_segment", "publish"])
+def test_a_growth_that_one_rank_cannot_do_leaves_nothing(step):
+    class Refusing:
+        """Rank 1's core, whose `step` fails."""
+
+        def __init__(self, core):
+            self.core = core
+
+        def __getattr__(self, name):
+            return self.refuse if name == step else getattr(self.core, name)
+
+        def refuse(self, *args):
+            raise MemoryError("no memory")
+
+    def main(comm):
+        with Buffer(comm) as buffer:
+            check_round(buffer, comm.size)
+            before, real = buffer.stats(), buffer._core
+            if comm.rank == 1:
+                buffer._core = Refusing(real)
+            with pytest.raises((MemoryError, DeepEPError)) as caught:
+                buffer._grow(1 << 22)
+            buffer._core = real
+            assert buffer.stats() == before
+            check_round(buffer, comm.size)
+            kept = dispatch(buffer, *tokens(comm.rank, hidden=1 << 16))     # and it grows after all
+            assert buffer.stats()["arena_segments"] > before["arena_segments"]
+            return type(caught.value), str(caught.value), len(kept)
+
+    ours, theirs = run_ranks(main, 2)
+    assert ours[0] is DeepEPError and ours[1].startswith("rank 1 could not add")
+    assert theirs[:2] == (MemoryError, "no memory")
+
+
 def test_without_zero_copy_results_are_copies():
     def main(comm):
         with Buffer(comm, zero_copy=False) as buffer:

@@ -20,6 +20,20 @@ int ep_arena_add(struct ep_arena *arena, ep_dptr_t base, uint64_t view, uint64_t
     return EP_OK;
 }
 
+ep_dptr_t ep_arena_drop(struct ep_arena *arena)
+{
+    struct ep_segment *segment = &arena->segment[--arena->num_segments];
+    ep_dptr_t base = segment->base;
+    for (struct ep_block *block = segment->first; block;) {
+        struct ep_block *next = block->next;
+        free(block);
+        block = next;
+    }
+    arena->total -= segment->bytes;
+    *segment = (struct ep_segment){0};
+    return base;
+}
+
 /* Cut `block` to `bytes`; the rest becomes a free block behind it. */
 static int split(struct ep_block *block, uint64_t bytes)
 {

@@ -41,6 +41,9 @@ static inline uint64_t ep_align_slot(uint64_t bytes)
  * EP_MAX_SEGMENTS are there. */
 int ep_arena_add(struct ep_arena *arena, ep_dptr_t base, uint64_t view, uint64_t bytes);
 
+/* Takes the last segment away, of which nothing is in use; returns its base. */
+ep_dptr_t ep_arena_drop(struct ep_arena *arena);
+
 /* The largest free extent, whole; NULL when nothing is free. */
 struct ep_block *ep_arena_reserve_largest(struct ep_arena *arena);
 

@@ -169,6 +169,24 @@ int ep_buffer_publish(struct ep_buffer *b)
     return exec->stream_synchronize(exec->self, b->stream);
 }
 
+static void release_segment(struct ep_buffer *b, uint32_t index, uint32_t rank)
+{
+    if (rank != b->comm.rank && b->peer_arena[index][rank])
+        b->exec->release_memory(b->exec->self, b->peer_arena[index][rank]);
+    b->peer_arena[index][rank] = 0;
+}
+
+void ep_buffer_drop_segment(struct ep_buffer *b)
+{
+    pthread_mutex_lock(&b->lock);
+    ep_dptr_t base = ep_arena_drop(&b->arena);
+    uint32_t index = b->arena.num_segments;
+    pthread_mutex_unlock(&b->lock);
+    for (uint32_t rank = 0; rank < b->comm.num_ranks; rank++)
+        release_segment(b, index, rank);
+    b->exec->free(b->exec->self, base, b->stream);
+}
+
 void ep_buffer_close_peers(struct ep_buffer *b)
 {
     const struct ep_executor *exec = b->exec;
@@ -178,11 +196,8 @@ void ep_buffer_close_peers(struct ep_buffer *b)
         if (b->peer_heap[rank])
             exec->release_memory(exec->self, b->peer_heap[rank]);
         b->peer_heap[rank] = 0;
-        for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++) {
-            if (b->peer_arena[i][rank])
-                exec->release_memory(exec->self, b->peer_arena[i][rank]);
-            b->peer_arena[i][rank] = 0;
-        }
+        for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
+            release_segment(b, i, rank);
     }
 }
 

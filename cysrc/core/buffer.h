@@ -83,6 +83,8 @@ int  ep_buffer_add_segment(struct ep_buffer *b, uint64_t bytes, uint32_t *index,
 void ep_buffer_set_view(struct ep_buffer *b, uint32_t index, uint64_t view);
 int  ep_buffer_open_segment(struct ep_buffer *b, uint32_t rank, uint32_t index, const void *handle);
 int  ep_buffer_publish(struct ep_buffer *b);
+/* Takes back the newest segment, of which nothing is in use: some rank could not have it. */
+void ep_buffer_drop_segment(struct ep_buffer *b);
 void ep_buffer_close_peers(struct ep_buffer *b);
 /* Frees everything but segments with slots in use; those go with their last slot. */
 void ep_buffer_close(struct ep_buffer *b);

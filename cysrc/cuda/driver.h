@@ -13,7 +13,8 @@
 #define CUDA_FUNCTIONS(F)                                                                        \
     F(cuInit) F(cuDriverGetVersion) F(cuGetErrorName) F(cuGetErrorString)                        \
     F(cuDeviceGet) F(cuDeviceGetCount) F(cuDeviceGetName) F(cuDeviceGetAttribute)                \
-    F(cuDeviceCanAccessPeer) F(cuDevicePrimaryCtxRetain) F(cuDevicePrimaryCtxRelease)            \
+    F(cuDeviceGetUuid) F(cuDeviceCanAccessPeer)                                                  \
+    F(cuDevicePrimaryCtxRetain) F(cuDevicePrimaryCtxRelease)                                     \
     F(cuCtxGetCurrent) F(cuCtxSetCurrent) F(cuCtxEnablePeerAccess)                               \
     F(cuMemAlloc) F(cuMemFree) F(cuMemAllocAsync) F(cuMemFreeAsync)                              \
     F(cuMemHostAlloc) F(cuMemFreeHost) F(cuMemHostGetDevicePointer)                              \

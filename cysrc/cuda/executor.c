@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 #include "cuda/executor.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "cuda/driver.h"
 
+#define LOOK_NS 1000000                      /* between two looks at the device while waiting */
 #define HANDLE_MAGIC 0x656c646e61686463u     /* "cdhandle" */
 
 /* A peer process's allocation that is open here. */
@@ -30,7 +34,8 @@ struct cuda_executor {
     CUdevice device;
     CUcontext context;
     int arch;
-    int stopped;             /* atomic: host waits end                                         */
+    int stopped;             /* atomic: the next host wait, or the one that runs, ends at once  */
+    CUstream last_stream;    /* of the newest launch: shows whether the device still works      */
     char name[128];
     char error[512];
     struct opened *opened;
@@ -52,10 +57,19 @@ struct handle {
     uint64_t address;
     uint64_t offset;         /* of the address in its allocation: IPC opens whole allocations */
     int64_t process;
-    int64_t device;
+    uint8_t nonce[16];       /* of the process: containers of one host may share process ids    */
     CUipcMemHandle ipc;
 };
 _Static_assert(sizeof(struct handle) <= EP_HANDLE_BYTES, "a handle fits");
+
+static uint8_t process_nonce[16];
+static pthread_once_t nonce_once = PTHREAD_ONCE_INIT;
+
+static void make_nonce(void)
+{
+    if (getrandom(process_nonce, sizeof process_nonce, 0) != (ssize_t)sizeof process_nonce)
+        memset(process_nonce, 0, sizeof process_nonce);      /* the process id is left then */
+}
 
 #define EXECUTOR(self) struct cuda_executor *e = (self)
 
@@ -81,6 +95,16 @@ static int check(struct cuda_executor *e, CUresult code, const char *call)
     } while (0)
 #define ENTER() TRY(cuCtxSetCurrent, e->context)
 
+/* Finalisers run in whatever thread drops the last reference: that thread's context stays its own. */
+#define KEEPING_CONTEXT(call)                                                                    \
+    do {                                                                                         \
+        CUcontext before_ = NULL;                                                                \
+        e->cu->p_cuCtxGetCurrent(&before_);                                                      \
+        int code_ = (call);                                                                      \
+        e->cu->p_cuCtxSetCurrent(before_);                                                       \
+        return code_;                                                                            \
+    } while (0)
+
 static int op_alloc(void *self, uint64_t bytes, const char *name, ep_dptr_t *out)
 {
     EXECUTOR(self);
@@ -95,10 +119,8 @@ static int op_alloc(void *self, uint64_t bytes, const char *name, ep_dptr_t *out
 
 /* cuMemAlloc and cuMemFree may wait for the whole device, where a peer's kernel may spin for this
  * rank: the core calls them where all ranks are idle.  IPC takes no other memory. */
-static int op_free(void *self, ep_dptr_t ptr, void *stream)
+static int free_now(struct cuda_executor *e, ep_dptr_t ptr, void *stream)
 {
-    EXECUTOR(self);
-
     ENTER();
     if (stream != NULL)
         TRY(cuStreamSynchronize, stream);
@@ -106,15 +128,27 @@ static int op_free(void *self, ep_dptr_t ptr, void *stream)
     return EP_OK;
 }
 
+static int op_free(void *self, ep_dptr_t ptr, void *stream)
+{
+    EXECUTOR(self);
+
+    KEEPING_CONTEXT(free_now(e, ptr, stream));
+}
+
 static int op_host_alloc(void *self, uint64_t bytes, const char *name, void **host, ep_dptr_t *out)
 {
     EXECUTOR(self);
     CUdeviceptr ptr = 0;
+    int code;
 
     (void)name;
     ENTER();
     TRY(cuMemHostAlloc, host, bytes, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP);
-    TRY(cuMemHostGetDevicePointer, &ptr, *host, 0);
+    code = check(e, e->cu->p_cuMemHostGetDevicePointer(&ptr, *host, 0), "cuMemHostGetDevicePointer");
+    if (code != EP_OK) {
+        e->cu->p_cuMemFreeHost(*host);
+        return code;
+    }
     memset(*host, 0, bytes);
     *out = ptr;
     return EP_OK;
@@ -161,10 +195,11 @@ static int op_fill(void *self, ep_dptr_t dst, uint8_t value, uint64_t bytes, voi
 static int op_export_memory(void *self, ep_dptr_t ptr, void *handle)
 {
     EXECUTOR(self);
-    struct handle h = { .magic = HANDLE_MAGIC, .address = ptr, .process = getpid(),
-                        .device = e->device };
+    struct handle h = { .magic = HANDLE_MAGIC, .address = ptr, .process = getpid() };
     CUdeviceptr base = 0;
 
+    pthread_once(&nonce_once, make_nonce);
+    memcpy(h.nonce, process_nonce, sizeof h.nonce);
     ENTER();
     TRY(cuMemGetAddressRange, &base, NULL, ptr);
     TRY(cuIpcGetMemHandle, &h.ipc, base);
@@ -185,7 +220,8 @@ static int op_import_memory(void *self, const void *handle, ep_dptr_t *out)
         snprintf(e->error, sizeof e->error, "handle: not a handle of the cuda executor");
         return EP_ERR_ARGUMENT;
     }
-    if (h.process == getpid()) {
+    pthread_once(&nonce_once, make_nonce);
+    if (h.process == getpid() && memcmp(h.nonce, process_nonce, sizeof h.nonce) == 0) {
         *out = h.address;
         return EP_OK;
     }
@@ -240,13 +276,29 @@ static int op_stream_destroy(void *self, void *stream)
     return EP_OK;
 }
 
+/* Whether stop() asks this wait to end.  It ends one wait: what cleans up afterwards may wait. */
+static int is_stopped(struct cuda_executor *e)
+{
+    if (!__atomic_load_n(&e->stopped, __ATOMIC_RELAXED))
+        return 0;
+    __atomic_store_n(&e->stopped, 0, __ATOMIC_RELAXED);
+    snprintf(e->error, sizeof e->error, "another rank failed");
+    return 1;
+}
+
+/* A peer may never come, so this wait can be stopped, which cuStreamSynchronize cannot. */
 static int op_stream_synchronize(void *self, void *stream)
 {
     EXECUTOR(self);
+    CUresult found;
 
     ENTER();
-    TRY(cuStreamSynchronize, stream);
-    return EP_OK;
+    while ((found = e->cu->p_cuStreamQuery(stream)) == CUDA_ERROR_NOT_READY) {
+        if (is_stopped(e))
+            return EP_ERR_ABORTED;
+        sched_yield();
+    }
+    return check(e, found, "cuStreamQuery");
 }
 
 static int op_launch(void *self, const struct ep_launch *launch)
@@ -271,6 +323,7 @@ static int op_launch(void *self, const struct ep_launch *launch)
         timed->kernel = launch->kernel;
         e->num_timed++;
     }
+    e->last_stream = launch->stream;
     return EP_OK;
 }
 
@@ -366,18 +419,25 @@ static uint64_t now_ns(void)
 static int op_wait_word(void *self, const uint64_t *word, uint64_t want, uint64_t timeout_ns)
 {
     EXECUTOR(self);
-    uint64_t start = now_ns();
+    uint64_t start = now_ns(), looked = start, now;
+    CUresult found;
 
+    ENTER();
     while (__atomic_load_n(word, __ATOMIC_ACQUIRE) != want) {
-        if (__atomic_load_n(&e->stopped, __ATOMIC_RELAXED)) {
-            snprintf(e->error, sizeof e->error, "wait_word: another rank failed");
+        if (is_stopped(e))
             return EP_ERR_ABORTED;
-        }
-        if (now_ns() - start >= timeout_ns) {
+        now = now_ns();
+        if (now - start >= timeout_ns) {
             snprintf(e->error, sizeof e->error, "wait_word: the device has not written %llu within"
                      " %.3g s", (unsigned long long)want, (double)timeout_ns * 1e-9);
             return EP_ERR_TIMEOUT;
         }
+        if (now - looked < LOOK_NS)
+            continue;
+        looked = now;
+        found = e->cu->p_cuStreamQuery(e->last_stream);      /* a device that failed writes nothing */
+        if (found != CUDA_ERROR_NOT_READY && found != CUDA_SUCCESS)
+            return check(e, found, "cuStreamQuery");
     }
     return EP_OK;
 }
@@ -389,8 +449,10 @@ static int check_caller(struct cuda_executor *e, void *stream)
     CUresult found = e->cu->p_cuStreamQuery(stream);
     const char *name = "unknown error";
 
-    if (found == CUDA_SUCCESS || found == CUDA_ERROR_NOT_READY)
-        return EP_OK;
+    if (found == CUDA_SUCCESS || found == CUDA_ERROR_NOT_READY
+            || (found >= CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+                && found <= CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD))
+        return EP_OK;                        /* done, busy, or being captured: no failure */
     e->cu->p_cuGetErrorName(found, &name);
     snprintf(e->error, sizeof e->error, "an earlier kernel or copy of the caller on GPU %d failed:"
              " %s; nothing was launched", e->device, name);
@@ -398,9 +460,8 @@ static int check_caller(struct cuda_executor *e, void *stream)
 }
 
 /* The event is gone when it has been waited for: destroying it early is allowed. */
-static int op_stream_wait(void *self, void *waiter, void *waited)
+static int wait_stream(struct cuda_executor *e, void *waiter, void *waited)
 {
-    EXECUTOR(self);
     CUevent event = NULL;
     int code;
 
@@ -414,6 +475,13 @@ static int op_stream_wait(void *self, void *waiter, void *waited)
         code = check(e, e->cu->p_cuStreamWaitEvent(waiter, event, 0), "cuStreamWaitEvent");
     e->cu->p_cuEventDestroy(event);
     return code;
+}
+
+static int op_stream_wait(void *self, void *waiter, void *waited)
+{
+    EXECUTOR(self);
+
+    KEEPING_CONTEXT(wait_stream(e, waiter, waited));
 }
 
 static int op_max_resident(void *self, void *handle, uint32_t block, uint32_t smem, uint32_t *ctas)
@@ -594,10 +662,24 @@ int cuda_executor_alloc_async(struct cuda_executor *e, uint64_t bytes, void *str
     return EP_OK;
 }
 
-int cuda_executor_free_async(struct cuda_executor *e, ep_dptr_t ptr, void *stream)
+static int free_later(struct cuda_executor *e, ep_dptr_t ptr, void *stream)
 {
     ENTER();
     TRY(cuMemFreeAsync, ptr, stream);
+    return EP_OK;
+}
+
+int cuda_executor_free_async(struct cuda_executor *e, ep_dptr_t ptr, void *stream)
+{
+    KEEPING_CONTEXT(free_later(e, ptr, stream));
+}
+
+int cuda_executor_uuid(struct cuda_executor *e, void *uuid)
+{
+    CUuuid id;
+
+    TRY(cuDeviceGetUuid, &id, e->device);
+    memcpy(uuid, &id, sizeof id);
     return EP_OK;
 }
 
@@ -605,6 +687,8 @@ int cuda_executor_device_of(struct cuda_executor *e, ep_dptr_t address)
 {
     int type = 0, ordinal = -1;
 
+    if (e->cu->p_cuCtxSetCurrent(e->context) != CUDA_SUCCESS)
+        return -1;
     if (e->cu->p_cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address)
             != CUDA_SUCCESS || type != CU_MEMORYTYPE_DEVICE)
         return -1;

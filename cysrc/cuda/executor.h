@@ -49,6 +49,9 @@ int cuda_executor_time_copy(struct cuda_executor *executor, ep_dptr_t dst, ep_dp
 /* Ordinal of the GPU whose memory `address` is, -1 for any other address. */
 int cuda_executor_device_of(struct cuda_executor *executor, ep_dptr_t address);
 
+/* 16 bytes that no other GPU of any host has. */
+int cuda_executor_uuid(struct cuda_executor *executor, void *uuid);
+
 /* Makes `peer`'s memory, of the same process, accessible from here: the same addresses. */
 int cuda_executor_enable_peer(struct cuda_executor *executor, const struct cuda_executor *peer);
 

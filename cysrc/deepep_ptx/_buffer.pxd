@@ -55,6 +55,8 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t num_status
         uint32_t launched[7]
         uint32_t num_launched
+        void *stream
+        int closed
         ep_control control
         ep_arena arena
 
@@ -130,6 +132,7 @@ cdef extern from "core/buffer.h" nogil:
     void ep_buffer_set_view(ep_buffer *b, uint32_t index, uint64_t view)
     int ep_buffer_open_segment(ep_buffer *b, uint32_t rank, uint32_t index, const void *handle)
     int ep_buffer_publish(ep_buffer *b)
+    void ep_buffer_drop_segment(ep_buffer *b)
     void ep_buffer_close_peers(ep_buffer *b)
     void ep_buffer_close(ep_buffer *b)
     void ep_buffer_abandon(ep_buffer *b)

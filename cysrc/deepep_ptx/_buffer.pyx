@@ -18,9 +18,10 @@ from gen.params cimport (
 
 from deepep_ptx._array cimport IN_HOST_MEMORY, Array
 from deepep_ptx._errors cimport Report, check
-from deepep_ptx._executor cimport EP_HANDLE_BYTES, Executor, ep_dptr_t
+from deepep_ptx._executor cimport EP_HANDLE_BYTES, Executor, ep_dptr_t, ep_executor
 
 from deepep_ptx._errors import KERNELS
+from deepep_ptx.errors import DeepEPError
 
 # Limits of params.h, for argument checks.
 FOREVER = EP_FOREVER
@@ -112,6 +113,12 @@ cdef class CoreBuffer:
             ep_buffer_set_view(self.core, index, view.__array_interface__["data"][0])
         return index, handle[:EP_HANDLE_BYTES]
 
+    def drop_segment(self):
+        """Take back the newest segment: some rank could not have it."""
+        self.views.pop()
+        with nogil:
+            ep_buffer_drop_segment(self.core)
+
     def open_segment(self, uint32_t rank, uint32_t index, bytes handle not None):
         """Map segment `index` of rank's arena."""
         check(ep_buffer_open_segment(self.core, rank, index, <const char *>handle), self.executor)
@@ -187,7 +194,7 @@ cdef class CoreBuffer:
                 result.expert_counts[i] for i in range(args.num_experts // self.num_ranks)
             ]
         if result.block != NULL:
-            received.slot = Slot.wrap(self, &result)
+            received.slot = Slot.wrap(self, &result, args.caller_stream)
         return received
 
     def combine(self, Array x, Array topk_weights, Array bias0, Array bias1, Array out,
@@ -319,9 +326,16 @@ cdef class Mappings:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, kind, error, traceback):
+        # All of them, whatever one says; what ended the block counts more than that.
+        failure = None
         for dptr in self.mapped:
-            self.buffer.executor.unmap(dptr)
+            try:
+                self.buffer.executor.unmap(dptr)
+            except DeepEPError as unmap_error:
+                failure = failure or unmap_error
+        if failure is not None and error is None:
+            raise failure
 
     cdef ep_dptr_t add(self, Array array, bint writable, str name) except? 0:
         # 0 for None and for an array without bytes.  Arena memory has an address already, and so
@@ -365,19 +379,30 @@ cdef class Slot:
     cdef CoreBuffer buffer      # keeps the memory
     cdef ep_block *block        # owned
     cdef uint64_t view
+    cdef void *stream           # the caller's, on which the arrays are used; outlives them
+    cdef bint on_gpu
 
     @staticmethod
-    cdef Slot wrap(CoreBuffer buffer, const ep_dispatch_result *result):
+    cdef Slot wrap(CoreBuffer buffer, const ep_dispatch_result *result, void *stream):
         cdef Slot slot = Slot.__new__(Slot)
+        slot.stream = stream
+        slot.on_gpu = buffer.executor.name == "cuda"
         slot.buffer = buffer
         slot.block = result.block
         slot.view = result.view
         return slot
 
     def __dealloc__(self):
-        if self.block != NULL:
-            with nogil:
-                ep_buffer_release(self.buffer.core, self.block)
+        cdef const ep_executor *table
+        if self.block == NULL:
+            return
+        table = self.buffer.executor.table
+        with nogil:
+            # Later calls, which may hand the extent to peers, come after what reads it now.  A
+            # buffer that is closed makes no more calls.
+            if self.on_gpu and not self.buffer.core.closed:
+                table.stream_wait(table.self, self.buffer.core.stream, self.stream)
+            ep_buffer_release(self.buffer.core, self.block)
 
     @property
     def address(self):

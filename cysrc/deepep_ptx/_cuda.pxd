@@ -22,6 +22,7 @@ cdef extern from "cuda/executor.h" nogil:
     int cuda_executor_time_copy(cuda_executor *executor, ep_dptr_t dst, ep_dptr_t src,
                                 uint64_t nbytes, uint32_t times, void *stream,
                                 float *microseconds)
+    int cuda_executor_uuid(cuda_executor *executor, void *uuid)
     int cuda_executor_device_of(cuda_executor *executor, ep_dptr_t address)
     int cuda_executor_enable_peer(cuda_executor *executor, const cuda_executor *peer)
     int cuda_device_count(const char **why)

@@ -98,6 +98,13 @@ cdef class CudaExecutor(Executor):
         """As the driver names the GPU."""
         return self.kind
 
+    @property
+    def place(self):
+        """The GPU's UUID: 16 bytes that no other GPU of any host has."""
+        cdef char uuid[16]
+        self.call(cuda_executor_uuid(self.own, uuid))
+        return uuid[:16]
+
     def enable_peer(self, CudaExecutor peer not None):
         """Let kernels here use memory of `peer`, a rank of this process."""
         self.call(cuda_executor_enable_peer(self.own, peer.own))
@@ -152,6 +159,8 @@ cdef class CudaExecutor(Executor):
                 code = self.table.copy_in(self.table.self, dptr, source, size, self.stream)
             if code == EP_OK:
                 code = self.table.stream_synchronize(self.table.self, self.stream)
+            if code != EP_OK and dptr:
+                cuda_executor_free_async(self.own, dptr, self.stream)
         self.call(code)
         self.mapped[dptr] = (address, nbytes, writable)
         return dptr
@@ -162,7 +171,7 @@ cdef class CudaExecutor(Executor):
         cdef void *target
         cdef uint64_t size
         cdef bint copy
-        cdef int code = EP_OK
+        cdef int code = EP_OK, freed
         if not dptr:
             return
         address, nbytes, copy = self.mapped.pop(dptr)
@@ -171,9 +180,9 @@ cdef class CudaExecutor(Executor):
         with nogil:
             if copy:
                 code = self.table.copy_out(self.table.self, target, device, size, self.stream)
-            if code == EP_OK:
-                code = cuda_executor_free_async(self.own, device, self.stream)
+            freed = cuda_executor_free_async(self.own, device, self.stream)
         self.call(code)
+        self.call(freed)
 
     def host_view(self, dptr, nbytes):
         """None: device memory has no address on the host; see `read`."""

@@ -605,6 +605,11 @@ cdef class EmuExecutor(Executor):
         self.world.check(host_written(self.world.host, self.rank, dptr,
                                       _integer("nbytes", nbytes, 0, 2**40)), self.rank)
 
+    @property
+    def place(self):
+        """The rank: each has a device of its own."""
+        return self.rank
+
     def counters(self):
         """Totals of this rank's kernels since the run began, see `World.counters`."""
         return self.world.counters(self.rank)

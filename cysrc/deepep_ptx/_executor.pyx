@@ -12,6 +12,11 @@ cdef class Executor:
     """One rank's machine.  Subclasses fill `table`, `name` and `arch` and define the methods."""
 
     @property
+    def place(self):
+        """What the ranks on one device have in common, and no others."""
+        raise NotImplementedError
+
+    @property
     def device_name(self):
         """The kind of device."""
         return "CPU executor"

@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Failures that only a GPU can have: each breaks a context, so each has a process of its own."""
+"""Failures on GPUs.  One that breaks the context has a process of its own."""
 
 import subprocess
 import sys
+import time
+
+import numpy as np
+import pytest
+
+from deepep_ptx import Buffer, RankError, run_ranks
+from deepep_ptx.arrays import BFLOAT16
 
 CALLERS_KERNEL = """
 import numpy as np
@@ -45,3 +52,22 @@ def test_the_callers_failed_kernel_is_not_ours():
                           timeout=100)
     assert done.stdout.startswith("an earlier kernel or copy of the caller on GPU 0 failed: "
                                   "CUDA_ERROR_ILLEGAL_ADDRESS"), done.stdout + done.stderr
+
+
+def test_a_failed_rank_stops_the_others():
+    def main(comm):
+        buffer = Buffer(comm, timeout_s=100.0)
+        if comm.rank == 0:
+            time.sleep(0.5)                  # rank 1 waits in its call by now
+            raise ValueError("rank 0 gives up")
+        idx = np.zeros((4, 1), np.int64)
+        layout = buffer.get_dispatch_layout(idx, 4)
+        buffer.dispatch(np.zeros((4, 8), BFLOAT16), num_tokens_per_rank=layout[0],
+                        is_token_in_rank=layout[3], num_tokens_per_expert=layout[2],
+                        topk_idx=idx, topk_weights=np.zeros((4, 1), np.float32),
+                        num_worst_tokens=8)
+
+    began = time.monotonic()
+    with pytest.raises(RankError, match="rank 0 gives up"):
+        run_ranks(main, 2, executor="cuda", devices=[0, 0])
+    assert time.monotonic() - began < 20
