@@ -118,7 +118,8 @@ class Buffer:
             core.open_heap(rank, handle)
         if self.num_nvl_bytes:
             self._add_segment(core, self.num_nvl_bytes)
-        core.publish()
+        else:
+            core.publish()
         # Every CTA of combine_reduce may wait for another rank, so those of all ranks that share
         # a GPU must fit on it together.
         _check_same_kind(self.group.allgather(self.group.executor.device_name))

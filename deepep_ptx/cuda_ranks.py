@@ -39,9 +39,6 @@ class CudaWorld:
         self.failures = []               # (rank, error), in the order in which they came
         self.left = set()
 
-    def executor(self, rank):
-        return self.executors[rank]
-
     # -- ranks ---------------------------------------------------------------------------------
 
     def start_ranks(self):
