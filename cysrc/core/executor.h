@@ -62,6 +62,22 @@ struct ep_executor {
      * is the default stream; either may be a stream of the caller's, or both the same. */
     int (*stream_wait)(void *self, void *waiter, void *waited);
 
+    /* Events: points in the work of streams.  Any thread may destroy one, also while streams still
+     * wait for it: they wait for what had been recorded when they were told to. */
+    int (*event_create)(void *self, void **out);
+    int (*event_destroy)(void *self, void *event);
+    int (*event_record)(void *self, void *event, void *stream);
+    int (*event_wait)(void *self, void *stream, void *event);
+    int (*event_synchronize)(void *self, void *event);
+    int (*event_query)(void *self, void *event, int *done);
+
+    /* Graphs.  *graph: what is being captured on `stream`, NULL where nothing is.  While a stream is
+     * captured nothing that is queued on it runs, and waits for it are errors. */
+    int (*capture)(void *self, void *stream, void **graph);
+    /* release(what), from any thread and without a call of the executor, once `graph` and all that
+     * was made of it are gone. */
+    int (*graph_keep)(void *self, void *graph, void *what, void (*release)(void *what));
+
     int (*launch)(void *self, const struct ep_launch *launch);
 
     /* Wait until *word == want, without the GIL; EP_ERR_TIMEOUT after timeout_ns of the

@@ -48,6 +48,15 @@ cdef extern from "core/executor.h" nogil:
         int (*stream_destroy)(void *context, void *stream) noexcept nogil
         int (*stream_synchronize)(void *context, void *stream) noexcept nogil
         int (*stream_wait)(void *context, void *waiter, void *waited) noexcept nogil
+        int (*event_create)(void *context, void **out) noexcept nogil
+        int (*event_destroy)(void *context, void *event) noexcept nogil
+        int (*event_record)(void *context, void *event, void *stream) noexcept nogil
+        int (*event_wait)(void *context, void *stream, void *event) noexcept nogil
+        int (*event_synchronize)(void *context, void *event) noexcept nogil
+        int (*event_query)(void *context, void *event, int *done) noexcept nogil
+        int (*capture)(void *context, void *stream, void **graph) noexcept nogil
+        int (*graph_keep)(void *context, void *graph, void *what,
+                          void (*release)(void *what) noexcept nogil) noexcept nogil
         int (*launch)(void *context, const ep_launch *launch) noexcept nogil
         int (*wait_word)(void *context, const uint64_t *word, uint64_t want,
                          uint64_t timeout_ns) noexcept nogil
