@@ -20,6 +20,7 @@ from deepep_ptx.errors import DeepEPError, KernelFault, RankError
 _OPTIONS = {
     "num_ranks": "ranks", "num_tokens": "tokens", "num_experts": "experts",
     "num_groups": "groups", "num_topk_groups": "topk-groups", "num_topk": "topk",
+    "save_input": "save-input",
 }
 _HELP = {
     "num_ranks": "ranks, each a virtual GPU",
@@ -38,12 +39,20 @@ _HELP = {
     "arch": "target whose kernels run (default: the best that runs)",
     "text": "file to send around (default: the text that ships)",
     "unit": "what a token is",
-    "combine": "pull: experts write over what they received; push: into arrays of their own",
+    "dtype": "of the rows on their way to the experts: bf16, or fp8 (e4m3) with a float32 scale "
+             "per 128 elements (default: the input's, which is bf16 for a text)",
+    "combine": "pull: experts write over what they received; push: into arrays of their own "
+               "(default: pull; push with fp8, which needs it)",
     "checks": "of the CPU executor; off: leave out the check for uninitialised reads",
     "worst": "worst-case mode: results have the size of the worst case, nobody waits for totals",
+    "input": "an .npz file with the job in place of a text; it says how many ranks, tokens and so "
+             "on (see docs/demo.md)",
+    "save_input": "write the job to a file that --input takes",
+    "plot": "draw traffic between ranks and load of experts into this picture (.png, .svg, .pdf); "
+            "needs matplotlib",
 }
 _CHOICES = {"arch": demo.ARCHS, "unit": corpus.UNITS, "combine": demo.COMBINE_MODES,
-            "checks": demo.CHECKS, "executor": demo.EXECUTORS}
+            "checks": demo.CHECKS, "executor": demo.EXECUTORS, "dtype": demo.DTYPES}
 # Settings' names in errors; other names are words of the language too, and start a text at most.
 _NAMES = re.compile(rf"\b({'|'.join(_OPTIONS)})\b")
 _COLUMNS = """\
@@ -55,8 +64,9 @@ columns of the report:
   warp instr    warp instructions that this rank's kernels executed (- on GPUs: not counted)
   wire MB       bytes stored to, or loaded from, other ranks by this rank's kernels, flags and
                 records included, 10**6 bytes (- on GPUs)
-  logical MB    payload rows received and given back: 2 * rows recv * hidden * 2 bytes, also those
-                that stay on the rank
+  logical MB    payload rows received and given back, also those that stay on the rank: rows recv *
+                (there + back); back 2 * hidden bytes, there the same or, with fp8, hidden bytes
+                and 4 for every 128 of them
 """
 
 
@@ -92,6 +102,9 @@ def parser():
         epilog=_COLUMNS, formatter_class=argparse.RawDescriptionHelpFormatter)
     for setting in fields(demo.Settings):
         _add_option(run, setting)
+    run.add_argument("--compare-dtypes", action="store_true",
+                     help="run the job with bf16 and with fp8 rows, and print the error of each "
+                          "against float64, its bytes and its time")
     run.set_defaults(command=_demo)
 
     info = commands.add_parser("info", help="what would run here: executor, variants, tools")
@@ -115,6 +128,8 @@ def _add_option(run, setting):
         option["choices"] = _CHOICES[name]
     elif isinstance(default, int):
         option |= {"type": int, "metavar": "N"}
+    elif name in ("input", "save_input", "plot", "text"):
+        option["metavar"] = "FILE"
     elif name == "scheduler":          # checked where it is used, named here
         option["metavar"] = f"{{{','.join(_emu.SCHEDULERS)}}}"
     if default is not None and default is not False:
@@ -123,7 +138,8 @@ def _add_option(run, setting):
 
 
 def _demo(args):
-    report = demo.run(**settings_of(args))
+    run = demo.compare_dtypes if args.compare_dtypes else demo.run
+    report = run(**settings_of(args))
     print(report)
     return 0 if report.bit_exact else 1
 
@@ -198,7 +214,9 @@ def _in_options(text):
     name = text.partition(":")[0]
     if name not in _HELP:
         return text
-    rest = _NAMES.sub(lambda match: f"--{_OPTIONS[match[1]]}", text[len(name):])
+    rest = text[len(name):]
+    if name != "input":     # the entries of a file have names of their own
+        rest = _NAMES.sub(lambda match: f"--{_OPTIONS[match[1]]}", rest)
     return f"--{_OPTIONS.get(name, name)}{rest}"
 
 
