@@ -11,6 +11,9 @@ rank e // L.
     ys       = [expert(r.recv_x) for r in received]
     results  = combine(ys, received)
 
+In `dispatch`, x may be a pair (x of one-byte elements, scales), as FP8 rows are; what makes such
+rows of bfloat16 ones and back is `per_token_cast_to_fp8` and `per_token_cast_back`.
+
 The module needs NumPy and ml_dtypes only.
 """
 
@@ -22,6 +25,11 @@ import numpy as np
 MAX_TOPK = 32
 BF16_BYTES = 2
 BF16_NAN = 0x7FFF  # the one NaN that cvt.rn.bf16x2.f32 makes, whatever NaN goes in
+FP8 = ml_dtypes.float8_e4m3fn
+FP8_MAX = 448
+FP8_NAN = 0x7F     # likewise, of cvt.rn.satfinite.e4m3x2.f32
+FP8_GROUP = 128    # consecutive elements of a row that share a scale
+FP8_MIN_AMAX = np.float32(1e-4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +41,8 @@ class Received:
 
     Attributes:
         rank: this rank.
-        recv_x: [n, H], dtype of x; rows by source rank, then by token.
+        recv_x: [n, H], dtype of x; rows by source rank, then by token.  A pair of C-contiguous
+            arrays (x [n, H], scales [n, S]) where pairs were sent.
         recv_topk_idx: [n, K], dtype of topk_idx: local expert, or -1 for another rank's.
         recv_topk_weights: float32 [n, K], 0 where recv_topk_idx is -1.
         recv_src_idx: int32 [n], the row's token number at its source.
@@ -43,7 +52,7 @@ class Received:
     """
 
     rank: int
-    recv_x: np.ndarray
+    recv_x: np.ndarray | tuple[np.ndarray, np.ndarray]
     recv_topk_idx: np.ndarray | None
     recv_topk_weights: np.ndarray | None
     recv_src_idx: np.ndarray
@@ -92,7 +101,9 @@ def dispatch(xs, topk_idxs, topk_weights, num_experts, num_worst_tokens=0):
     """Send every token once to every rank that has one of its experts.
 
     Args:
-        xs: R arrays [T_r, H] of one dtype; rows are moved, never computed with.
+        xs: R arrays [T_r, H] of one dtype with 1- or 2-byte elements; or R pairs (x [T_r, H] of
+            1-byte elements, scales [T_r, S] float32 or int32).  Rows are moved bit for bit, never
+            computed with; any strides.
         topk_idxs: R arrays [T_r, K], int32 or int64, as in `layout`.
         topk_weights: R arrays float32 [T_r, K]; None = the ranks send rows without top-k
             data, and `recv_topk_idx` and `recv_topk_weights` are None.
@@ -107,10 +118,11 @@ def dispatch(xs, topk_idxs, topk_weights, num_experts, num_worst_tokens=0):
     """
     num_ranks = len(xs)
     num_local_experts = _local_experts(num_experts, num_ranks)
-    _check_ranks("topk_idxs", topk_idxs, xs)
+    num_tokens = _check_xs(xs)
+    _check_rows("topk_idxs", topk_idxs, num_tokens)
     layouts = [layout(idx, num_experts, num_ranks) for idx in topk_idxs]
     if topk_weights is not None:
-        _check_ranks("topk_weights", topk_weights, xs)
+        _check_rows("topk_weights", topk_weights, num_tokens)
         _check_equal_shapes("topk_weights", topk_weights, topk_idxs)
 
     sent = np.stack([counts for counts, _, _ in layouts])  # [s, d] = rows of s for d
@@ -133,7 +145,7 @@ def dispatch(xs, topk_idxs, topk_weights, num_experts, num_worst_tokens=0):
             recv_topk_weights = np.where(is_mine, weights, np.float32(0))
         received.append(Received(
             rank=rank,
-            recv_x=_pad(_gather(xs, tokens), num_worst_tokens, 0),
+            recv_x=_move(xs, tokens, num_worst_tokens),
             recv_topk_idx=_pad(recv_topk_idx, num_worst_tokens, -1),
             recv_topk_weights=_pad(recv_topk_weights, num_worst_tokens, 0),
             recv_src_idx=_pad(np.concatenate(tokens).astype(np.int32), num_worst_tokens, 0),
@@ -142,6 +154,27 @@ def dispatch(xs, topk_idxs, topk_weights, num_experts, num_worst_tokens=0):
             num_recv_tokens_per_expert_list=[] if num_worst_tokens else per_expert[mine].tolist(),
         ))
     return received
+
+
+def cached_dispatch(xs, received):
+    """Send other rows to where an earlier dispatch sent its tokens' rows.
+
+    Args:
+        xs: as in `dispatch`, with as many rows as there; dtype and hidden size may be others.
+        received: what `dispatch` returned.
+
+    Returns:
+        R recv_x, each as `Received.recv_x`, with the rows of `received`, padding included.
+
+    Raises:
+        ValueError: shapes or dtypes that disagree.
+    """
+    num_tokens, want = _check_xs(xs), [len(home.is_token_in_rank) for home in received]
+    if num_tokens != want:
+        raise ValueError(f"xs: must have the rows of the dispatch per rank ({want}), "
+                         f"got {num_tokens}")
+    return [_move(xs, [host.recv_src_idx[host.rows_from(source)] for source in range(len(xs))],
+                  len(host.recv_src_idx)) for host in received]
 
 
 def combine(ys, received, topk_weights=None, bias=None):
@@ -204,6 +237,69 @@ def round_to_bf16(x):
     return upper.view(ml_dtypes.bfloat16)
 
 
+def per_token_cast_to_fp8(x, round_scale=False):
+    """bfloat16 rows as FP8 E4M3 with a scale for every 128 elements; DeepEP's cast.
+
+    In float32, for each group of 128: amax = max(1e-4, largest |x|), scale = amax / 448, element =
+    x * (448 / amax), to nearest, ties to even.  round_scale: scale is the least power of two that
+    is not below amax / 448, and element = x / scale.  NaN becomes 0x7f and does not count for
+    amax.
+
+    Args:
+        x: bfloat16 [T, H], H a multiple of 128.
+        round_scale: scales that are powers of two.
+
+    Returns:
+        float8_e4m3fn [T, H], float32 scales [T, H / 128].
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
+    if x.dtype != ml_dtypes.bfloat16 or x.ndim != 2 or x.shape[1] % FP8_GROUP:
+        raise ValueError(f"x: must be bfloat16 [tokens, multiple of {FP8_GROUP}], "
+                         f"got {x.dtype} {x.shape}")
+    groups = widen(x).reshape(len(x), x.shape[1] // FP8_GROUP, FP8_GROUP)
+    amax = np.fmax(np.fmax.reduce(np.abs(groups), axis=2), FP8_MIN_AMAX)
+    scales = amax / np.float32(FP8_MAX)
+    factors = np.float32(FP8_MAX) / amax
+    if round_scale:
+        # Any bit of the mantissa carries into the exponent.
+        scales = ((scales.view(np.uint32) + 0x7FFFFF) & 0x7F800000).view(np.float32)
+        factors = 1 / scales
+    with np.errstate(invalid="ignore"):  # Inf * 0
+        scaled = groups * factors[:, :, None]
+    elements = scaled.astype(FP8)        # nothing is so far above 448 that it would not round to it
+    elements.view(np.uint8)[np.isnan(scaled)] = FP8_NAN
+    return elements.reshape(x.shape), scales
+
+
+def per_token_cast_back(x, scales, dtype=ml_dtypes.bfloat16):
+    """What `per_token_cast_to_fp8` made, as bfloat16 or float32: element * scale in float32.
+
+    Args:
+        x: float8_e4m3fn [T, H].
+        scales: float32 [T, H / 128].
+        dtype: of the result; float32 is the product itself, bfloat16 rounds it.
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
+    if x.dtype != FP8 or x.ndim != 2 or x.shape[1] % FP8_GROUP:
+        raise ValueError(f"x: must be float8_e4m3fn [tokens, multiple of {FP8_GROUP}], "
+                         f"got {x.dtype} {x.shape}")
+    want = (len(x), x.shape[1] // FP8_GROUP)
+    if scales.dtype != np.float32 or scales.shape != want:
+        raise ValueError(f"scales: must be float32 {want}, got {scales.dtype} {scales.shape}")
+    groups = x.astype(np.float32).reshape(*want, FP8_GROUP)
+    with np.errstate(invalid="ignore", over="ignore"):  # Inf and NaN are values like others
+        product = (groups * scales[:, :, None]).reshape(x.shape)
+    if dtype == np.float32:
+        return product
+    if dtype == ml_dtypes.bfloat16:
+        return round_to_bf16(product)
+    raise ValueError(f"dtype: must be bfloat16 or float32, got {np.dtype(dtype)}")
+
+
 def _bias_sum(bias, shape):
     parts = bias if isinstance(bias, tuple) else (bias,)
     if len(parts) > 2:
@@ -219,8 +315,16 @@ def _bias_sum(bias, shape):
         return terms[0] + terms[1]
 
 
+def _move(xs, tokens, num_rows):
+    """Rows `tokens` of every rank's x, or (x, scales), under each other; zeros up to `num_rows`."""
+    if isinstance(xs[0], tuple):
+        return tuple(_pad(_gather(part, tokens), num_rows, 0) for part in zip(*xs, strict=True))
+    return _pad(_gather(xs, tokens), num_rows, 0)
+
+
 def _gather(arrays, tokens):
-    return np.concatenate([array[index] for array, index in zip(arrays, tokens, strict=True)])
+    pieces = [array[index] for array, index in zip(arrays, tokens, strict=True)]
+    return np.ascontiguousarray(np.concatenate(pieces))  # NumPy promises no order of its own
 
 
 def _pad(array, num_rows, value):
@@ -252,8 +356,39 @@ def _check_topk_idx(topk_idx, num_experts):
     return topk_idx
 
 
-def _check_ranks(name, arrays, xs):
-    rows, want = [len(a) for a in arrays], [len(x) for x in xs]
+def _check_xs(xs):
+    """Rows of each x; all are alike but for that."""
+    is_pair = {isinstance(x, tuple) for x in xs}
+    if is_pair == {False}:
+        _check_alike(xs, lambda x: x.dtype.itemsize in (1, 2), "of 1- or 2-byte elements")
+        return [len(x) for x in xs]
+    if is_pair != {True} or {len(x) for x in xs} != {2}:
+        raise ValueError("xs: must be arrays, or pairs of arrays (x, scales), on all ranks alike")
+    rows, scales = zip(*xs, strict=True)
+    _check_alike(rows, lambda x: x.dtype.itemsize == 1, "of 1-byte elements, beside scales")
+    _check_alike(scales, lambda s: s.dtype in (np.float32, np.int32),
+                 "float32 or int32, being scales")
+    num_tokens = [len(x) for x in rows]
+    if [len(s) for s in scales] != num_tokens:
+        raise ValueError(f"xs: must have scales for each row ({num_tokens}), "
+                         f"got {[len(s) for s in scales]}")
+    return num_tokens
+
+
+def _check_alike(arrays, accepts, wanted):
+    """All 2-D, of one accepted dtype and one number of columns."""
+    for array in arrays:
+        if array.ndim != 2 or not accepts(array):
+            raise ValueError(f"xs: must be [tokens, columns] {wanted}, "
+                             f"got {array.dtype} {array.shape}")
+    kinds = {(str(array.dtype), array.shape[1]) for array in arrays}
+    if len(kinds) > 1:
+        raise ValueError(f"xs: must have one dtype and one number of columns on all ranks, "
+                         f"got {sorted(kinds)}")
+
+
+def _check_rows(name, arrays, want):
+    rows = [len(a) for a in arrays]
     if rows != want:
         raise ValueError(f"{name}: must have the rows of xs per rank ({want}), got {rows}")
 

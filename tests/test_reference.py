@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from deepep_ptx import reference
 
 BF16 = ml_dtypes.bfloat16
+FP8 = ml_dtypes.float8_e4m3fn
+ONE = np.ones((1, 2), BF16)
 
 
 @st.composite
@@ -230,9 +232,9 @@ def test_nan_and_infinity_in_combine():
     (lambda: reference.layout(np.zeros((2, 33), np.int64), 4, 2), "topk_idx"),
     (lambda: reference.layout(np.full((2, 2), 4), 4, 2), "topk_idx"),
     (lambda: reference.layout(np.full((2, 2), -2), 4, 2), "topk_idx"),
-    (lambda: reference.dispatch([np.ones((1, 2))], [np.zeros((2, 1), int)], None, 1), "topk_idxs"),
-    (lambda: reference.dispatch([np.ones((1, 2))], [np.zeros((1, 1), int)],
-                                [np.ones((1, 2), np.float32)], 1), "topk_weights"),
+    (lambda: reference.dispatch([ONE], [np.zeros((2, 1), int)], None, 1), "topk_idxs"),
+    (lambda: reference.dispatch([ONE], [np.zeros((1, 1), int)], [np.ones((1, 2), np.float32)], 1),
+     "topk_weights"),
     (lambda: reference.combine([np.ones((1, 2), np.float32)], [None]), "ys"),
     (lambda: reference.combine([], [None]), "ys"),
 ])
@@ -247,6 +249,176 @@ def test_bad_bias_is_refused():
     for bias in (np.ones((2, 2), BF16), np.ones((1, 2), np.float32), (y, y, y)):
         with pytest.raises(ValueError, match="^bias: must "):
             reference.combine([y], received, bias=[bias])
+
+
+@pytest.mark.parametrize("xs", [
+    [np.ones((1, 2))], [np.ones(2, BF16)], [ONE, (ONE, ONE)], [ONE, np.ones((1, 3), BF16)],
+    [ONE, ONE.astype(np.float16)], [(ONE, np.ones((1, 1), np.float32))],
+    [(ONE.astype(FP8),)], [(ONE.astype(FP8), np.ones((1, 1)))],
+    [(ONE.astype(FP8), np.ones((2, 1), np.float32))],
+    [(ONE.astype(FP8), np.ones((1, 1), np.float32)), (ONE.astype(FP8), np.ones((1, 1), np.int32))],
+], ids=str)
+def test_bad_rows_are_refused(xs):
+    with pytest.raises(ValueError, match="^xs: must "):
+        reference.dispatch(xs, [np.zeros((1, 1), int)] * len(xs), None, len(xs))
+
+
+@given(routings(), st.sampled_from([np.int8, np.uint8, FP8, np.float16, np.int16, BF16]),
+       st.integers(0, 2**32 - 1))
+def test_dispatch_moves_any_bits(routing, dtype, seed):
+    _, num_experts, topk_idxs = routing
+    rng = np.random.default_rng(seed)
+    size = 5 * np.dtype(dtype).itemsize
+    raw = [rng.integers(0, 256, (len(idx), size), dtype=np.uint8) for idx in topk_idxs]
+    want = reference.dispatch(raw, topk_idxs, None, num_experts)
+    got = reference.dispatch([x.view(dtype) for x in raw], topk_idxs, None, num_experts)
+    for a, b in zip(want, got, strict=True):
+        assert b.recv_x.dtype == dtype and np.array_equal(b.recv_x.view(np.uint8), a.recv_x)
+
+
+@given(routings(), st.sampled_from([np.float32, np.int32]), st.sampled_from([0, 40]),
+       st.integers(0, 2**32 - 1))
+def test_dispatch_of_pairs_is_that_of_their_parts(routing, dtype, num_worst_tokens, seed):
+    _, num_experts, topk_idxs = routing
+    rng = np.random.default_rng(seed)
+    bits = [(rng.integers(0, 256, (len(idx), 6), dtype=np.uint8),
+             rng.integers(0, 1 << 32, (len(idx), 3), dtype=np.uint32)) for idx in topk_idxs]
+    pairs = [(x.view(FP8), np.asfortranarray(s.view(dtype))) for x, s in bits]
+    weights = [rng.random(idx.shape, dtype=np.float32) for idx in topk_idxs]
+    received = reference.dispatch(pairs, topk_idxs, weights, num_experts, num_worst_tokens)
+    halves = [reference.dispatch(list(part), topk_idxs, weights, num_experts, num_worst_tokens)
+              for part in zip(*[(x, s.view(np.uint16)) for x, s in bits], strict=True)]
+    for got, rows, scales in zip(received, *halves, strict=True):
+        recv_x, recv_scales = got.recv_x
+        assert recv_x.dtype == FP8 and recv_scales.dtype == dtype
+        assert recv_x.flags.c_contiguous and recv_scales.flags.c_contiguous
+        assert np.array_equal(recv_x.view(np.uint8), rows.recv_x)
+        assert np.array_equal(recv_scales.view(np.uint16), scales.recv_x)
+        assert np.array_equal(got.recv_topk_idx, rows.recv_topk_idx)
+        assert got.num_recv == rows.num_recv
+
+
+@given(routings(), st.sampled_from([0, 40]), st.booleans(), st.integers(0, 2**32 - 1))
+def test_cached_dispatch_places_other_rows_alike(routing, num_worst_tokens, pairs, seed):
+    _, num_experts, topk_idxs = routing
+    rng = np.random.default_rng(seed)
+    first = [integers(rng, (len(idx), 3)) for idx in topk_idxs]
+    then = [rng.integers(0, 256, (len(idx), 4), dtype=np.uint8) for idx in topk_idxs]
+    if pairs:
+        then = [(x, x[:, :2].astype(np.float32)) for x in then]
+    received = reference.dispatch(first, topk_idxs, None, num_experts, num_worst_tokens)
+    want = reference.dispatch(then, topk_idxs, None, num_experts, num_worst_tokens)
+    got = reference.cached_dispatch(then, received)
+    assert len(got) == len(want)
+    for a, b in zip(got, want, strict=True):
+        for left, right in zip(*[(x if pairs else (x,)) for x in (a, b.recv_x)], strict=True):
+            assert left.dtype == right.dtype and np.array_equal(left, right)
+    with pytest.raises(ValueError, match="^xs: must have the rows of the dispatch"):
+        reference.cached_dispatch([np.ones((9, 4), np.uint8)] * len(first), received)
+
+
+# -- FP8 -------------------------------------------------------------------------------------
+
+def fp8_values():
+    """Value of each of the 127 non-negative finite codes of E4M3, from its definition."""
+    return np.array([(code & 7) / 8 * 2.0**-6 if code < 8
+                     else (1 + (code & 7) / 8) * 2.0**((code >> 3) - 7) for code in range(127)])
+
+
+def nearest_fp8(x):
+    """Codes of the nearest values, ties to the even code, beyond 448 to 448; float64 [n]."""
+    values = fp8_values()
+    distance = np.abs(np.abs(x)[:, None] - values)
+    best = distance.min(axis=1)
+    code = np.array([min(np.nonzero(row == least)[0], key=lambda c: c % 2)
+                     for row, least in zip(distance, best, strict=True)])
+    return (code | np.where(np.signbit(x), 0x80, 0)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("round_scale", [False, True])
+@given(st.integers(0, 2**32 - 1), st.integers(-120, 120))
+@settings(max_examples=20)
+def test_fp8_cast_by_its_definition(round_scale, seed, exponent):
+    rng = np.random.default_rng(seed)
+    x = np.ldexp(rng.standard_normal((3, 256)), exponent).astype(BF16)
+    x[1, 128:] = 0
+    elements, scales = reference.per_token_cast_to_fp8(x, round_scale)
+    assert elements.dtype == FP8 and elements.shape == x.shape
+    assert scales.dtype == np.float32 and scales.shape == (3, 2)
+    for t in range(3):
+        for g in range(2):
+            group = x[t, 128 * g:128 * (g + 1)].astype(np.float32)
+            amax = max(np.float32(1e-4), np.abs(group).max())
+            if round_scale:
+                scale = np.float32(2.0 ** np.ceil(np.log2(float(amax) / 448)))
+                want = group / scale
+            else:
+                scale, want = amax / np.float32(448), group * (np.float32(448) / amax)
+            assert scales[t, g] == scale
+            got = elements[t, 128 * g:128 * (g + 1)].view(np.uint8)
+            assert np.array_equal(got, nearest_fp8(want.astype(np.float64)))
+
+
+def test_every_fp8_value_comes_back():
+    values = np.concatenate([fp8_values(), -fp8_values(), [448, -448]])
+    x = values.astype(BF16)[None]          # 4 bits of mantissa fit, and amax 448 gives scale 1
+    for round_scale in False, True:
+        elements, scales = reference.per_token_cast_to_fp8(x, round_scale)
+        assert (scales == 1).all()
+        assert np.array_equal(reference.per_token_cast_back(elements, scales), x)
+        assert np.array_equal(reference.per_token_cast_back(elements, scales, np.float32)[0],
+                              values)
+
+
+def test_fp8_of_inf_and_nan():
+    x = np.ones((3, 128), BF16)
+    x[0, 0], x[1, 0], x[2] = np.nan, -np.inf, -np.nan
+    elements, scales = reference.per_token_cast_to_fp8(x)
+    codes = elements.view(np.uint8)
+    assert scales[0, 0] == np.float32(1) / np.float32(448), "NaN does not count"
+    assert codes[0, 0] == 0x7F and (codes[0, 1:] == 0x7E).all()
+    assert scales[1, 0] == np.inf and codes[1, 0] == 0x7F and not codes[1, 1:].any()
+    assert scales[2, 0] == np.float32(1e-4) / np.float32(448) and (codes[2] == 0x7F).all()
+    back = reference.per_token_cast_back(elements, scales)
+    assert np.isnan(back.astype(np.float32)[[0, 1, 2], 0]).all()
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_fp8_loses_a_sixteenth_at_most(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((4, 384)).astype(BF16)
+    exact = x.astype(np.float64)
+    for round_scale in False, True:
+        elements, scales = reference.per_token_cast_to_fp8(x, round_scale)
+        back = reference.per_token_cast_back(elements, scales, np.float32)
+        step = np.repeat(scales, 128, axis=1) * 2.0**-9  # of subnormals
+        assert (np.abs(back - exact) <= np.maximum(np.abs(exact) / 16, step / 2) * 1.0001).all()
+        rounded = reference.per_token_cast_back(elements, scales)
+        assert np.array_equal(rounded, reference.round_to_bf16(back))
+
+
+def test_fp8_of_no_rows():
+    elements, scales = reference.per_token_cast_to_fp8(np.zeros((0, 256), BF16))
+    assert elements.shape == (0, 256) and scales.shape == (0, 2)
+    assert reference.per_token_cast_back(elements, scales).shape == (0, 256)
+
+
+@pytest.mark.parametrize("call, name", [
+    (lambda: reference.per_token_cast_to_fp8(np.ones((1, 64), BF16)), "x"),
+    (lambda: reference.per_token_cast_to_fp8(np.ones(128, BF16)), "x"),
+    (lambda: reference.per_token_cast_to_fp8(np.ones((1, 128), np.float32)), "x"),
+    (lambda: reference.per_token_cast_back(np.ones((1, 128), BF16), np.ones((1, 1), np.float32)),
+     "x"),
+    (lambda: reference.per_token_cast_back(np.ones((1, 128), FP8), np.ones((1, 2), np.float32)),
+     "scales"),
+    (lambda: reference.per_token_cast_back(np.ones((1, 128), FP8), np.ones((1, 1))), "scales"),
+    (lambda: reference.per_token_cast_back(np.ones((1, 128), FP8), np.ones((1, 1), np.float32),
+                                           np.float64), "dtype"),
+])
+def test_bad_casts_are_refused(call, name):
+    with pytest.raises(ValueError, match=f"^{name}: must "):
+        call()
 
 
 def test_fast_enough_to_check_with():
