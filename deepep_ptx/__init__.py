@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # Public name -> module.  Loaded at first use, so that the toolchain imports without extensions.
 _PUBLIC = {
     "Buffer": "buffer",
+    "Config": "config",
     "DeviceArray": "arrays",
     "EventHandle": "event",
     "EventOverlap": "event",

@@ -6,6 +6,7 @@ A group has `rank`, `size`, `allgather(obj)` and `barrier()`.  `run_ranks` gives
 four.
 """
 
+from deepep_ptx.errors import DeepEPError
 from deepep_ptx.groups import from_mpi, from_torch
 
 
@@ -62,6 +63,31 @@ def as_comm(group):
     if not 0 <= rank < size:
         raise ValueError(f"group: rank must be in [0, {size}), got {rank}")
     return group
+
+
+def all_or_none(group, step, *args):
+    """`step(*args)` on every rank of `group`; the results of all, in rank order.  Collective.
+
+    step: local, it calls no collective.  What it returns travels through `allgather`, so it must
+    pickle where ranks are processes.
+
+    A rank whose step fails tells the others and raises what the step raised, a
+    `KeyboardInterrupt` too; the others raise `DeepEPError` with the number of the first such rank
+    and its error's text.  So no rank goes on to a collective to which another never comes.
+    """
+    try:
+        result = step(*args)
+    except BaseException as error:
+        try:
+            group.allgather((None, f"{type(error).__name__}: {error}"))
+        except Exception as untold:
+            error.add_note(f"and the other ranks were not told: {type(untold).__name__}: {untold}")
+        raise
+    everybody = group.allgather((result, None))
+    for rank, (_, failure) in enumerate(everybody):
+        if failure is not None:
+            raise DeepEPError(f"rank {rank} failed: {failure}")
+    return [result for result, _ in everybody]
 
 
 def _is_integer(value):

@@ -54,6 +54,8 @@ def test_wheel_holds_what_runs(dist):
     assert modules == {f"deepep_ptx/{name}" for name in pyx}
     assert "deepep_ptx/include/deepep_ptx/params.h" in names
     assert "deepep_ptx/_ptx/variants.json" in names
+    stubs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "deepep_ptx").rglob("*.pyi")}
+    assert stubs and stubs | {"deepep_ptx/py.typed"} <= names
     ptx = {path.relative_to(ROOT).as_posix() for path in (ROOT / "deepep_ptx/_ptx").rglob("*.ptx")}
     assert ptx and ptx <= names
     assert not [name for name in names if name.startswith(("tests", "tools", "cysrc", "ptx/"))]

@@ -533,12 +533,13 @@ cdef class EmuExecutor(Executor):
     """One rank of a `World`, as the core sees a machine.
 
     Work of one stream runs in order; streams and ranks run beside each other.  Launches, fills,
-    copies to the device and frees are asynchronous; `copy_out`, `synchronize` and `wait_word` wait,
-    and only there another rank or a kernel runs.  Addresses are device addresses of this rank.
+    copies to the device and frees are asynchronous; `copy_out`, `synchronize`, `event_synchronize`
+    and `wait_word` wait, and only there another rank or a kernel runs.  Addresses are device
+    addresses of this rank.
 
     Every method raises `Aborted` once another rank of the run has failed, `KernelFault` where a
-    kernel of this rank ended it, `ValueError` for an address, stream or size that is not this
-    rank's.
+    kernel of this rank ended it, `ValueError` for an address, stream, event or size that is not
+    this rank's.
     """
 
     def __cinit__(self, World world not None, rank, arch="sm_90"):
@@ -701,6 +702,42 @@ cdef class EmuExecutor(Executor):
         with nogil:
             code = host_synchronize(self.world.host, self.rank, c_stream)
         self.call(code)
+
+    def event_create(self):
+        """A new event (int): a point in the work of a stream.  Until it is recorded it is complete.
+        """
+        cdef void *event = NULL
+        self.call(self.table.event_create(self.table.self, &event))
+        return <uint64_t><size_t>event
+
+    def event_destroy(self, event):
+        """Forget an event; who waits for it still does."""
+        self.call(self.table.event_destroy(self.table.self, <void *><size_t>event))
+
+    def event_record(self, event, stream=0):
+        """Make `event` the end of what `stream` has queued now, instead of what it was."""
+        self.call(self.table.event_record(self.table.self, <void *><size_t>event,
+                                          <void *><size_t>stream))
+
+    def event_wait(self, event, stream=0):
+        """What is queued on `stream` from now on runs after what `event` is now."""
+        self.call(self.table.event_wait(self.table.self, <void *><size_t>stream,
+                                        <void *><size_t>event))
+
+    def event_synchronize(self, event):
+        """Wait until the work before `event` is done."""
+        cdef void *c_event = <void *><size_t>event
+        cdef int code
+        with nogil:
+            code = self.table.event_synchronize(self.table.self, c_event)
+        self.call(code)
+
+    def event_query(self, event):
+        """Whether the work before `event` is done.  Nothing runs meanwhile: a loop that polls has
+        to `yield_`."""
+        cdef int done = 0
+        self.call(self.table.event_query(self.table.self, <void *><size_t>event, &done))
+        return bool(done)
 
     def launch(self, Kernel kernel not None, bytes params not None, grid, block, smem=0, *,
                stream=0):

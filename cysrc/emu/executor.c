@@ -130,6 +130,46 @@ static int op_stream_wait(void *self, void *waiter, void *waited)
     return host_stream_wait(e->host, e->rank, waiter, waited);
 }
 
+static int op_event_create(void *self, void **out)
+{
+    EXECUTOR(self);
+    struct host_event *event = NULL;
+    int code = host_event_create(e->host, e->rank, &event);
+
+    *out = event;
+    return code;
+}
+
+static int op_event_destroy(void *self, void *event)
+{
+    EXECUTOR(self);
+    return host_event_destroy(e->host, e->rank, event);
+}
+
+static int op_event_record(void *self, void *event, void *stream)
+{
+    EXECUTOR(self);
+    return host_event_record(e->host, e->rank, event, stream);
+}
+
+static int op_event_wait(void *self, void *stream, void *event)
+{
+    EXECUTOR(self);
+    return host_event_wait(e->host, e->rank, stream, event);
+}
+
+static int op_event_synchronize(void *self, void *event)
+{
+    EXECUTOR(self);
+    return host_event_synchronize(e->host, e->rank, event);
+}
+
+static int op_event_query(void *self, void *event, int *done)
+{
+    EXECUTOR(self);
+    return host_event_query(e->host, e->rank, event, done);
+}
+
 static int op_launch(void *self, const struct ep_launch *launch)
 {
     EXECUTOR(self);
@@ -178,6 +218,12 @@ struct emu_executor *emu_executor_create(struct host_world *host, uint32_t rank)
         .stream_destroy = op_stream_destroy,
         .stream_synchronize = op_stream_synchronize,
         .stream_wait = op_stream_wait,
+        .event_create = op_event_create,
+        .event_destroy = op_event_destroy,
+        .event_record = op_event_record,
+        .event_wait = op_event_wait,
+        .event_synchronize = op_event_synchronize,
+        .event_query = op_event_query,
         .launch = op_launch,
         .wait_word = op_wait_word,
         .max_resident = op_max_resident,

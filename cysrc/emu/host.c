@@ -191,8 +191,8 @@ static int condition_holds(const struct host_world *h, const struct wait *w)
     switch (w->kind) {
     case WAIT_WORD:
         return __atomic_load_n(w->word, __ATOMIC_ACQUIRE) == w->want;
-    case WAIT_STREAM:
-        return !w->stream->head;
+    case WAIT_MARK:
+        return w->mark->passed;
     default:
         return h->round != w->round;
     }
@@ -583,6 +583,7 @@ void host_destroy(struct host_world *h)
         kernel = next;
     }
     for (uint32_t i = 0; i < h->num_ranks; i++) {
+        host_free_events(&h->ranks[i]);
         host_free_streams(&h->ranks[i]);
         host_free_segments(&h->ranks[i]);
         pthread_cond_destroy(&h->ranks[i].turn);

@@ -3,8 +3,8 @@
  * The host side of one emulated world: the threads of its ranks, their streams and their waits.
  *
  * Baton.  host_start() makes every rank a thread that runs only while it holds the baton.  A
- * thread gives the baton away only where it waits (host_wait_word, host_synchronize, host_yield)
- * and when it leaves; the next holder is the first rank after it, in rank order, that can go on.
+ * thread gives the baton away only where it waits (host_wait_word, host_synchronize,
+ * host_event_synchronize, host_yield) and when it leaves; the next holder is the first rank after it, in rank order, that can go on.
  * When none can, the waiting holder steps the world until one can, the lowest first.  So the order
  * in which host code and kernels run is a function of the world's options and of the host code.
  *
@@ -26,6 +26,7 @@
 
 struct host_world;
 struct host_stream;
+struct host_event;
 struct host_kernel;
 
 /* wait_limit_ns: limit of waits that name none, EP_FOREVER = no limit. */
@@ -50,7 +51,9 @@ int  host_holder(struct host_world *h);
  * virtual time; EP_FOREVER takes the world's own limit. */
 int host_wait_word(struct host_world *h, uint32_t rank, const uint64_t *word, uint64_t want,
                    uint64_t timeout_ns, const char *what);
+/* Waits for what the stream has queued now. */
 int host_synchronize(struct host_world *h, uint32_t rank, struct host_stream *stream);
+int host_event_synchronize(struct host_world *h, uint32_t rank, struct host_event *event);
 /* Lets every other rank and the kernels go on once; a world with nothing to do gains 1 us. */
 int host_yield(struct host_world *h, uint32_t rank);
 
@@ -102,6 +105,21 @@ int host_copy_out(struct host_world *h, uint32_t rank, void *dst, ep_dptr_t src,
 int host_fill(struct host_world *h, uint32_t rank, ep_dptr_t dst, uint8_t value, uint64_t bytes,
               struct host_stream *stream);
 int host_launch(struct host_world *h, uint32_t rank, const struct ep_launch *launch);
+
+/* -- events: points in the work of streams -----------------------------------------------------
+ * An event that was never recorded is complete. */
+int host_event_create(struct host_world *h, uint32_t rank, struct host_event **out);
+/* Who waits for the event still does. */
+int host_event_destroy(struct host_world *h, uint32_t rank, struct host_event *event);
+/* The event becomes the end of what `stream` has queued now; what waits for it already stays with
+ * what it was. */
+int host_event_record(struct host_world *h, uint32_t rank, struct host_event *event,
+                      struct host_stream *stream);
+/* What is queued on `stream` from now on runs after what was recorded last. */
+int host_event_wait(struct host_world *h, uint32_t rank, struct host_stream *stream,
+                    struct host_event *event);
+/* Whether the work before it is done.  Nothing runs meanwhile: who polls has to yield. */
+int host_event_query(struct host_world *h, uint32_t rank, struct host_event *event, int *done);
 
 /* -- kernels: live as long as the world -------------------------------------------------------*/
 struct host_kernel *host_kernel_load(struct host_world *h, const struct emu_kernel_image *image);

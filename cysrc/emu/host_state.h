@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the parts of the host side share: host.c (threads and waits), host_memory.c, host_stream.c.
+ * What the parts of the host side share: host.c (threads and waits), host_memory.c, host_stream.c,
+ * host_event.c.
  * All functions here want the world's lock held. */
 #ifndef DEEPEP_PTX_EMU_HOST_STATE_H
 #define DEEPEP_PTX_EMU_HOST_STATE_H
@@ -15,14 +16,14 @@
 
 enum rank_state { RANK_ABSENT, RANK_READY, RANK_RUNNING, RANK_WAITING, RANK_DONE };
 
-enum wait_kind { WAIT_WORD, WAIT_STREAM, WAIT_YIELD };
+enum wait_kind { WAIT_WORD, WAIT_MARK, WAIT_YIELD };
 
 struct wait {
     enum wait_kind kind;
     const char *what;
     const uint64_t *word;
     uint64_t want;
-    const struct host_stream *stream;
+    const struct mark *mark;
     uint64_t round;          /* yield: the round that it wants to be over */
     uint64_t deadline;       /* virtual ns, EP_FOREVER = none */
     int deadlocked;
@@ -57,6 +58,11 @@ struct host_stream {
     int closing;                         /* destroyed by its owner, still has work */
 };
 
+struct host_event {
+    struct host_event *next;             /* of the rank's events */
+    struct mark *mark;                   /* what was recorded last, NULL: nothing was */
+};
+
 enum segment_kind { SEGMENT_ALLOC, SEGMENT_PINNED, SEGMENT_MAPPED, SEGMENT_PEER };
 
 struct segment {
@@ -76,6 +82,7 @@ struct rank {
     pthread_cond_t turn;
     struct host_stream *streams;         /* the default stream is the last one */
     struct host_stream *stream0;
+    struct host_event *events;
     struct segment *segments;
     uint32_t num_segments, room_segments;
     const char *error;
@@ -143,8 +150,22 @@ struct host_stream *host_stream_new(struct host_world *h, uint32_t rank);
 struct host_stream *host_stream_find(struct host_world *h, uint32_t rank,
                                      const struct host_stream *stream);
 void host_free_streams(struct rank *r);
+/* NULL with an error: no memory.  `bytes` of `data` are copied. */
+struct op *host_new_op(struct host_world *h, uint32_t rank, enum op_kind kind, const void *data,
+                       uint64_t bytes);
+void host_free_op(struct op *op);
+/* The op is the stream's from now on. */
+void host_append(struct host_world *h, struct host_stream *stream, struct op *op);
 /* Moves every stream as far as it goes.  Returns whether anything ended or began. */
 int host_pump(struct host_world *h);
+
+/* A mark behind all that `stream` has queued, and a reference to it for the caller; NULL with an
+ * error: no memory. */
+struct mark *host_mark(struct host_world *h, uint32_t rank, struct host_stream *stream);
+void host_drop_mark(struct mark *mark);
+/* The host waits until `mark` is passed; takes the caller's reference. */
+int host_wait_mark(struct host_world *h, uint32_t rank, struct mark *mark, const char *what);
+void host_free_events(struct rank *r);
 
 /* Waits as host.h says; `w` has kind, what and what the kind needs. */
 int host_wait(struct host_world *h, uint32_t rank, struct wait *w, uint64_t timeout_ns);

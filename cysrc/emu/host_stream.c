@@ -48,10 +48,9 @@ static int launch_now(struct host_world *h, uint32_t rank, struct op *op)
                       op->block, op->smem, &op->running);
 }
 
-static void free_op(struct op *op)
+void host_free_op(struct op *op)
 {
-    if (op->mark && --op->mark->refs == 0)
-        free(op->mark);
+    host_drop_mark(op->mark);
     free(op);
 }
 
@@ -119,7 +118,7 @@ int host_pump(struct host_world *h)
             }
             changed = 1;
             stream->head = op->next;
-            free_op(op);
+            host_free_op(op);
         }
         if (stream->head) {
             link = &stream->next_active;
@@ -134,8 +133,8 @@ int host_pump(struct host_world *h)
     return changed;
 }
 
-static struct op *new_op(struct host_world *h, uint32_t rank, enum op_kind kind, const void *data,
-                         uint64_t bytes)
+struct op *host_new_op(struct host_world *h, uint32_t rank, enum op_kind kind, const void *data,
+                       uint64_t bytes)
 {
     struct op *op = calloc(1, sizeof *op + bytes);
 
@@ -151,7 +150,7 @@ static struct op *new_op(struct host_world *h, uint32_t rank, enum op_kind kind,
     return op;
 }
 
-static void append(struct host_world *h, struct host_stream *stream, struct op *op)
+void host_append(struct host_world *h, struct host_stream *stream, struct op *op)
 {
     if (stream->tail) {
         stream->tail->next = op;
@@ -204,45 +203,6 @@ int host_stream_destroy(struct host_world *h, uint32_t rank, struct host_stream 
     return code;
 }
 
-/* Appends to `waited` a mark and to `waiter` the wait for it. */
-static int append_wait(struct host_world *h, uint32_t rank, struct host_stream *waiter,
-                       struct host_stream *waited)
-{
-    struct op *mark = new_op(h, rank, OP_MARK, NULL, 0);
-    struct op *wait = new_op(h, rank, OP_WAIT, NULL, 0);
-    struct mark *shared = calloc(1, sizeof *shared);
-
-    if (!mark || !wait || !shared) {
-        free(mark);
-        free(wait);
-        free(shared);
-        return host_error(h, rank, EP_ERR_MEMORY, "stream: no memory");
-    }
-    shared->refs = 2;
-    mark->mark = wait->mark = shared;
-    append(h, waited, mark);
-    append(h, waiter, wait);
-    return EP_OK;
-}
-
-int host_stream_wait(struct host_world *h, uint32_t rank, struct host_stream *waiter,
-                     struct host_stream *waited)
-{
-    struct host_stream *behind, *before;
-    int code;
-
-    lock(h);
-    code = host_failure_code(h, rank);
-    behind = host_stream_find(h, rank, waiter);
-    before = host_stream_find(h, rank, waited);
-    if (code == EP_OK && (!behind || !before))
-        code = EP_ERR_ARGUMENT;
-    else if (code == EP_OK && behind != before && before->head)
-        code = append_wait(h, rank, behind, before);
-    unlock(h);
-    return code;
-}
-
 /* A copy (src) or a fill (src NULL): now if the stream is empty, else in its turn. */
 static int store(struct host_world *h, uint32_t rank, ep_dptr_t dst, const void *src,
                  uint8_t value, uint64_t bytes, struct host_stream *stream)
@@ -266,13 +226,13 @@ static int store(struct host_world *h, uint32_t rank, ep_dptr_t dst, const void 
     result = emu_host_address(h->world, rank, dst, bytes, &host);
     if (result != EMU_OK)
         return host_emu_error(h, rank, result, "dst");
-    op = new_op(h, rank, src ? OP_COPY : OP_FILL, src, src ? bytes : 0);
+    op = host_new_op(h, rank, src ? OP_COPY : OP_FILL, src, src ? bytes : 0);
     if (!op)
         return EP_ERR_MEMORY;
     op->va = dst;
     op->bytes = bytes;
     op->value = value;
-    append(h, s, op);
+    host_append(h, s, op);
     return EP_OK;
 }
 
@@ -315,11 +275,11 @@ int host_free(struct host_world *h, uint32_t rank, ep_dptr_t va, struct host_str
                           "ptr: 0x%llx is not the start of an allocation of rank %u",
                           (unsigned long long)va, rank);
     } else if (s->head && h->failure == HOST_OK) {
-        op = new_op(h, rank, OP_FREE, NULL, 0);
+        op = host_new_op(h, rank, OP_FREE, NULL, 0);
         code = op ? EP_OK : EP_ERR_MEMORY;
         if (op) {
             op->va = va;
-            append(h, s, op);
+            host_append(h, s, op);
         }
     } else {
         host_release_segment(h, rank, segment);
@@ -362,7 +322,7 @@ static int launch_on(struct host_world *h, uint32_t rank, const struct ep_launch
     s = host_stream_find(h, rank, launch->stream);
     if (!s)
         return EP_ERR_ARGUMENT;
-    op = new_op(h, rank, OP_LAUNCH, launch->params, launch->param_bytes);
+    op = host_new_op(h, rank, OP_LAUNCH, launch->params, launch->param_bytes);
     if (!op)
         return EP_ERR_MEMORY;
     op->kernel = kernel;
@@ -378,7 +338,7 @@ static int launch_on(struct host_world *h, uint32_t rank, const struct ep_launch
         }
         h->touched = 1;
     }
-    append(h, s, op);
+    host_append(h, s, op);
     return EP_OK;
 }
 
@@ -394,9 +354,9 @@ int host_launch(struct host_world *h, uint32_t rank, const struct ep_launch *lau
 
 static int synchronize(struct host_world *h, uint32_t rank, struct host_stream *stream)
 {
-    struct wait w = { .kind = WAIT_STREAM, .what = "stream_synchronize", .stream = stream };
+    struct mark *mark = host_mark(h, rank, stream);
 
-    return host_wait(h, rank, &w, EP_FOREVER);
+    return mark ? host_wait_mark(h, rank, mark, "stream_synchronize") : EP_ERR_MEMORY;
 }
 
 int host_synchronize(struct host_world *h, uint32_t rank, struct host_stream *stream)
@@ -442,7 +402,7 @@ void host_free_streams(struct rank *r)
             struct op *op = stream->head;
 
             stream->head = op->next;
-            free_op(op);
+            host_free_op(op);
         }
         free(stream);
     }

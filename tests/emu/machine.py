@@ -51,6 +51,47 @@ def line_of(body, mark="BUG"):
     return found[0]
 
 
+def param_block(params):
+    """A kernel's parameters: eight u64."""
+    return struct.pack("<8Q", *params, *[0] * (8 - len(params)))
+
+
+# word d0 := d0 * d1 + 1.  Where the order of two matters, the result shows which came first.
+STEP = """\
+ld.global.u64 d4, [d0];
+mad.lo.u64 d4, d4, d1, 1;
+st.global.u64 [d0], d4;
+"""
+
+# Waits for flag d0 = d1.
+AWAIT = """\
+$poll:
+ld.acquire.sys.global.u64 d4, [d0];
+setp.ne.u64 q0, d4, d1;
+@q0 bra $poll;
+"""
+
+# Raises flag d0 to d1.
+RAISE = "st.release.sys.global.u64 [d0], d1;\n"
+
+
+def queue(executor, body, *params, stream=0):
+    """Queue `body` for one thread of a rank."""
+    executor.launch(executor.world.load(kernel(body)), param_block(params), 1, 1, stream=stream)
+
+
+def words(executor, count=1):
+    """The address of `count` u64 of a rank, 0 each."""
+    va = executor.alloc(8 * count)
+    executor.fill(va, 0, 8 * count)
+    return va
+
+
+def word(executor, va, stream=0):
+    """The u64 at `va`, after what `stream` has queued."""
+    return int.from_bytes(executor.copy_out(va, 8, stream=stream), "little")
+
+
 class Machine:
     """A World, and shorter ways to use it from NumPy."""
 
@@ -73,8 +114,8 @@ class Machine:
         return np.frombuffer(self.world.read(rank, va, dtype.itemsize * count), dtype)
 
     def launch(self, body, *params, rank=0, grid=1, block=32, smem=0):
-        block_of_params = struct.pack("<8Q", *params, *[0] * (8 - len(params)))
-        self.world.launch(rank, self.world.load(kernel(body)), block_of_params, grid, block, smem)
+        self.world.launch(rank, self.world.load(kernel(body)), param_block(params), grid, block,
+                          smem)
 
     def run(self, body, *params, **shape):
         self.launch(body, *params, **shape)

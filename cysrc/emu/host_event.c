@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Marks, places in the work of streams, and who waits for them: streams, the host, events. */
+#include "emu/host_state.h"
+
+#include <stdlib.h>
+
+/* -- marks ------------------------------------------------------------------------------------ */
+
+void host_drop_mark(struct mark *mark)
+{
+    if (mark && --mark->refs == 0)
+        free(mark);
+}
+
+struct mark *host_mark(struct host_world *h, uint32_t rank, struct host_stream *stream)
+{
+    struct mark *mark = calloc(1, sizeof *mark);
+    struct op *op;
+
+    if (!mark) {
+        host_error(h, rank, EP_ERR_MEMORY, "stream: no memory");
+        return NULL;
+    }
+    mark->refs = 1;
+    mark->passed = !stream->head;
+    if (mark->passed)
+        return mark;
+    op = host_new_op(h, rank, OP_MARK, NULL, 0);
+    if (!op) {
+        free(mark);
+        return NULL;
+    }
+    mark->refs++;
+    op->mark = mark;
+    host_append(h, stream, op);
+    return mark;
+}
+
+int host_wait_mark(struct host_world *h, uint32_t rank, struct mark *mark, const char *what)
+{
+    struct wait w = { .kind = WAIT_MARK, .what = what, .mark = mark };
+    int code = host_wait(h, rank, &w, EP_FOREVER);
+
+    host_drop_mark(mark);
+    return code;
+}
+
+/* What is queued on `stream` from now on runs after `mark`. */
+static int wait_for(struct host_world *h, uint32_t rank, struct host_stream *stream,
+                    struct mark *mark)
+{
+    struct op *op;
+
+    if (mark->passed)
+        return EP_OK;
+    op = host_new_op(h, rank, OP_WAIT, NULL, 0);
+    if (!op)
+        return EP_ERR_MEMORY;
+    mark->refs++;
+    op->mark = mark;
+    host_append(h, stream, op);
+    return EP_OK;
+}
+
+int host_stream_wait(struct host_world *h, uint32_t rank, struct host_stream *waiter,
+                     struct host_stream *waited)
+{
+    struct host_stream *behind, *before;
+    struct mark *mark;
+    int code;
+
+    lock(h);
+    code = host_failure_code(h, rank);
+    behind = host_stream_find(h, rank, waiter);
+    before = host_stream_find(h, rank, waited);
+    if (code == EP_OK && (!behind || !before)) {
+        code = EP_ERR_ARGUMENT;
+    } else if (code == EP_OK) {
+        mark = host_mark(h, rank, before);
+        code = mark ? wait_for(h, rank, behind, mark) : EP_ERR_MEMORY;
+        host_drop_mark(mark);
+    }
+    unlock(h);
+    return code;
+}
+
+/* -- events ----------------------------------------------------------------------------------- */
+
+/* NULL with an error: not an event of the rank. */
+static struct host_event *find(struct host_world *h, uint32_t rank, const struct host_event *event)
+{
+    for (struct host_event *e = h->ranks[rank].events; e; e = e->next)
+        if (e == event)
+            return e;
+    host_error(h, rank, EP_ERR_ARGUMENT, "event: not an event of rank %u", rank);
+    return NULL;
+}
+
+int host_event_create(struct host_world *h, uint32_t rank, struct host_event **out)
+{
+    struct host_event *e = NULL;
+    int code;
+
+    lock(h);
+    code = host_failure_code(h, rank);
+    if (code == EP_OK && !(e = calloc(1, sizeof *e)))
+        code = host_error(h, rank, EP_ERR_MEMORY, "event: no memory");
+    if (code == EP_OK) {
+        e->next = h->ranks[rank].events;
+        h->ranks[rank].events = e;
+        *out = e;
+    }
+    unlock(h);
+    return code;
+}
+
+int host_event_destroy(struct host_world *h, uint32_t rank, struct host_event *event)
+{
+    struct host_event **link = &h->ranks[rank].events, *e;
+
+    lock(h);
+    e = find(h, rank, event);
+    if (e) {
+        while (*link != e)
+            link = &(*link)->next;
+        *link = e->next;
+        host_drop_mark(e->mark);
+        free(e);
+    }
+    unlock(h);
+    return e ? EP_OK : EP_ERR_ARGUMENT;
+}
+
+int host_event_record(struct host_world *h, uint32_t rank, struct host_event *event,
+                      struct host_stream *stream)
+{
+    struct host_stream *s;
+    struct host_event *e;
+    struct mark *mark;
+    int code;
+
+    lock(h);
+    code = host_failure_code(h, rank);
+    e = find(h, rank, event);
+    s = host_stream_find(h, rank, stream);
+    if (code == EP_OK && (!e || !s)) {
+        code = EP_ERR_ARGUMENT;
+    } else if (code == EP_OK && !(mark = host_mark(h, rank, s))) {
+        code = EP_ERR_MEMORY;
+    } else if (code == EP_OK) {
+        host_drop_mark(e->mark);
+        e->mark = mark;
+    }
+    unlock(h);
+    return code;
+}
+
+int host_event_wait(struct host_world *h, uint32_t rank, struct host_stream *stream,
+                    struct host_event *event)
+{
+    struct host_stream *s;
+    struct host_event *e;
+    int code;
+
+    lock(h);
+    code = host_failure_code(h, rank);
+    e = find(h, rank, event);
+    s = host_stream_find(h, rank, stream);
+    if (code == EP_OK && (!e || !s))
+        code = EP_ERR_ARGUMENT;
+    else if (code == EP_OK && e->mark)
+        code = wait_for(h, rank, s, e->mark);
+    unlock(h);
+    return code;
+}
+
+int host_event_synchronize(struct host_world *h, uint32_t rank, struct host_event *event)
+{
+    struct host_event *e;
+    int code;
+
+    lock(h);
+    code = host_failure_code(h, rank);
+    e = find(h, rank, event);
+    if (code == EP_OK && !e) {
+        code = EP_ERR_ARGUMENT;
+    } else if (code == EP_OK && e->mark) {
+        e->mark->refs++;                 /* the event may be destroyed meanwhile */
+        code = host_wait_mark(h, rank, e->mark, "event_synchronize");
+    }
+    unlock(h);
+    return code;
+}
+
+int host_event_query(struct host_world *h, uint32_t rank, struct host_event *event, int *done)
+{
+    struct host_event *e;
+    int code;
+
+    lock(h);
+    code = host_failure_code(h, rank);
+    e = find(h, rank, event);
+    if (code == EP_OK && !e)
+        code = EP_ERR_ARGUMENT;
+    else if (code == EP_OK)
+        *done = !e->mark || e->mark->passed;
+    unlock(h);
+    return code;
+}
+
+void host_free_events(struct rank *r)
+{
+    while (r->events) {
+        struct host_event *event = r->events;
+
+        r->events = event->next;
+        host_drop_mark(event->mark);
+        free(event);
+    }
+}

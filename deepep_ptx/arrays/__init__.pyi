@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+from .device_array import DeviceArray as DeviceArray

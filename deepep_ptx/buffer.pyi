@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self, TypeAlias, overload
+
+from .comm import _Group
+from .config import Config
+from .event import EventOverlap
+from .handle import EPHandle
+
+# An array of the call's library: NumPy, torch, CuPy, or what exports an array protocol.
+_Array: TypeAlias = Any
+# bfloat16 rows, or fp8 rows with their scales.
+_Rows: TypeAlias = _Array | tuple[_Array, _Array]
+# None, an int, or an object with __cuda_stream__, cuda_stream or ptr.
+_Stream: TypeAlias = Any
+
+class Buffer:
+    num_sms: ClassVar[int]
+    variants: dict[str, Any]
+    group: _Group
+    rank: int
+    group_size: int
+    num_nvl_bytes: int
+    num_rdma_bytes: int
+    low_latency_mode: bool
+    explicitly_destroy: bool
+    timeout_s: float | None
+    zero_copy: bool
+
+    def __init__(
+        self,
+        group: Any,
+        num_nvl_bytes: int = 0,
+        num_rdma_bytes: int = 0,
+        low_latency_mode: bool = False,
+        num_qps_per_rank: int = 24,
+        allow_nvlink_for_low_latency_mode: bool = True,
+        allow_mnnvl: bool = False,
+        explicitly_destroy: bool = False,
+        *,
+        policy: str | None = None,
+        timeout_s: float | None = 100.0,
+        zero_copy: bool = True,
+    ) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    def reset(self) -> None: ...
+    def destroy(self) -> None: ...
+    def check(self) -> None: ...
+    @staticmethod
+    def set_num_sms(num_sms: int) -> None: ...
+    @staticmethod
+    def is_sm90_compiled() -> bool: ...
+    @staticmethod
+    def capture() -> EventOverlap: ...
+    @staticmethod
+    def get_dispatch_config(num_ranks: int) -> Config: ...
+    @staticmethod
+    def get_combine_config(num_ranks: int) -> Config: ...
+    @staticmethod
+    def get_size_hint(
+        num_tokens: int,
+        hidden: int,
+        num_topk: int,
+        num_ranks: int,
+        *,
+        itemsize: int = 2,
+        num_scales: int = 0,
+        topk_idx_bytes: int = 8,
+        live_results: int = 1,
+    ) -> int: ...
+    @property
+    def last_launch(self) -> tuple[str, ...]: ...
+    def stats(self) -> dict[str, int]: ...
+    def get_comm_stream(self) -> Any: ...
+    def get_local_buffer_tensor(
+        self,
+        dtype: Any,
+        size: Any = None,
+        offset: int = 0,
+        use_rdma_buffer: bool = False,
+    ) -> _Array: ...
+    def get_combine_buffer(self, rows: int, hidden: int) -> _Array: ...
+    def get_dispatch_layout(
+        self,
+        topk_idx: _Array,
+        num_experts: int,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+        *,
+        stream: _Stream = None,
+    ) -> tuple[_Array, None, _Array, _Array, EventOverlap]: ...
+    @overload
+    def dispatch(
+        self,
+        x: _Rows,
+        handle: None = None,
+        num_tokens_per_rank: _Array | None = None,
+        num_tokens_per_rdma_rank: None = None,
+        is_token_in_rank: _Array | None = None,
+        num_tokens_per_expert: _Array | None = None,
+        topk_idx: _Array | None = None,
+        topk_weights: _Array | None = None,
+        expert_alignment: int = 1,
+        num_worst_tokens: int = 0,
+        config: Config | None = None,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+        *,
+        stream: _Stream = None,
+    ) -> tuple[Any, _Array | None, _Array | None, list[int], EPHandle, EventOverlap]: ...
+    @overload
+    def dispatch(
+        self,
+        x: _Rows,
+        handle: EPHandle,
+        num_tokens_per_rank: None = None,
+        num_tokens_per_rdma_rank: None = None,
+        is_token_in_rank: None = None,
+        num_tokens_per_expert: None = None,
+        topk_idx: None = None,
+        topk_weights: None = None,
+        expert_alignment: int = 1,
+        num_worst_tokens: Literal[0] = 0,
+        config: Config | None = None,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+        *,
+        stream: _Stream = None,
+    ) -> tuple[Any, None, None, None, None, EventOverlap]: ...
+    def combine(
+        self,
+        x: _Array,
+        handle: EPHandle,
+        topk_weights: _Array | None = None,
+        bias: _Array | tuple[_Array, _Array] | None = None,
+        config: Config | None = None,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+        *,
+        stream: _Stream = None,
+    ) -> tuple[_Array, _Array | None, EventOverlap]: ...

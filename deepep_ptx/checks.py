@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: MIT
+"""Checks of arguments that several modules take.  The text of an error begins with the name."""
+
+import numbers
+
+
+def check_int(value, name, low, high=None):
+    """`value` as an int in [low, high]; high None: no upper limit.
+
+    `TypeError` for what is no integer (a bool is none), `ValueError` outside of the range.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: must be an integer, got {type(value).__name__}")
+    if value < low or (high is not None and value > high):
+        accepted = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name}: must be {accepted}, got {value}")
+    return int(value)

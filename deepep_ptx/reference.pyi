@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+_Array: TypeAlias = np.ndarray[Any, Any]
+
+MAX_TOPK: int
+BF16_BYTES: int
+BF16_NAN: int
+
+@dataclass(frozen=True, eq=False)
+class Received:
+    rank: int
+    recv_x: _Array
+    recv_topk_idx: _Array | None
+    recv_topk_weights: _Array | None
+    recv_src_idx: _Array
+    rank_prefix_matrix: _Array
+    is_token_in_rank: _Array
+    num_recv_tokens_per_expert_list: list[int]
+
+    @property
+    def num_recv(self) -> int: ...
+    def rows_from(self, source: int) -> slice: ...
+
+def layout(topk_idx: _Array, num_experts: int, num_ranks: int) -> tuple[_Array, _Array, _Array]: ...
+def dispatch(
+    xs: Sequence[_Array],
+    topk_idxs: Sequence[_Array],
+    topk_weights: Sequence[_Array] | None,
+    num_experts: int,
+    num_worst_tokens: int = 0,
+) -> list[Received]: ...
+def combine(
+    ys: Sequence[_Array],
+    received: Sequence[Received],
+    topk_weights: Sequence[_Array] | None = None,
+    bias: Sequence[_Array | tuple[_Array, _Array] | None] | None = None,
+) -> list[tuple[_Array, _Array | None]]: ...
+def widen(x: _Array) -> _Array: ...
+def round_to_bf16(x: _Array) -> _Array: ...
