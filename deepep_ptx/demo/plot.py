@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from deepep_ptx.demo.ranks import dispatch_row_bytes
+from deepep_ptx.demo.report import counted
 
+FORMATS = (".png", ".svg", ".pdf")
 MOST_NUMBERED = 16  # ranks whose cells have their numbers written in
 INK = "#222222"
 BAR_COLOURS = ("#35608d", "#7fa6cf")    # of a rank's experts, in turn
@@ -20,14 +22,12 @@ def require(path):
     if path is None:
         return
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        import matplotlib.backends.backend_agg  # noqa: F401
     except ImportError as error:
         raise ValueError("plot: needs matplotlib, which is not installed: "
                          "pip install matplotlib") from error
-    accepted = sorted(FigureCanvasAgg.filetypes)
-    suffix = Path(path).suffix.removeprefix(".").lower()
-    if suffix not in accepted:
-        raise ValueError(f"plot: must be a file named .{', .'.join(accepted)}, got {path}")
+    if Path(path).suffix.lower() not in FORMATS:
+        raise ValueError(f"plot: must be a file named {', '.join(FORMATS)}, got {path}")
     if not Path(path).absolute().parent.is_dir():
         raise ValueError(f"plot: cannot write {path}: no such directory")
 
@@ -53,8 +53,10 @@ def draw(report, path):
 def _title(figure, report):
     s = report.settings
     figure.suptitle(
-        f"{s.num_ranks} ranks, {sum(r.num_tokens for r in report.ranks):,} tokens, "
-        f"hidden {s.hidden} {s.dtype}, {s.num_experts} experts, top-{s.num_topk}", color=INK)
+        f"{counted(s.num_ranks, 'rank')}, "
+        f"{counted(sum(r.num_tokens for r in report.ranks), 'token')}, "
+        f"hidden {s.hidden} {s.dtype}, {counted(s.num_experts, 'expert')}, top-{s.num_topk}",
+        color=INK)
 
 
 def _traffic(figure, axes, report):

@@ -132,11 +132,11 @@ def headline(report):
     num_tokens = sum(r.num_tokens for r in report.ranks)
     if s.input is None:
         source, groups = f"{s.unit}, {report.vocabulary_size} distinct", \
-            f" in {s.num_topk_groups} of {_counted(s.num_groups, 'group')}"
+            f" in {s.num_topk_groups} of {counted(s.num_groups, 'group')}"
     else:
         source, groups = s.input, ""
-    return (f"{_counted(s.num_ranks, 'rank')}, {_counted(num_tokens, 'token')} ({source}), "
-            f"hidden {s.hidden}, {_counted(s.num_experts, 'expert')}, top-{s.num_topk}{groups}, "
+    return (f"{counted(s.num_ranks, 'rank')}, {counted(num_tokens, 'token')} ({source}), "
+            f"hidden {s.hidden}, {counted(s.num_experts, 'expert')}, top-{s.num_topk}{groups}, "
             f"seed {s.seed}")
 
 
@@ -160,7 +160,8 @@ def executor_line(report):
     return line
 
 
-def _counted(number, noun):
+def counted(number, noun):
+    """Number and noun, the latter in the plural where it must be."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
