@@ -18,18 +18,7 @@ STUBS = sorted(PACKAGE.rglob("*.pyi"))
 KINDS = inspect.Parameter
 
 # In the stubs and not in the code yet, as <module>.<name>.
-COMING = {
-    "buffer.Buffer.capture",
-    "buffer.Buffer.check",
-    "buffer.Buffer.get_combine_buffer",
-    "buffer.Buffer.get_combine_config",
-    "buffer.Buffer.get_comm_stream",
-    "buffer.Buffer.get_dispatch_config",
-    "buffer.Buffer.get_local_buffer_tensor",
-    "buffer.Buffer.get_size_hint",
-    "buffer.Buffer.is_sm90_compiled",
-    "event.EventHandle.__init__",
-}
+COMING = set()
 
 
 class Missing:

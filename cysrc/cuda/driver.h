@@ -23,7 +23,9 @@
     F(cuIpcGetMemHandle) F(cuIpcOpenMemHandle) F(cuIpcCloseMemHandle)                            \
     F(cuStreamCreateWithPriority) F(cuStreamDestroy) F(cuStreamSynchronize) F(cuStreamQuery)     \
     F(cuCtxGetStreamPriorityRange) F(cuEventCreate) F(cuEventDestroy) F(cuEventRecord)           \
-    F(cuEventSynchronize) F(cuEventElapsedTime) F(cuStreamWaitEvent)                             \
+    F(cuEventSynchronize) F(cuEventQuery) F(cuEventElapsedTime) F(cuStreamWaitEvent)             \
+    F(cuStreamIsCapturing) F(cuStreamGetCaptureInfo)                                             \
+    F(cuUserObjectCreate) F(cuGraphRetainUserObject)                                             \
     F(cuLibraryLoadData) F(cuLibraryUnload) F(cuLibraryGetKernel) F(cuKernelGetFunction)         \
     F(cuKernelGetParamInfo) F(cuFuncLoad) F(cuFuncGetAttribute) F(cuFuncSetAttribute)            \
     F(cuLaunchKernelEx)                                                                          \
