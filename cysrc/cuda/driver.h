@@ -14,6 +14,7 @@
     F(cuInit) F(cuDriverGetVersion) F(cuGetErrorName) F(cuGetErrorString)                        \
     F(cuDeviceGet) F(cuDeviceGetCount) F(cuDeviceGetName) F(cuDeviceGetAttribute)                \
     F(cuDeviceGetUuid) F(cuDeviceCanAccessPeer)                                                  \
+    F(cuDeviceTotalMem) F(cuDeviceGetP2PAttribute)                                               \
     F(cuDevicePrimaryCtxRetain) F(cuDevicePrimaryCtxRelease)                                     \
     F(cuCtxGetCurrent) F(cuCtxSetCurrent) F(cuCtxEnablePeerAccess)                               \
     F(cuMemAlloc) F(cuMemFree) F(cuMemAllocAsync) F(cuMemFreeAsync)                              \

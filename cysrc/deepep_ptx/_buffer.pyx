@@ -41,6 +41,11 @@ cdef uint32_t COMBINE_ITEMSIZE = 2
 cdef tuple KERNEL_ORDER = tuple(sorted(KERNELS, key=KERNELS.get))
 
 
+def param_bytes(str kernel not None):
+    """Bytes of a kernel's parameter block in this build."""
+    return ep_param_bytes(KERNELS[kernel])
+
+
 @cython.no_gc_clear     # __dealloc__ uses the executor
 cdef class CoreBuffer:
     """One rank's buffer.  Arrays are C-contiguous and in memory of the executor, or in host memory,

@@ -31,6 +31,25 @@ cdef extern from "cuda/executor.h" nogil:
     int cuda_device_count(const char **why)
     void cuda_executor_stop(cuda_executor *executor)
 
+cdef extern from "cuda/driver.h" nogil:
+    enum:
+        CUDA_MIN_DRIVER
+
+cdef extern from "cuda/device.h" nogil:
+    struct cuda_device_facts:
+        char name[128]
+        int arch
+        uint64_t memory
+
+    struct cuda_link_facts:
+        int access
+        int atomics
+        int rank
+
+    int cuda_driver_version(const char **why)
+    int cuda_describe_device(int device, cuda_device_facts *out, const char **why)
+    int cuda_describe_link(int origin, int peer, cuda_link_facts *out, const char **why)
+
 
 cdef extern from "cuda/event.h" nogil:
     const char *cuda_event_create(void **event)

@@ -4,12 +4,14 @@
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 import numpy as np
 
 from deepep_ptx._executor cimport (
     EP_ERR_ABORTED,
     EP_ERR_ARGUMENT,
+    EP_HANDLE_BYTES,
     EP_OK,
     Event,
     Executor,
@@ -18,6 +20,8 @@ from deepep_ptx._executor cimport (
 )
 
 from deepep_ptx.errors import Aborted, DeepEPError
+
+MIN_DRIVER = CUDA_MIN_DRIVER    # 1000 * major + 10 * minor, as `driver_version`
 
 
 def device_count():
@@ -33,6 +37,37 @@ def why_not():
     if count > 0:
         return None
     return why.decode() if count < 0 else "the driver shows no GPU"
+
+
+def driver_version():
+    """1000 * major + 10 * minor of the CUDA that the driver supports; None without a driver."""
+    cdef const char *why = NULL
+    return cuda_driver_version(&why) or None
+
+
+def describe_device(int device):
+    """{"name", "arch", "memory"} of a GPU: 10 * major + minor of its compute capability, bytes.
+
+    Nothing is allocated on the GPU.  Raises `DeepEPError`.
+    """
+    cdef const char *why = NULL
+    cdef cuda_device_facts facts
+    if cuda_describe_device(device, &facts, &why) != 0:
+        raise DeepEPError(f"GPU {device}: {why.decode()}")
+    return {"name": facts.name.decode(), "arch": facts.arch, "memory": facts.memory}
+
+
+def describe_link(int origin, int peer):
+    """{"access", "atomics", "rank"}: whether kernels on GPU `origin` can use memory of GPU `peer`,
+    also with atomics, which PCIe has not, and the driver's performance rank of the way there.
+
+    Nothing is allocated on the GPUs.  Raises `DeepEPError`.
+    """
+    cdef const char *why = NULL
+    cdef cuda_link_facts facts
+    if cuda_describe_link(origin, peer, &facts, &why) != 0:
+        raise DeepEPError(f"GPU {origin} to GPU {peer}: {why.decode()}")
+    return {"access": bool(facts.access), "atomics": bool(facts.atomics), "rank": facts.rank}
 
 
 @cython.final
@@ -266,6 +301,27 @@ cdef class CudaExecutor(Executor):
     def counters(self):
         """Empty: a GPU counts nothing for us."""
         return {}
+
+    # -- memory of other processes ---------------------------------------------------------------
+
+    def export_memory(self, dptr):
+        """The handle with which another process imports what `alloc` gave."""
+        cdef char handle[EP_HANDLE_BYTES]
+        memset(handle, 0, EP_HANDLE_BYTES)
+        self.call(self.table.export_memory(self.table.self, dptr, handle))
+        return handle[:EP_HANDLE_BYTES]
+
+    def import_memory(self, bytes handle not None):
+        """The address here of memory that another process exported; see `release_memory`."""
+        cdef ep_dptr_t dptr = 0
+        if len(handle) != EP_HANDLE_BYTES:
+            raise ValueError(f"handle: must have {EP_HANDLE_BYTES} bytes, got {len(handle)}")
+        self.call(self.table.import_memory(self.table.self, <const char *>handle, &dptr))
+        return dptr
+
+    def release_memory(self, dptr):
+        """Undo `import_memory`."""
+        self.call(self.table.release_memory(self.table.self, dptr))
 
     # -- measuring -------------------------------------------------------------------------------
 
