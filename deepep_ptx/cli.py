@@ -14,6 +14,7 @@ from importlib import metadata
 
 import deepep_ptx
 from deepep_ptx import _cuda, _emu, corpus, demo
+from deepep_ptx.ab import command as ab
 from deepep_ptx.errors import DeepEPError, KernelFault, RankError
 
 # Setting -> its option where the names differ.
@@ -98,6 +99,7 @@ def parser():
     info.add_argument("--arch", choices=demo.ARCHS, help=_HELP["arch"])
     info.add_argument("--policy", help=_HELP["policy"])
     info.set_defaults(command=_info)
+    ab.add(commands)
     return top
 
 
