@@ -139,7 +139,7 @@ def strided(array):
 @pytest.mark.parametrize(("name", "change", "error", "text"), [
     ("x", lambda a: None, TypeError, "x: takes a NumPy array"),
     ("x", lambda a: a.tolist(), TypeError, "x: takes a NumPy array"),
-    ("x", lambda a: (a,), ValueError, "x: must be one array or a pair (x, scales), got a tuple of 1"),
+    ("x", lambda a: (a,), ValueError, "x: must be one array or a pair (x, scales), got a tuple"),
     ("x", lambda a: (a, scales()), TypeError, "x[0]: dtype must be of 1 byte beside scales"),
     ("x", lambda a: (fp8(), None), TypeError, "x[1]: takes a NumPy array"),
     ("x", lambda a: (fp8(), scales().astype(np.float64)), TypeError,
@@ -197,7 +197,7 @@ def test_worst_case_needs_topk(buffer, arrays):
     ({"handle": (1, 2)}, TypeError, "handle: must be what dispatch returned"),
     ({"x": np.zeros((T - 1, H), BF16)}, ValueError, "x: shape must be [6, hidden]"),
     ({"topk_idx": np.zeros((T, K), np.int64)}, ValueError, "topk_idx: must be None with a handle"),
-    ({"topk_weights": np.zeros((T, K), np.float32)}, ValueError, "topk_idx: must be None with a ha"),
+    ({"topk_weights": np.zeros((T, K), np.float32)}, ValueError, "topk_idx: must be None with"),
     ({"num_worst_tokens": 12}, ValueError, "num_worst_tokens: must be 0 with a handle"),
     ({"config": 3}, TypeError, "config: must be None or a Config"),
 ])

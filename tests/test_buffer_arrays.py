@@ -53,6 +53,7 @@ def one_round(buffer, arrays, case, inputs):
         "is_token_in_rank": in_rank, "recv_x": recv_x, "recv_topk_idx": recv_topk_idx,
         "recv_topk_weights": recv_topk_weights, "rank_prefix_matrix": handle[0],
         "recv_src_idx": handle.recv_src_idx, "handle.is_token_in_rank": handle.is_token_in_rank,
+        "recv_scales": None, "again": None, "again.scales": None,
     }
     got = {name: None if a is None else arrays.get(a) for name, a in got.items()}
     got["num_recv_tokens_per_expert_list"] = expert_list

@@ -281,6 +281,9 @@ cdef class CoreBuffer:
         cdef ep_block *block = NULL
         cdef uint64_t view = 0
         self.raise_for(ep_buffer_reserve(self.core, nbytes, &block, &view))
+        if block.segment in self.views:
+            self.executor.written(self.core.arena.segment[block.segment].base + block.offset,
+                                  nbytes)
         return Slot.wrap(self, block, view, stream)
 
     def check(self):

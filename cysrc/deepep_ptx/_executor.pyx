@@ -55,6 +55,9 @@ cdef class Executor:
         device memory has no address on the host."""
         raise NotImplementedError
 
+    def written(self, dptr, nbytes):
+        """The host stores to device memory [dptr, dptr + nbytes) through a `host_view`."""
+
     def read(self, dptr, nbytes, stream=0):
         """A copy of device memory [dptr, dptr + nbytes), as `stream` leaves it, as a NumPy uint8
         array."""

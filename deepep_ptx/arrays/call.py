@@ -76,8 +76,8 @@ class Call:
         """Argument `name` as an `Array` of one of `dtypes` and of `shape`, C-contiguous unless
         `strided`.
 
-        dtypes: accepted NumPy dtypes, None = all.  shape: a length, or the name of a free one, per dimension:
-        (8, "num_topk").  alignment: of the first byte.
+        dtypes: accepted NumPy dtypes, None = all.  shape: a length, or the name of a free one, per
+        dimension: (8, "num_topk").  alignment: of the first byte.
 
         Raises:
             TypeError: not an array, of another library or dtype, or in memory that the executor
