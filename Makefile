@@ -26,7 +26,7 @@ define CHECK_PYTHON
 endef
 
 BUILT   := build/.built-$(subst /,-,$(PY))
-SOURCES := setup.py pyproject.toml ptx/variants.toml \
+SOURCES := setup.py pyproject.toml ptx/variants.toml ptx/variants.lock \
            $(shell find ptx cysrc deepep_ptx/include deepep_ptx/toolchain deepep_ptx/emu tools \
                    -name gen -prune -o -type f -name '*.[chp]*' -print -o -type f -name '*.inc' -print)
 

@@ -18,23 +18,17 @@ import datetime
 import json
 import os
 import random
-import re
 import statistics
-import struct
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import torch
 
-from deepep_ptx import Buffer, __version__, reference, run_ranks
-from deepep_ptx._cuda import CudaExecutor
+from deepep_ptx import Buffer, __version__, measure, reference, run_ranks
 from deepep_ptx.comm import as_comm
 
-COPY_BYTES = 1 << 28
-PING_PONGS = 1000
 WARM_UP = 3
 
 
@@ -46,12 +40,12 @@ def main():
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "gpu": torch.cuda.get_device_name(0),
         "gpus": torch.cuda.device_count(),
-        "driver": driver_version(),
+        "driver": measure.driver_version(),
         "arguments": {k: v for k, v in vars(args).items() if k != "out"},
     }
     in_processes = "LOCAL_RANK" in os.environ
     record["layout"] = "processes" if in_processes else "threads"
-    record["links"] = measure_links() if os.environ.get("LOCAL_RANK", "0") == "0" else {}
+    record["links"] = links() if os.environ.get("LOCAL_RANK", "0") == "0" else {}
     if in_processes:
         results = run_processes(args)
         if results is None:
@@ -86,10 +80,11 @@ def parse_args():
     return parser.parse_args()
 
 
-def driver_version():
-    path = Path("/proc/driver/nvidia/version")
-    found = re.search(r" (\d+\.\d+[.\d]*) ", path.read_text()) if path.exists() else None
-    return found[1] if found else "unknown"
+def links():
+    """Of GPUs 0 and 1, with a flag's round trip; {} with one GPU."""
+    if torch.cuda.device_count() < 2:
+        return {}
+    return measure.links(ping_pong=(Path(__file__).parent / "ping_pong.ptx").read_text())
 
 
 def run_processes(args):
@@ -114,7 +109,7 @@ def rank_main(comm, args):
                                     [w for _, _, w in inputs], args.experts)
         own = [tensor.to(device) for tensor in as_torch(inputs[comm.rank])]
         rows[tokens] = {"received": len(wanted[comm.rank].recv_x), "sent": sent_rows(wanted, comm)}
-        measure(comm, args, tokens, own, wanted, times)
+        time_calls(comm, args, tokens, own, wanted, times)
     return {"times": times, "rows": rows}
 
 
@@ -147,7 +142,7 @@ def sent_rows(wanted, comm):
     return {"remote": int(matrix[comm.rank, remote].sum()), "all": int(matrix[comm.rank].sum())}
 
 
-def measure(comm, args, tokens, own, wanted, times):
+def time_calls(comm, args, tokens, own, wanted, times):
     x, topk_idx, weights = own
     worst = tokens * comm.size
     slot = worst * (args.hidden * 2 + args.topk * 12 + 4) + (1 << 20)
@@ -196,46 +191,10 @@ def compare(comm, case, recv_x, combined, mine, wanted):
 
 
 def check(comm, case, name, got, want):
-    bad = np.flatnonzero((got.view(np.uint16) != want.view(np.uint16)).any(axis=1))
+    bad = measure.wrong_rows(got, want)
     if len(bad):
         raise SystemExit(f"{case}: rank {comm.rank}: {name} is wrong in {len(bad)} rows, first "
                          f"row {bad[0]}: no times")
-
-
-# -- what the links can do ----------------------------------------------------------------------
-
-def measure_links():
-    """Copy engine between GPUs 0 and 1, one way and both ways at once; a flag's round trip."""
-    if torch.cuda.device_count() < 2:
-        return {}
-    gpus = [CudaExecutor(device) for device in range(2)]
-    for gpu in gpus:
-        gpu.enable_peer(gpus[1 - gpu.device])
-    to, source = [gpu.alloc(COPY_BYTES) for gpu in gpus], [gpu.alloc(COPY_BYTES) for gpu in gpus]
-
-    def copy(device):
-        times = [gpus[device].time_copy(to[1 - device], source[device], COPY_BYTES)
-                 for _ in range(5)]
-        return COPY_BYTES / statistics.median(times) / 1e3
-
-    def flags(device):
-        gpu, mine, theirs = gpus[device], to[device], to[1 - device]
-        text = (Path(__file__).parent / "ping_pong.ptx").read_text()
-        kernel = gpu.load("ping_pong", text[text.index(".version"):], 32)
-        params = struct.pack("<QQQII", mine, theirs, mine + 128, device == 0, PING_PONGS)
-        gpu.launch(kernel, params, 1, 32)
-        return int(gpu.read(mine + 128, 8).view(np.uint64)[0]) / PING_PONGS / 1e3
-
-    with ThreadPoolExecutor(2) as both:
-        links = {"copy_engine_one_way_gb_s": round(copy(0), 1),
-                 "copy_engine_both_ways_gb_s": round(min(both.map(copy, range(2))), 1)}
-        for gpu, memory in zip(gpus, to, strict=True):
-            gpu.fill(memory, 0, 256)
-        links["flag_round_trip_us"] = round(max(both.map(flags, range(2))), 2)
-    for gpu in gpus:
-        gpu.free(to[gpu.device])
-        gpu.free(source[gpu.device])
-    return links
 
 
 # -- results --------------------------------------------------------------------------------------
@@ -268,12 +227,7 @@ def merge(by_rank, record):
 
 
 def spread(values):
-    ordered = sorted(values)
-    return {
-        "median_us": round(statistics.median(values), 1),
-        "p10_us": round(ordered[len(ordered) // 10], 1),
-        "p90_us": round(ordered[-1 - len(ordered) // 10], 1),
-    }
+    return {name: round(value, 1) for name, value in measure.spread(values).items()}
 
 
 def show(record):

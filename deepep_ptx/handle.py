@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What dispatch hands to combine."""
+"""What dispatch hands to combine and to dispatch."""
 
 
 class EPHandle(tuple):
     """Where the rows of one dispatch went: opaque, immutable, made by `Buffer.dispatch`.
 
     `handle[0]` is rank_prefix_matrix int32 [R, R]: [s, d] = rows that ranks 0..s send to rank d.
+    Any number of SMs may use it.
 
     Attributes:
         executor: "emu" or "cuda", where it was made; arrays are of the library of dispatch's x.
@@ -13,8 +14,10 @@ class EPHandle(tuple):
         is_token_in_rank: bool [num_tokens, R], as given to dispatch.
         num_tokens: rows that combine returns.
         num_recv: rows that combine takes; with num_worst_tokens that number.
+        num_worst_tokens: of the dispatch.
         num_topk: of the dispatch, 0 without top-k.
-        epoch: the buffer's collective calls up to and with the dispatch.
+        hidden: of the dispatch.
+        number: the buffer's collective calls up to and with the dispatch.
         pos: int32 [num_tokens, R], a token's index among this rank's rows at that rank, or -1.
     """
 

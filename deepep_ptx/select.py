@@ -15,16 +15,17 @@ _DEEPEP_SWITCH = {"1": "safe", "0": "aggressive"}
 @functools.cache
 def load_table():
     """The shipped table: {"variants": [...], "policies": {...}, "aliases": {...}}."""
-    return json.loads((_rendered() / "variants.json").read_text())
+    return json.loads((rendered() / "variants.json").read_text())
 
 
-def _rendered():
+def rendered():
+    """The folder of the rendered PTX and of what is known about it."""
     return resources.files("deepep_ptx") / "_ptx"
 
 
 def read_text(variant):
     """The rendered PTX of a variant."""
-    return (_rendered() / variant["file"]).read_text()
+    return (rendered() / variant["file"]).read_text()
 
 
 def requested_policy(argument=None, environ=None):
@@ -82,6 +83,14 @@ def choose(policy, arch, table=None, origin="policy"):
     if missing:
         raise ValueError(f"{origin}: {policy!r} has no defined variant of {', '.join(missing)}")
     return chosen
+
+
+def is_defined(variant):
+    """Whether PTX defines a variant's payload loads at their site; None without a site."""
+    if variant["site"] is None:
+        return None
+    defined = load_table()["policies"]
+    return not variant["policy"] or variant["site"] in defined[variant["policy"]]["defined"]
 
 
 def _capability(arch):

@@ -5,8 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, run_ranks
-from deepep_ptx import buffer as buffer_module
+from deepep_ptx import Buffer, Config, EventOverlap, run_ranks, symmetric
 from deepep_ptx.errors import RankError, RankMismatchError
 from deepep_ptx.handle import EPHandle
 
@@ -38,8 +37,8 @@ def handle():
     """A handle as a dispatch of T tokens that all stay would give it."""
     return EPHandle(
         np.array([[T, 0], [T, 0]], np.int32), recv_src_idx=np.arange(T, dtype=np.int32),
-        is_token_in_rank=np.zeros((T, R), np.bool_), num_tokens=T, num_recv=T, num_topk=K, epoch=1,
-        pos=np.zeros((T, R), np.int32), executor="emu",
+        is_token_in_rank=np.zeros((T, R), np.bool_), num_tokens=T, num_recv=T, num_topk=K,
+        num_worst_tokens=0, hidden=H, number=1, pos=np.zeros((T, R), np.int32), executor="emu",
     )
 
 
@@ -104,17 +103,34 @@ def test_layout(buffer, topk_idx, num_experts, error, text):
     expect(buffer, error, text, buffer.get_dispatch_layout, topk_idx, num_experts)
 
 
-@pytest.mark.parametrize("argument", ["previous_event", "async_finish", "allocate_on_comm_stream"])
-def test_async_arguments(buffer, arrays, handle, argument):
-    later = {argument: object() if argument == "previous_event" else True}
-    text = f"{argument}: "
-    expect(buffer, NotImplementedError, text, buffer.get_dispatch_layout, arrays["topk_idx"], E,
-           **later)
-    expect(buffer, NotImplementedError, text, buffer.dispatch, **arrays, **later)
-    expect(buffer, NotImplementedError, text, buffer.combine, arrays["x"], handle, **later)
+@pytest.mark.parametrize(("later", "error", "text"), [
+    ({"previous_event": object()}, TypeError, "previous_event: must be None, an EventOverlap"),
+    ({"allocate_on_comm_stream": True}, ValueError, "allocate_on_comm_stream: must be False with"),
+    ({"allocate_on_comm_stream": True, "async_finish": True}, ValueError,
+     "allocate_on_comm_stream: must be False with"),
+    ({"allocate_on_comm_stream": True, "previous_event": EventOverlap()}, ValueError,
+     "allocate_on_comm_stream: must be False with"),
+])
+def test_async_arguments(buffer, arrays, handle, later, error, text):
+    expect(buffer, error, text, buffer.get_dispatch_layout, arrays["topk_idx"], E, **later)
+    expect(buffer, error, text, buffer.dispatch, **arrays, **later)
+    expect(buffer, error, text, buffer.combine, arrays["x"], handle, **later)
+    expect(buffer, error, text, buffer.dispatch, arrays["x"], handle=handle, **later)
 
 
 # -- dispatch ---------------------------------------------------------------------------------
+
+def fp8():
+    return np.zeros((T, H), ml_dtypes.float8_e4m3fn)
+
+
+def scales():
+    return np.ones((T, 2), np.float32)
+
+
+def odd_scales():
+    return np.zeros(T * 12 + 2, np.uint8)[2:].view(np.float32).reshape(T, 3)
+
 
 def strided(array):
     return np.repeat(array, 2, axis=0)[::2]
@@ -123,8 +139,18 @@ def strided(array):
 @pytest.mark.parametrize(("name", "change", "error", "text"), [
     ("x", lambda a: None, TypeError, "x: takes a NumPy array"),
     ("x", lambda a: a.tolist(), TypeError, "x: takes a NumPy array"),
-    ("x", lambda a: (a, a), TypeError, "x: must be one bfloat16 array"),
-    ("x", lambda a: a.astype(np.float32), TypeError, "x: dtype must be bfloat16, got float32"),
+    ("x", lambda a: (a,), ValueError, "x: must be one array or a pair (x, scales), got a tuple"),
+    ("x", lambda a: (a, scales()), TypeError, "x[0]: dtype must be of 1 byte beside scales"),
+    ("x", lambda a: (fp8(), None), TypeError, "x[1]: takes a NumPy array"),
+    ("x", lambda a: (fp8(), scales().astype(np.float64)), TypeError,
+     "x[1]: dtype must be float32 or int32, got float64"),
+    ("x", lambda a: (fp8(), scales()[1:]), ValueError, "x[1]: shape must be [6, num_scales]"),
+    ("x", lambda a: (fp8(), scales()[:, :0]), ValueError, "x[1]: num_scales must be at least 1"),
+    ("x", lambda a: (fp8(), odd_scales()), ValueError, "x[1]: must be 4-byte aligned"),
+    ("x", lambda a: (np.zeros((T, 8), fp8().dtype), scales()), ValueError,
+     "x: hidden must be a multiple of 16"),
+    ("x", lambda a: a.astype(np.float32), TypeError,
+     "x: dtype must be a known type of 1 or 2 bytes, got float32"),
     ("x", lambda a: a[0], ValueError, "x: shape must be [num_tokens, hidden], got [16]"),
     ("x", lambda a: np.zeros((T, 12), BF16), ValueError, "x: hidden must be a multiple of 8"),
     ("x", lambda a: np.zeros((T, 0), BF16), ValueError, "x: hidden must be a multiple of 8"),
@@ -152,8 +178,9 @@ def strided(array):
     ("expert_alignment", lambda a: 0, ValueError, "expert_alignment: must be at least 1"),
     ("num_worst_tokens", lambda a: -1, ValueError, "num_worst_tokens: must be in [0, "),
     ("num_worst_tokens", lambda a: 2.5, TypeError, "num_worst_tokens: must be an integer"),
-    ("config", lambda a: object(), NotImplementedError, "config: "),
-    ("handle", lambda a: object(), NotImplementedError, "handle: "),
+    ("config", lambda a: object(), TypeError, "config: must be None or a Config"),
+    ("config", lambda a: Config(num_sms=10**9), ValueError, "num_sms: must be in [1, "),
+    ("handle", lambda a: object(), ValueError, "topk_idx: must be None with a handle"),
 ])
 def test_dispatch(buffer, arrays, name, change, error, text):
     arrays[name] = change(arrays.get(name))
@@ -164,6 +191,19 @@ def test_worst_case_needs_topk(buffer, arrays):
     arrays["topk_idx"] = arrays["topk_weights"] = None
     expect(buffer, ValueError, "topk_idx: must be given with num_worst_tokens", buffer.dispatch,
            **arrays, num_worst_tokens=12)
+
+
+@pytest.mark.parametrize(("change", "error", "text"), [
+    ({"handle": (1, 2)}, TypeError, "handle: must be what dispatch returned"),
+    ({"x": np.zeros((T - 1, H), BF16)}, ValueError, "x: shape must be [6, hidden]"),
+    ({"topk_idx": np.zeros((T, K), np.int64)}, ValueError, "topk_idx: must be None with a handle"),
+    ({"topk_weights": np.zeros((T, K), np.float32)}, ValueError, "topk_idx: must be None with"),
+    ({"num_worst_tokens": 12}, ValueError, "num_worst_tokens: must be 0 with a handle"),
+    ({"config": 3}, TypeError, "config: must be None or a Config"),
+])
+def test_cached_dispatch(buffer, handle, change, error, text):
+    arguments = {"x": np.zeros((T, H), BF16), "handle": handle} | change
+    expect(buffer, error, text, buffer.dispatch, **arguments)
 
 
 # -- combine ----------------------------------------------------------------------------------
@@ -179,7 +219,8 @@ def test_worst_case_needs_topk(buffer, arrays):
     ({"bias": (np.zeros((T, H), BF16),)}, ValueError, "bias: must be None, one array or a pair"),
     ({"bias": (np.zeros((T, H), BF16), np.zeros((T, H), np.float32))}, TypeError,
      "bias[1]: dtype must be bfloat16"),
-    ({"config": object()}, NotImplementedError, "config: "),
+    ({"config": object()}, TypeError, "config: must be None or a Config"),
+    ({"x": np.zeros((T, H + 8), BF16)}, ValueError, "x: hidden must be at most that of the disp"),
 ])
 def test_combine(buffer, handle, change, error, text):
     arguments = {"x": np.zeros((T, H), BF16), "handle": handle} | change
@@ -223,7 +264,7 @@ def test_several_nodes():
 
 
 def test_gpus_of_different_kind():
-    buffer_module._check_same_kind(["A", "A"])
+    symmetric._check_same_kind(["A", "A"])
     with pytest.raises(RankMismatchError) as caught:
-        buffer_module._check_same_kind(["A", "A", "B"])
+        symmetric._check_same_kind(["A", "A", "B"])
     assert str(caught.value).startswith("group: rank 0 has a A, rank 2 a B")

@@ -53,6 +53,7 @@ def one_round(buffer, arrays, case, inputs):
         "is_token_in_rank": in_rank, "recv_x": recv_x, "recv_topk_idx": recv_topk_idx,
         "recv_topk_weights": recv_topk_weights, "rank_prefix_matrix": handle[0],
         "recv_src_idx": handle.recv_src_idx, "handle.is_token_in_rank": handle.is_token_in_rank,
+        "recv_scales": None, "again": None, "again.scales": None,
     }
     got = {name: None if a is None else arrays.get(a) for name, a in got.items()}
     got["num_recv_tokens_per_expert_list"] = expert_list
@@ -244,7 +245,7 @@ def test_device_array_exports():
         return x.numpy(), recv_x.numpy()
 
     # Without a dtype of its own bfloat16 is opaque in the interface.
-    with pytest.raises(RankError, match=r"x: dtype must be bfloat16, got \|V2"):
+    with pytest.raises(RankError, match=r"x: dtype must be a known type of 1 or 2 bytes, got \|V2"):
         alone(main, on_gpu=True)
 
 
@@ -274,6 +275,7 @@ def test_a_call_runs_after_the_callers_stream(says):
             layout = buffer.get_dispatch_layout(idx, E)
             stream, flag = executor.stream_create(), executor.alloc(16)
             executor.fill(flag, 0, 16)
+            executor.synchronize()
             executor.launch(executor.load("timed", TIMED, 32),
                             params(flag, 1, 10**9, flag + 8), 1, 1, stream=stream)
             executor.copy_in(late.address, x.tobytes(), stream=stream)

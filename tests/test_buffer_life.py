@@ -7,7 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, reference, run_ranks, select
+from deepep_ptx import Buffer, reference, run_ranks, select, symmetric
+from deepep_ptx.config import slot_bytes
 from deepep_ptx.errors import (
     CapacityError,
     DeepEPError,
@@ -134,7 +135,7 @@ def test_a_growth_that_one_rank_cannot_do_leaves_nothing(step):
             if comm.rank == 1:
                 buffer._core = Refusing(real)
             with pytest.raises((MemoryError, DeepEPError)) as caught:
-                buffer._grow(1 << 22)
+                symmetric.grow(comm, buffer._core, 1 << 22)
             buffer._core = real
             assert buffer.stats() == before
             check_round(buffer, comm.size)
@@ -143,7 +144,7 @@ def test_a_growth_that_one_rank_cannot_do_leaves_nothing(step):
             return type(caught.value), str(caught.value), len(kept)
 
     ours, theirs = run_ranks(main, 2)
-    assert ours[0] is DeepEPError and ours[1].startswith("rank 1 could not add")
+    assert ours[0] is DeepEPError and ours[1] == "rank 1 failed: MemoryError: no memory"
     assert theirs[:2] == (MemoryError, "no memory")
 
 
@@ -193,15 +194,37 @@ def test_capacity_error_says_what_would_do():
     run_ranks(main, 3, needed[0])
 
 
-def test_staging_too_small():
+def test_an_arena_of_fixed_size_serves_any_number_of_live_results():
+    """A result stays while as much room is left as it takes; else it is copied out."""
     def main(comm):
         x, idx, weights = tokens(comm.rank)
         with Buffer(comm, num_nvl_bytes=1 << 20) as buffer:
-            recv_x, _, _, _, handle, _ = dispatch(buffer, x, idx, weights)
-            rows, slot = np.array(recv_x), buffer.stats()["arena_used_bytes"]
-        with Buffer(comm, num_nvl_bytes=max(comm.allgather(slot))) as buffer:
-            recv_x, _, _, _, handle, _ = dispatch(buffer, x, idx, weights)
-            error = raised(buffer.combine, rows, handle)
+            kept = dispatch(buffer, x, idx, weights)
+            slot = max(comm.allgather(buffer.stats()["arena_used_bytes"]))
+        copied = []
+        with Buffer(comm, num_nvl_bytes=2 * slot) as buffer:
+            for _ in range(4):
+                result = dispatch(buffer, x, idx, weights)
+                copied.append(buffer.stats()["copied_bytes"])
+                out = buffer.combine(np.array(result[0]), result[4])[0]     # pushed
+                np.testing.assert_array_equal(
+                    out, buffer.combine(result[0], result[4])[0])
+                np.testing.assert_array_equal(result[0], kept[0])
+                kept = [*kept, result]
+        return copied
+
+    for first, *others in run_ranks(main, 2):
+        assert first == 0 < others[0] < others[1] < others[2]
+
+
+def test_staging_too_small():
+    """Worst-case results stay whatever is left."""
+    def main(comm):
+        x, idx, weights = tokens(comm.rank)
+        slot = slot_bytes(2 * T, H, 4, 2, 0, 8)
+        with Buffer(comm, num_nvl_bytes=slot) as buffer:
+            recv_x, _, _, _, handle, _ = dispatch(buffer, x, idx, weights, num_worst_tokens=2 * T)
+            error = raised(buffer.combine, np.array(recv_x), handle)
             assert isinstance(error, CapacityError), error
             buffer.combine(recv_x, handle)                # pulled: no staging
             return error.needed_bytes, buffer.num_nvl_bytes
@@ -237,7 +260,7 @@ def test_worst_case_never_grows_the_arena():
 # -- ranks that disagree ----------------------------------------------------------------------
 
 @pytest.mark.parametrize(("argument", "values", "change"), [
-    ("hidden", (64, 128), {"hidden": 128}),
+    ("hidden", ("128 bytes", "256 bytes"), {"hidden": 128}),
     ("num_topk", (4, 3), {"num_topk": 3}),
 ])
 def test_different_shapes(argument, values, change):

@@ -10,13 +10,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from deepep_ptx import Buffer, RankError, reference, run_ranks
+from deepep_ptx.config import get_size_hint
 from tests.matrix import covered, covering, pairs
 
 BF16 = ml_dtypes.bfloat16
 
 AXES = {
     "num_ranks": [1, 2, 3, 4, 8],
-    "hidden": [8, 520, 2048, 7168],
+    "hidden": [8, 528, 520, 2048, 7168],
     "num_topk": [1, 8, 9, 32],
     "policy": ["fast", "safe", "aggressive", "ld_volatile"],
     "tokens": ["even", "uneven", "some zero"],
@@ -28,14 +29,19 @@ AXES = {
     "arch": ["sm_90", "sm_80"],
     "worst": [False, True],
     "zero_copy": [True, False],
+    "dtype": ["bfloat16", "fp8", "fp8 odd", "float16", "int8"],
+    "again": ["no", "same", "fp8"],
+    "finish": ["wait", "event"],
 }
 NUM_EXPERTS = 48  # a multiple of every number of ranks, more than every top-k
 ROUNDS = 2        # calls per buffer: the second meets used slots and old flags
 
 
 def allowed(case):
-    """Worst-case mode needs top-k data."""
-    return not (case.get("worst") and case.get("topk_data") == "none")
+    """Worst-case mode needs top-k data; rows of one-byte elements are multiples of 16."""
+    narrow = case.get("dtype") in ("fp8", "fp8 odd", "int8") or case.get("again") == "fp8"
+    return not ((case.get("worst") and case.get("topk_data") == "none")
+                or (narrow and case.get("hidden") in (8, 520)))
 
 
 CASES = covering(AXES, allowed)
@@ -45,16 +51,31 @@ CASES = covering(AXES, allowed)
 class Inputs:
     """What the ranks of one round bring, as lists in rank order."""
 
-    xs: list
+    xs: list                # arrays, or pairs with scales
     topk_idxs: list
     topk_weights: list
     biases: list
     seed: int
+    others: list | None = None      # to be sent again, with the handle
 
 
-def any_bits(rng, shape):
-    """bfloat16 of any bit pattern: rows are moved, not computed with."""
-    return rng.integers(0, 1 << 16, shape, dtype=np.uint16).view(BF16)
+def any_bits(rng, shape, dtype=BF16):
+    """Any bit pattern: rows are moved, not computed with."""
+    dtype = np.dtype(dtype)
+    return rng.integers(0, 1 << 8 * dtype.itemsize, shape, dtype=f"u{dtype.itemsize}").view(dtype)
+
+
+def rows_of(rng, shape, kind):
+    """Rows of a kind of the axis "dtype"."""
+    if not kind.startswith("fp8"):
+        return any_bits(rng, shape, {"bfloat16": BF16}.get(kind, kind))
+    rows = any_bits(rng, shape, ml_dtypes.float8_e4m3fn)
+    num_scales = max(1, shape[1] // 128)
+    if kind == "fp8":
+        return rows, rng.standard_normal((shape[0], num_scales), dtype=np.float32)
+    # packed, as DeepGEMM lays them out: tokens side by side, and every second one
+    packed = rng.integers(-2**31, 2**31, (num_scales, 2 * shape[0] + 1), dtype=np.int32)
+    return rows, packed.T[1::2]
 
 
 def numbers(rng, shape):
@@ -99,7 +120,10 @@ def make_inputs(case, seed):
         return (None, given[0] if given else None, tuple(given))[case["num_biases"]]
 
     return Inputs(
-        xs=[any_bits(rng, shape) for shape in shapes],
+        xs=[rows_of(rng, shape, case["dtype"]) for shape in shapes],
+        others=(None if case["again"] == "no" else
+                [rows_of(rng, shape, case["dtype"] if case["again"] == "same" else case["again"])
+                 for shape in shapes]),
         topk_idxs=[route(case["routing"], n, case["num_topk"], rng).astype(case["idx_dtype"])
                    for n in num_tokens],
         topk_weights=[rng.standard_normal((n, case["num_topk"]), dtype=np.float32)
@@ -122,13 +146,17 @@ def pulls(case, rank):
 
 def worst_tokens(case, inputs):
     """num_worst_tokens: one row more than all tokens together."""
-    return sum(map(len, inputs.xs)) + 1 if case["worst"] else 0
+    return sum(map(len, inputs.topk_idxs)) + 1 if case["worst"] else 0
 
 
 def arena_bytes(case, rounds):
-    """Plenty for worst-case mode, which does not wait for the arena to grow; else 0: it grows."""
-    rows = max(worst_tokens(case, inputs) for inputs in rounds)
-    return 128 * rows * (case["num_ranks"] + 1) * (case["hidden"] // 64 + case["num_topk"])
+    """Plenty for what cannot wait for the arena to grow, else 0: it grows.  That are worst-case
+    mode and room for the expert output where dispatch moves something else."""
+    if not (case["worst"] or case["dtype"] != "bfloat16"):
+        return 0
+    num_tokens = max(len(idx) for inputs in rounds for idx in inputs.topk_idxs) + 1
+    return 3 * get_size_hint(num_tokens, case["hidden"], case["num_topk"], case["num_ranks"],
+                             num_scales=case["hidden"] // 128 + 1)
 
 
 def rank_main(comm, case, rounds):
@@ -146,14 +174,25 @@ def one_round(comm, buffer, case, inputs):
     assert per_rdma_rank is None
     topk = {} if case["topk_data"] == "none" else {"topk_idx": topk_idx,
                                                     "topk_weights": topk_weights}
-    recv_x, recv_topk_idx, recv_topk_weights, expert_list, handle, _ = buffer.dispatch(
+    later = {} if case["finish"] == "wait" else {"async_finish": True}
+    recv_x, recv_topk_idx, recv_topk_weights, expert_list, handle, event = buffer.dispatch(
         inputs.xs[rank], num_tokens_per_rank=per_rank, is_token_in_rank=in_rank,
-        num_tokens_per_expert=per_expert, num_worst_tokens=worst_tokens(case, inputs), **topk)
+        num_tokens_per_expert=per_expert, num_worst_tokens=worst_tokens(case, inputs), **topk,
+        **later)
+    again = []
+    if inputs.others:
+        again, *nothing, event = buffer.dispatch(inputs.others[rank], handle=handle,
+                                                 previous_event=event, **later)
+        assert nothing == [None] * 4
+    event.current_stream_wait()
+    recv_x, recv_scales = pair(recv_x)
+    again_x, again_scales = pair(again) if inputs.others else (None, None)
     got = {
         "num_tokens_per_rank": per_rank, "num_tokens_per_expert": per_expert,
         "is_token_in_rank": in_rank, "recv_x": recv_x, "recv_topk_idx": recv_topk_idx,
         "recv_topk_weights": recv_topk_weights, "rank_prefix_matrix": handle[0],
         "recv_src_idx": handle.recv_src_idx, "handle.is_token_in_rank": handle.is_token_in_rank,
+        "recv_scales": recv_scales, "again": again_x, "again.scales": again_scales,
     }
     assert all(a is None or a.flags.c_contiguous for a in got.values())
     got = {name: None if a is None else np.array(a) for name, a in got.items()}
@@ -161,21 +200,31 @@ def one_round(comm, buffer, case, inputs):
 
     num_recv = int(handle[0][-1, rank])
     y, weights = recv_x, recv_topk_weights
-    if not pulls(case, rank):
-        y = np.zeros_like(recv_x)
+    if pulls(case, rank):
+        if recv_x.dtype != BF16:
+            y = buffer.get_combine_buffer(*recv_x.shape)
+    else:
+        y = np.zeros(recv_x.shape, BF16)
         weights = None if weights is None else np.zeros_like(weights)
     y_rows, weight_rows = expert_output(inputs.seed, rank, num_recv, case["hidden"],
                                         case["num_topk"])
+    y[num_recv:] = 0            # not read, but an array to be pushed has no holes
     y[:num_recv] = y_rows
     if case["topk_data"] == "both":
         weights[:num_recv] = weight_rows
-    combined_x, combined_topk_weights, _ = buffer.combine(
+    combined_x, combined_topk_weights, event = buffer.combine(
         y, handle, topk_weights=weights if case["topk_data"] == "both" else None,
-        bias=inputs.biases[rank])
+        bias=inputs.biases[rank], previous_event=event, **later)
+    event.current_stream_wait()
     got["combined_x"] = np.array(combined_x)
     got["combined_topk_weights"] = (
         None if combined_topk_weights is None else np.array(combined_topk_weights))
     return got
+
+
+def pair(rows):
+    """(x, scales) of what may be no pair."""
+    return rows if isinstance(rows, tuple) else (rows, None)
 
 
 def wanted(case, inputs):
@@ -189,13 +238,17 @@ def wanted(case, inputs):
     combined = reference.combine(
         [y for y, _ in outputs], received,
         [w for _, w in outputs] if case["topk_data"] == "both" else None, inputs.biases)
+    again = ([None] * len(received) if inputs.others is None
+             else reference.cached_dispatch(inputs.others, received))
     result = []
     for r, (combined_x, combined_topk_weights) in zip(received, combined, strict=True):
         per_rank, per_expert, in_rank = reference.layout(inputs.topk_idxs[r.rank], NUM_EXPERTS,
                                                          case["num_ranks"])
         result.append({
             "num_tokens_per_rank": per_rank, "num_tokens_per_expert": per_expert,
-            "is_token_in_rank": in_rank, "recv_x": r.recv_x, "recv_topk_idx": r.recv_topk_idx,
+            "is_token_in_rank": in_rank, "recv_x": pair(r.recv_x)[0],
+            "recv_scales": pair(r.recv_x)[1], "again": pair(again[r.rank])[0],
+            "again.scales": pair(again[r.rank])[1], "recv_topk_idx": r.recv_topk_idx,
             "recv_topk_weights": r.recv_topk_weights, "rank_prefix_matrix": r.rank_prefix_matrix,
             "recv_src_idx": r.recv_src_idx, "handle.is_token_in_rank": in_rank,
             "num_recv_tokens_per_expert_list": r.num_recv_tokens_per_expert_list,
@@ -204,7 +257,8 @@ def wanted(case, inputs):
     return result
 
 
-UNSPECIFIED_PAST_TOTAL = ("recv_x", "recv_topk_weights", "recv_src_idx")
+UNSPECIFIED_PAST_TOTAL = ("recv_x", "recv_scales", "again", "again.scales", "recv_topk_weights",
+                          "recv_src_idx")
 
 
 def assert_same(got, want, rank):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The stubs say what the code says: names, parameters in order, their kinds and defaults.
+"""The stubs say what the code says: names, parameters in order, their kinds and defaults; and
+docs/api.md has the signatures of the stubs.
 
 A stub's private names exist for type checkers only.
 """
@@ -7,6 +8,7 @@ A stub's private names exist for type checkers only.
 import ast
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -18,18 +20,7 @@ STUBS = sorted(PACKAGE.rglob("*.pyi"))
 KINDS = inspect.Parameter
 
 # In the stubs and not in the code yet, as <module>.<name>.
-COMING = {
-    "buffer.Buffer.capture",
-    "buffer.Buffer.check",
-    "buffer.Buffer.get_combine_buffer",
-    "buffer.Buffer.get_combine_config",
-    "buffer.Buffer.get_comm_stream",
-    "buffer.Buffer.get_dispatch_config",
-    "buffer.Buffer.get_local_buffer_tensor",
-    "buffer.Buffer.get_size_hint",
-    "buffer.Buffer.is_sm90_compiled",
-    "event.EventHandle.__init__",
-}
+COMING = set()
 
 
 class Missing:
@@ -268,3 +259,71 @@ def test_package_exports_the_same():
     for name, (module, original) in exported.items():
         value = load(name) if module is None else getattr(load(module), original)
         assert getattr(deepep_ptx, name) is value, name
+
+
+# -- docs/api.md ------------------------------------------------------------------------------
+
+API = PACKAGE.parent / "docs/api.md"
+
+
+def documented():
+    """[(dotted name, its parameters as text, or None)] of the blocks of signatures."""
+    found = []
+    for block in re.findall(r"^```python\n(.*?)^```", API.read_text(), re.DOTALL | re.MULTILINE):
+        for entry in re.split(r"\n(?! )", block.strip()):
+            name, _, parameters = " ".join(entry.split()).partition("(")
+            found.append((name, parameters[:-1] if parameters else None))
+    return found
+
+
+def stub_nodes(dotted):
+    """Nodes of a name as docs/api.md writes it: of the package, or with its module in front."""
+    first, _, rest = dotted.partition(".")
+    if first in deepep_ptx.__all__ and first != "reference":
+        module, path = getattr(deepep_ptx, first).__module__.partition(".")[2], dotted
+    else:
+        module, path = first, rest
+    body, nodes = stub_of(module), []
+    for part in path.split("."):
+        assert part in body, f"docs/api.md: {dotted} is in no stub"
+        nodes = body[part]
+        body = by_name(nodes[0].body) if isinstance(nodes[0], ast.ClassDef) else {}
+    return nodes
+
+
+def signature_of(nodes):
+    """Parameters as a caller writes them; None for what is not called."""
+    node = nodes[0]
+    if isinstance(node, ast.ClassDef):
+        members = by_name(node.body)
+        if "__init__" not in members:
+            return [(field.target.id, KINDS.POSITIONAL_OR_KEYWORD, ast.literal_eval(field.value))
+                    for field in node.body if isinstance(field, ast.AnnAssign)]
+        node = members["__init__"][0]
+    kind = stub_kind_of(node)
+    if kind in ("property", "value"):
+        return None
+    parameters = stub_parameters(node)
+    return parameters[1:] if parameters and parameters[0][0] == "self" else parameters
+
+
+@pytest.mark.skipif(not API.exists(), reason="the package is not in its tree")
+def test_api_reference_has_the_signatures():
+    for dotted, text in documented():
+        want = signature_of(stub_nodes(dotted))
+        want = None if want is None else written(want)[1:-1]
+        assert text == want, f"docs/api.md: {dotted}\n    docs {text}\n    stub {want}"
+
+
+@pytest.mark.skipif(not API.exists(), reason="the package is not in its tree")
+def test_api_reference_has_every_name():
+    words = set(re.findall(r"\w+", API.read_text()))
+    names = {f"{module}.{name}" for module in MODULES for name in stub_of(module)
+             if not name.isupper()}
+    for module in MODULES:
+        for name, nodes in stub_of(module).items():
+            if isinstance(nodes[0], ast.ClassDef):
+                names |= {f"{module}.{name}.{member}" for member in by_name(nodes[0].body)
+                          if not member.startswith("_")}
+    without = sorted(name for name in names if name.rpartition(".")[2] not in words)
+    assert not without, f"docs/api.md: has no {', '.join(without)}"

@@ -19,6 +19,7 @@ def main() -> int:
     table = variants.load(root, params.load(root))
     if write:
         changed = write_if_changed(root / lock.LOCK, lock.text_of(table, root, ptxas.find()))
+        lock.ship(root)
         print(f"check_gen: {lock.LOCK} {'rewritten' if changed else 'is current'}")
         return 0
     try:

@@ -5,30 +5,45 @@
 
 #include "core/executor.h"
 
+uint32_t ep_arena_next(const struct ep_arena *arena)
+{
+    uint32_t index = 0;
+    while (index < EP_MAX_SEGMENTS && arena->segment[index].first)
+        index++;
+    return index;
+}
+
 int ep_arena_add(struct ep_arena *arena, ep_dptr_t base, uint64_t view, uint64_t bytes)
 {
-    if (arena->num_segments == EP_MAX_SEGMENTS)
+    uint32_t index = ep_arena_next(arena);
+    if (index == EP_MAX_SEGMENTS)
         return EP_ERR_CAPACITY;
     struct ep_block *block = calloc(1, sizeof *block);
     if (!block)
         return EP_ERR_MEMORY;
     block->bytes = bytes;
-    block->segment = arena->num_segments;
-    arena->segment[arena->num_segments++] =
+    block->segment = index;
+    arena->segment[index] =
         (struct ep_segment){.base = base, .view = view, .bytes = bytes, .first = block};
+    arena->num_segments++;
     arena->total += bytes;
     return EP_OK;
 }
 
-ep_dptr_t ep_arena_drop(struct ep_arena *arena)
+static void free_blocks(struct ep_segment *segment)
 {
-    struct ep_segment *segment = &arena->segment[--arena->num_segments];
-    ep_dptr_t base = segment->base;
-    for (struct ep_block *block = segment->first; block;) {
-        struct ep_block *next = block->next;
+    for (struct ep_block *block = segment->first, *next; block; block = next) {
+        next = block->next;
         free(block);
-        block = next;
     }
+}
+
+ep_dptr_t ep_arena_drop(struct ep_arena *arena, uint32_t index)
+{
+    struct ep_segment *segment = &arena->segment[index];
+    ep_dptr_t base = segment->base;
+    free_blocks(segment);
+    arena->num_segments--;
     arena->total -= segment->bytes;
     *segment = (struct ep_segment){0};
     return base;
@@ -69,12 +84,13 @@ static void take(struct ep_arena *arena, struct ep_block *block)
 {
     block->used = 1;
     arena->segment[block->segment].num_used++;
+    arena->in_use += block->bytes;
 }
 
 static struct ep_block *largest(const struct ep_arena *arena)
 {
     struct ep_block *best = NULL;
-    for (uint32_t i = 0; i < arena->num_segments; i++)
+    for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
         for (struct ep_block *block = arena->segment[i].first; block; block = block->next)
             if (!block->used && (!best || block->bytes > best->bytes))
                 best = block;
@@ -91,7 +107,7 @@ struct ep_block *ep_arena_reserve_largest(struct ep_arena *arena)
 
 static struct ep_block *first_fit(const struct ep_arena *arena, uint64_t bytes)
 {
-    for (uint32_t i = 0; i < arena->num_segments; i++)
+    for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
         for (struct ep_block *block = arena->segment[i].first; block; block = block->next)
             if (!block->used && block->bytes >= bytes)
                 return block;
@@ -112,17 +128,21 @@ int ep_arena_reserve(struct ep_arena *arena, uint64_t bytes, struct ep_block **o
     return EP_OK;
 }
 
-void ep_arena_trim(struct ep_block *block, uint64_t bytes)
+void ep_arena_trim(struct ep_arena *arena, struct ep_block *block, uint64_t bytes)
 {
+    uint64_t before = block->bytes;
     bytes = ep_align_slot(bytes);
-    if (block->bytes > bytes && split(block, bytes) == EP_OK)
+    if (before > bytes && split(block, bytes) == EP_OK)
         merge_next(block->next);
+    arena->in_use -= before - block->bytes;
 }
 
 void ep_arena_release(struct ep_arena *arena, struct ep_block *block)
 {
-    block->used = 0;
+    if (--block->used)
+        return;
     arena->segment[block->segment].num_used--;
+    arena->in_use -= block->bytes;
     merge_next(block);
     if (block->prev)
         merge_next(block->prev);
@@ -134,21 +154,12 @@ uint64_t ep_arena_largest_free(const struct ep_arena *arena)
     return block ? block->bytes : 0;
 }
 
-uint64_t ep_arena_used(const struct ep_arena *arena)
-{
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < arena->num_segments; i++)
-        for (const struct ep_block *block = arena->segment[i].first; block; block = block->next)
-            bytes += block->used ? block->bytes : 0;
-    return bytes;
-}
-
 int ep_arena_find(const struct ep_arena *arena, uint64_t view, uint64_t bytes,
                   uint32_t *segment, uint64_t *offset)
 {
-    for (uint32_t i = 0; i < arena->num_segments; i++) {
+    for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++) {
         const struct ep_segment *s = &arena->segment[i];
-        if (view < s->view || view - s->view > s->bytes || bytes > s->bytes - (view - s->view))
+        if (!s->first || view < s->view || view - s->view > s->bytes || bytes > s->bytes - (view - s->view))
             continue;
         *segment = i;
         *offset = view - s->view;
@@ -159,10 +170,7 @@ int ep_arena_find(const struct ep_arena *arena, uint64_t view, uint64_t bytes,
 
 void ep_arena_clear(struct ep_arena *arena)
 {
-    for (uint32_t i = 0; i < arena->num_segments; i++)
-        for (struct ep_block *block = arena->segment[i].first, *next; block; block = next) {
-            next = block->next;
-            free(block);
-        }
+    for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
+        free_blocks(&arena->segment[i]);
     *arena = (struct ep_arena){0};
 }

@@ -12,10 +12,11 @@
  * are neighbours. */
 struct ep_block {
     struct ep_block *prev, *next;
-    struct ep_block *link;   /* owner's: quarantined blocks form a list                        */
+    struct ep_block *link;   /* owner's: retired and quarantined blocks form lists             */
+    void *stream;            /* owner's: of a retired block                                    */
     uint64_t offset, bytes;  /* multiples of EP_SLOT_ALIGN                                     */
     uint32_t segment;
-    uint32_t used;
+    uint32_t used;           /* references; 0: free                                            */
 };
 
 struct ep_segment {
@@ -30,6 +31,7 @@ struct ep_arena {
     struct ep_segment segment[EP_MAX_SEGMENTS];
     uint32_t num_segments;
     uint64_t total;          /* bytes of all segments                                          */
+    uint64_t in_use;         /* bytes of blocks in use                                         */
 };
 
 static inline uint64_t ep_align_slot(uint64_t bytes)
@@ -37,12 +39,17 @@ static inline uint64_t ep_align_slot(uint64_t bytes)
     return (bytes + EP_SLOT_ALIGN - 1) / EP_SLOT_ALIGN * EP_SLOT_ALIGN;
 }
 
-/* Appends a free segment; bytes is a multiple of EP_SLOT_ALIGN above 0.  EP_ERR_CAPACITY when all
+/* The number that the next segment gets: the lowest without one; EP_MAX_SEGMENTS when all are
+ * there. */
+uint32_t ep_arena_next(const struct ep_arena *arena);
+
+/* Adds a free segment; bytes is a multiple of EP_SLOT_ALIGN above 0.  EP_ERR_CAPACITY when all
  * EP_MAX_SEGMENTS are there. */
 int ep_arena_add(struct ep_arena *arena, ep_dptr_t base, uint64_t view, uint64_t bytes);
 
-/* Takes the last segment away, of which nothing is in use; returns its base. */
-ep_dptr_t ep_arena_drop(struct ep_arena *arena);
+/* Takes a segment away of which nothing is in use; returns its base.  Its number is the next that
+ * ep_arena_add uses. */
+ep_dptr_t ep_arena_drop(struct ep_arena *arena, uint32_t index);
 
 /* The largest free extent, whole; NULL when nothing is free. */
 struct ep_block *ep_arena_reserve_largest(struct ep_arena *arena);
@@ -52,12 +59,12 @@ int ep_arena_reserve(struct ep_arena *arena, uint64_t bytes, struct ep_block **o
 
 /* Give back what `block` has past `bytes` > 0.  Without memory for the bookkeeping the block stays
  * as large as it is. */
-void ep_arena_trim(struct ep_block *block, uint64_t bytes);
+void ep_arena_trim(struct ep_arena *arena, struct ep_block *block, uint64_t bytes);
 
+/* Drops one reference; the last one frees the block. */
 void ep_arena_release(struct ep_arena *arena, struct ep_block *block);
 
 uint64_t ep_arena_largest_free(const struct ep_arena *arena);
-uint64_t ep_arena_used(const struct ep_arena *arena);
 
 /* Whether [view, view + bytes) lies in one segment; which, and where. */
 int ep_arena_find(const struct ep_arena *arena, uint64_t view, uint64_t bytes,

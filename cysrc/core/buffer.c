@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Life of a buffer: allocation, peers, growth, reset, end.  Calls are in call.c. */
-#include "core/buffer.h"
+#include "core/slots.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -70,7 +70,7 @@ static int allocate(struct ep_buffer *b)
 }
 
 int ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num_ranks,
-                     uint64_t timeout_ns, struct ep_buffer **out)
+                     uint64_t timeout_ns, int grows, struct ep_buffer **out)
 {
     if (num_ranks == 0 || num_ranks > EP_MAX_RANKS || rank >= num_ranks)
         return EP_ERR_ARGUMENT;
@@ -78,6 +78,7 @@ int ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num
     if (!b)
         return EP_ERR_MEMORY;
     b->exec = exec;
+    b->grows = grows;
     b->comm = (struct ep_comm){.timeout_ns = timeout_ns, .rank = rank, .num_ranks = num_ranks,
                                .record_stride = record_stride(num_ranks)};
     pthread_mutex_init(&b->lock, NULL);
@@ -105,7 +106,8 @@ uint32_t ep_param_bytes(uint32_t kernel)
         [EP_KERNEL_COMBINE_NOTIFY] = sizeof(struct ep_combine_notify_params),
         [EP_KERNEL_COMBINE_PUSH] = sizeof(struct ep_combine_push_params),
         [EP_KERNEL_COMBINE_REDUCE] = sizeof(struct ep_combine_reduce_params),
-        [EP_KERNEL_ABORT] = sizeof(struct ep_abort_params)};
+        [EP_KERNEL_ABORT] = sizeof(struct ep_abort_params),
+        [EP_KERNEL_CACHED_NOTIFY] = sizeof(struct ep_notify_params)};
     return kernel < EP_NUM_KERNELS ? bytes[kernel] : 0;
 }
 
@@ -134,7 +136,7 @@ int ep_buffer_add_segment(struct ep_buffer *b, uint64_t bytes, uint32_t *index, 
     int rc = b->exec->export_memory(b->exec->self, *base, handle);
     if (rc == EP_OK) {
         pthread_mutex_lock(&b->lock);
-        *index = b->arena.num_segments;
+        *index = ep_arena_next(&b->arena);
         rc = ep_arena_add(&b->arena, *base, *base, bytes);
         pthread_mutex_unlock(&b->lock);
     }
@@ -176,14 +178,17 @@ static void release_segment(struct ep_buffer *b, uint32_t index, uint32_t rank)
     b->peer_arena[index][rank] = 0;
 }
 
-void ep_buffer_drop_segment(struct ep_buffer *b)
+void ep_buffer_unmap_segment(struct ep_buffer *b, uint32_t index)
 {
-    pthread_mutex_lock(&b->lock);
-    ep_dptr_t base = ep_arena_drop(&b->arena);
-    uint32_t index = b->arena.num_segments;
-    pthread_mutex_unlock(&b->lock);
     for (uint32_t rank = 0; rank < b->comm.num_ranks; rank++)
         release_segment(b, index, rank);
+}
+
+void ep_buffer_drop_segment(struct ep_buffer *b, uint32_t index)
+{
+    pthread_mutex_lock(&b->lock);
+    ep_dptr_t base = ep_arena_drop(&b->arena, index);
+    pthread_mutex_unlock(&b->lock);
     b->exec->free(b->exec->self, base, b->stream);
 }
 
@@ -203,49 +208,22 @@ void ep_buffer_close_peers(struct ep_buffer *b)
 
 /* -- the end -------------------------------------------------------------------------------- */
 
-/* With the buffer closed, the address of a segment that nothing uses any more, else 0: the caller
- * holds the lock and frees it after letting go. */
-static ep_dptr_t take_idle(const struct ep_buffer *b, struct ep_segment *segment)
-{
-    if (!b->closed || b->abandoned || segment->num_used)
-        return 0;
-    ep_dptr_t base = segment->base;
-    segment->base = 0;
-    return base;
-}
-
-static void release_quarantine(struct ep_buffer *b)
-{
-    while (b->quarantine) {
-        struct ep_block *block = b->quarantine;
-        b->quarantine = block->link;
-        ep_arena_release(&b->arena, block);
-    }
-}
-
-static void close_arena(struct ep_buffer *b)
-{
-    for (uint32_t i = 0; i < b->arena.num_segments; i++) {
-        pthread_mutex_lock(&b->lock);
-        ep_dptr_t idle = take_idle(b, &b->arena.segment[i]);
-        pthread_mutex_unlock(&b->lock);
-        if (idle)
-            b->exec->free(b->exec->self, idle, b->stream);
-    }
-}
-
 void ep_buffer_close(struct ep_buffer *b)
 {
     const struct ep_executor *exec = b->exec;
     pthread_mutex_lock(&b->lock);
     int closed = b->closed;
     b->closed = 1;
-    release_quarantine(b);
+    ep_slots_release_quarantine(b);
     pthread_mutex_unlock(&b->lock);
     if (closed || b->abandoned)
         return;
+    ep_slots_release_retired(b);
+    if (b->landing)
+        ep_slots_release(b, b->landing);
+    b->landing = NULL;
     ep_buffer_close_peers(b);
-    close_arena(b);
+    ep_slots_close(b);
     if (b->comm.heap)
         exec->free(exec->self, b->comm.heap, b->stream);
     if (b->comm.peer_heap)
@@ -265,28 +243,15 @@ void ep_buffer_close(struct ep_buffer *b)
 void ep_buffer_destroy(struct ep_buffer *b)
 {
     ep_buffer_close(b);
+    pthread_mutex_lock(&b->lock);
+    b->orphan = b->num_kept != 0;
+    int orphan = b->orphan;
+    pthread_mutex_unlock(&b->lock);
+    if (orphan)
+        return;
     ep_arena_clear(&b->arena);
     pthread_mutex_destroy(&b->lock);
     free(b);
-}
-
-void ep_buffer_release(struct ep_buffer *b, struct ep_block *slot)
-{
-    pthread_mutex_lock(&b->lock);
-    struct ep_segment *segment = &b->arena.segment[slot->segment];
-    ep_arena_release(&b->arena, slot);
-    ep_dptr_t idle = take_idle(b, segment);
-    pthread_mutex_unlock(&b->lock);
-    if (idle)
-        b->exec->free(b->exec->self, idle, NULL);
-}
-
-uint64_t ep_buffer_used(struct ep_buffer *b)
-{
-    pthread_mutex_lock(&b->lock);
-    uint64_t bytes = ep_arena_used(&b->arena);
-    pthread_mutex_unlock(&b->lock);
-    return bytes;
 }
 
 /* -- reset ---------------------------------------------------------------------------------- */
@@ -313,10 +278,12 @@ int ep_buffer_reset_end(struct ep_buffer *b, uint64_t max_epoch)
                    b->comm.num_ranks * sizeof(struct ep_flags), b->stream));
     TRY(exec->stream_synchronize(exec->self, b->stream));
     b->control = control;
+    b->num_calls = control.epoch;        /* equal on all ranks again                       */
+    b->unseen = 0;
     b->num_status = 0;
     memset(b->ring, 0, sizeof *b->ring);
     pthread_mutex_lock(&b->lock);
-    release_quarantine(b);
+    ep_slots_release_quarantine(b);
     pthread_mutex_unlock(&b->lock);
     return EP_OK;
 }

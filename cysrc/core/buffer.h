@@ -11,9 +11,13 @@
  * The end: a barrier, ep_buffer_close_peers, a barrier, ep_buffer_close; ep_buffer_destroy once the
  * last slot has been released.
  *
- * Functions return enum ep_result.  One call at a time, but ep_buffer_release may come from any
+ * Functions return enum ep_result.  One call at a time, but ep_buffer_retire may come from any
  * thread at any time.  After EP_ERR_STATUS `status` says what the device reported; with
- * `control.abort` set only a reset makes the buffer usable. */
+ * `control.abort` set only a reset makes the buffer usable.
+ *
+ * A call's kernels run on the buffer's stream; the host waits for their end only where EP_CALL_WAIT
+ * asks for it.  What the device finds later is told by the next call that waits for the host, alike
+ * on all ranks, or by ep_buffer_check. */
 #ifndef DEEPEP_PTX_BUFFER_H
 #define DEEPEP_PTX_BUFFER_H
 
@@ -25,7 +29,6 @@
 #include "core/slot.h"
 #include "deepep_ptx/params.h"
 
-#define EP_DTYPE_BF16 1          /* EP_AGREE_DTYPE                                             */
 #define EP_NO_PEER 0xffffffffu   /* status record without a peer                               */
 
 struct ep_loaded {
@@ -56,21 +59,37 @@ struct ep_buffer {
     ep_dptr_t totals_dptr;
     uint64_t  ticket;
 
-    struct ep_control control;   /* as it was after the newest call                            */
+    uint64_t  num_calls;         /* collective calls made, also those that were only captured   */
+    int       grows;             /* the arena grows: see landing                                */
+    int       unseen;            /* calls were made since the host last looked                  */
+    void     *graph;             /* of the running call, NULL when it is not captured           */
+
+    struct ep_control control;   /* as it was when the host last looked                         */
     struct ep_status_record status[EP_STATUS_RECORDS];
     uint32_t  num_status;
     uint32_t  launched[EP_NUM_KERNELS], num_launched;    /* kernels of the newest call          */
 
     pthread_mutex_t lock;        /* guards all below                                           */
     struct ep_arena arena;
+    /* Where the arena grows: the extent that no result keeps.  Rows pushed by a combine land in it,
+     * and results that the arena has no room for, which are copied out at once.  Every dispatch sees
+     * to it that landing can take what combines and cached dispatches with its handle need, so these
+     * need no verdict on the host.  In an arena of fixed size pushed rows land in what is free, and
+     * a result stays only while as much room is left as it takes. */
+    struct ep_block *landing;
+    uint64_t  landing_want;      /* bytes that a refused call asked for                         */
     struct ep_block *quarantine; /* slots of aborted calls, until reset                        */
+    struct ep_block *retired;    /* slots that died during a capture                            */
+    uint32_t  num_kept;          /* blocks held by graphs                                       */
+    int       orphan;            /* destroyed; the last of these graphs frees what is left      */
     int       closed;
     int       abandoned;         /* peers may still write to this rank's memory: it stays       */
 };
 
 /* -- life ----------------------------------------------------------------------------------- */
+/* grows: the caller adds segments when a call finds no room; the same on all ranks. */
 int  ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num_ranks,
-                      uint64_t timeout_ns, struct ep_buffer **out);
+                      uint64_t timeout_ns, int grows, struct ep_buffer **out);
 void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, const struct ep_loaded *loaded);
 /* Size of a kernel's parameter block: what a loaded kernel must take. */
 uint32_t ep_param_bytes(uint32_t kernel);
@@ -83,8 +102,12 @@ int  ep_buffer_add_segment(struct ep_buffer *b, uint64_t bytes, uint32_t *index,
 void ep_buffer_set_view(struct ep_buffer *b, uint32_t index, uint64_t view);
 int  ep_buffer_open_segment(struct ep_buffer *b, uint32_t rank, uint32_t index, const void *handle);
 int  ep_buffer_publish(struct ep_buffer *b);
-/* Takes back the newest segment, of which nothing is in use: some rank could not have it. */
-void ep_buffer_drop_segment(struct ep_buffer *b);
+/* Bit i: nothing of segment i is in use.  Gives up landing, should that be all there is. */
+uint32_t ep_buffer_idle_segments(struct ep_buffer *b);
+/* A segment of which nothing is in use, in two steps with a barrier between them: no rank maps it
+ * any more when its owner frees it. */
+void ep_buffer_unmap_segment(struct ep_buffer *b, uint32_t index);
+void ep_buffer_drop_segment(struct ep_buffer *b, uint32_t index);
 void ep_buffer_close_peers(struct ep_buffer *b);
 /* Frees everything but segments with slots in use; those go with their last slot. */
 void ep_buffer_close(struct ep_buffer *b);
@@ -97,49 +120,73 @@ void ep_buffer_destroy(struct ep_buffer *b);
 int  ep_buffer_reset_begin(struct ep_buffer *b, uint64_t *epoch);
 int  ep_buffer_reset_end(struct ep_buffer *b, uint64_t max_epoch);
 
-void ep_buffer_release(struct ep_buffer *b, struct ep_block *slot);
-/* Bytes of slots in use, quarantined ones included. */
+/* Whether what is queued on `stream` is being captured. */
+int  ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing);
+/* Waits for the calls made so far; EP_ERR_STATUS when one of them failed. */
+int  ep_buffer_check(struct ep_buffer *b);
+
+/* -- slots ---------------------------------------------------------------------------------- */
+/* Gives a slot back that is used on the `num` streams; calls made later come after what these have
+ * queued by now. */
+void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const *streams,
+                      uint32_t num);
+/* Room for a caller's array; EP_ERR_STATUS with a capacity record when there is none. */
+int  ep_buffer_reserve(struct ep_buffer *b, uint64_t bytes, struct ep_block **out, uint64_t *view);
+/* Bytes in use, landing and quarantined slots included. */
 uint64_t ep_buffer_used(struct ep_buffer *b);
 
 /* -- calls ---------------------------------------------------------------------------------- */
+#define EP_CALL_WAIT 1           /* the host waits for the end                                  */
+#define EP_CALL_DETACHED 2       /* the caller's stream does not wait for the end               */
+
+struct ep_call {                 /* of every call                                               */
+    void     *caller_stream;     /* on which the arrays are ready and the results are used      */
+    void     *previous;          /* event to start after, NULL: after what caller_stream holds  */
+    uint32_t  num_sms;
+    uint32_t  flags;             /* EP_CALL_*                                                   */
+};
+
 struct ep_layout_args {          /* device addresses as in struct ep_layout_params              */
+    struct ep_call call;
     ep_dptr_t topk_idx;
     ep_dptr_t rank_counts, expert_counts, in_rank;
     uint32_t  num_tokens, num_topk, num_experts, topk_idx_bytes;
-    uint32_t  num_sms;
-    void     *caller_stream;     /* on which the arrays are ready                              */
 };
 
 struct ep_dispatch_args {        /* device addresses as in the parameter blocks                 */
-    ep_dptr_t x, topk_idx, topk_weights;         /* the latter two 0 without top-k              */
-    ep_dptr_t in_rank, rank_counts, expert_counts;
-    ep_dptr_t pos, rank_prefix;                  /* out: kept for combine                       */
-    uint32_t  num_tokens, hidden_bytes, num_topk, topk_idx_bytes, num_experts;
-    uint32_t  dtype;             /* EP_DTYPE_*                                                  */
-    uint32_t  worst_rows;        /* 0: wait for the totals                                      */
-    uint32_t  num_sms;
-    void     *caller_stream;
+    struct ep_call call;
+    ep_dptr_t x, scales, topk_idx, topk_weights; /* the latter three 0 where there are none     */
+    int64_t   scale_row_stride, scale_stride;
+    ep_dptr_t in_rank, rank_counts, expert_counts;       /* not of a cached dispatch            */
+    ep_dptr_t pos, rank_prefix;                  /* out: kept for combine; in when cached       */
+    uint64_t  handle;            /* cached: number of the call that made it, else 0             */
+    uint32_t  num_tokens, hidden_bytes, scale_bytes, num_topk, topk_idx_bytes, num_experts;
+    uint32_t  dtype;             /* the caller's code of x and scales                           */
+    uint32_t  rows;              /* of the result; 0: wait for the totals                       */
+    uint32_t  worst_rows;        /* 0, or `rows` when they are the worst case                   */
+    uint32_t  landing_bytes;     /* of a row that combines with this handle may push            */
 };
 
 struct ep_dispatch_result {
     struct ep_block *block;      /* NULL without rows                                           */
     uint64_t view;               /* where its arrays begin, as the caller sees memory           */
     struct ep_slot slot;
-    uint32_t rows;               /* received; in worst-case mode worst_rows                     */
-    uint64_t epoch;              /* collective calls completed after this one                   */
+    uint32_t rows;               /* of the result                                               */
+    uint32_t landed;             /* 1: to be copied out before the next call                     */
+    uint64_t number;             /* of this call, for handles                                   */
     const uint32_t *expert_counts;               /* valid until the next call; host-wait mode   */
 };
 
 struct ep_combine_args {
+    struct ep_call call;
     ep_dptr_t x, weights;        /* 0 when pulled, or without weights                           */
     uint64_t  x_offset, weights_offset;          /* when pulled                                 */
     uint32_t  x_segment, weights_segment;
     uint32_t  mode;              /* EP_MODE_*                                                   */
     uint32_t  num_tokens, hidden_bytes, num_topk;
     uint32_t  dtype;
-    uint32_t  num_sms;
-    uint64_t  handle_epoch;
-    void     *caller_stream;
+    uint32_t  max_ranks;         /* that a token went to at most                                */
+    uint64_t  handle;            /* number of the call that made it                             */
     ep_dptr_t out, out_weights, bias0, bias1;
     ep_dptr_t pos, rank_prefix;
 };

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * The calls: parameter blocks, launch order, host waits, and what happens to a slot when a call
- * fails.  docs/protocols.md says why each order is safe. */
-#include "core/buffer.h"
+ * The calls: parameter blocks, launch order, what the host waits for, and what happens to a slot
+ * when a call fails.  docs/protocols.md says why each order is safe. */
+#include <stddef.h>
+
+#include "core/slots.h"
 
 #define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
 
@@ -11,6 +13,7 @@
 
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 static uint32_t max_u32(uint32_t a, uint32_t b) { return a > b ? a : b; }
+static uint64_t max_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
 /* -- launches ------------------------------------------------------------------------------- */
 
@@ -40,49 +43,123 @@ static int refuse(struct ep_buffer *b, uint32_t code)
     return EP_ERR_STATUS;
 }
 
-/* The call's kernels run after what the caller's stream has queued. */
-static int begin(struct ep_buffer *b, void *caller_stream)
+/* Take the records written since the last look into b->status, oldest first.  No kernel runs.
+ * `local`: also what only this rank knows of, which the next notify will tell the others. */
+static void drain(struct ep_buffer *b, int local)
 {
-    if (b->closed)
-        return EP_ERR_DESTROYED;
-    b->num_launched = 0;
-    b->num_status = 0;
-    if (b->control.abort)
-        return refuse(b, EP_CODE_ABORTED);
-    return b->exec->stream_wait(b->exec->self, b->stream, caller_stream);
-}
-
-/* Take the records written since the last look into b->status, oldest first.  No kernel runs. */
-static void drain(struct ep_buffer *b)
-{
-    uint32_t num_written = min_u32(b->ring->next, EP_STATUS_RECORDS);
+    uint32_t num_written = min_u32(b->ring->next, EP_STATUS_RECORDS), num_left = 0;
     b->num_status = 0;
     for (uint32_t i = 0; i < num_written; i++) {
-        if (b->ring->record[i].valid)
-            b->status[b->num_status++] = b->ring->record[i];
+        struct ep_status_record record = b->ring->record[i];
         b->ring->record[i].valid = 0;
+        if (!record.valid)
+            continue;
+        if (local || record.code != EP_CODE_TOPK_RANGE)
+            b->status[b->num_status++] = record;
+        else
+            b->ring->record[num_left++] = record;
     }
-    b->ring->next = 0;
+    b->ring->next = num_left;
 }
 
-/* The end of a call: all its kernels are over; read their verdict.  The host waits here, so what the
- * caller's stream queues next comes after the call without an event.  (An event would be wrong where
- * ranks share a GPU and a stream: one rank's stream would then wait for another rank's kernels.) */
-static int finish(struct ep_buffer *b)
+/* Waits for what was called so far and reads its verdict. */
+static int look(struct ep_buffer *b, int local)
 {
     const struct ep_executor *exec = b->exec;
     TRY(exec->stream_synchronize(exec->self, b->stream));
     TRY(exec->copy_out(exec->self, &b->control, b->comm.heap, sizeof b->control, b->stream));
-    drain(b);
-    return b->num_status ? EP_ERR_STATUS : EP_OK;
+    b->unseen = 0;
+    drain(b, local);
+    if (local && b->control.fault) {     /* told: the next notify has nothing to tell          */
+        b->control.fault = EP_CODE_OK;
+        TRY(exec->fill(exec->self, b->comm.heap + offsetof(struct ep_control, fault), 0,
+                       sizeof b->control.fault, b->stream));
+    }
+    if (b->num_status)
+        return EP_ERR_STATUS;
+    return b->control.abort ? refuse(b, EP_CODE_ABORTED) : EP_OK;
 }
 
-/* The same for a collective call, which an abort or a verdict can end without a record. */
-static int finish_collective(struct ep_buffer *b)
+/* The errors of earlier calls, at a call that waits for the host on all ranks: they all learn of
+ * them here.  An abort leaves a record, so without one there is nothing to read. */
+static int look_back(struct ep_buffer *b)
 {
-    TRY(finish(b));
+    TRY(b->exec->stream_synchronize(b->exec->self, b->stream));
+    b->unseen = 0;
+    return __atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE) ? look(b, 0) : EP_OK;
+}
+
+int ep_buffer_check(struct ep_buffer *b)
+{
+    return b->closed ? EP_ERR_DESTROYED : look(b, 1);
+}
+
+int ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing)
+{
+    void *graph = NULL;
+    if (b->closed)
+        return EP_ERR_DESTROYED;
+    TRY(b->exec->capture(b->exec->self, stream, &graph));
+    *capturing = graph != NULL;
+    return EP_OK;
+}
+
+/* Whether the device has aborted since the host last looked: then nothing it is given runs. */
+static int has_aborted(const struct ep_buffer *b)
+{
+    uint32_t num = min_u32(__atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE), EP_STATUS_RECORDS);
+    for (uint32_t i = 0; i < num; i++) {
+        const struct ep_status_record *record = &b->ring->record[i];
+        if (__atomic_load_n(&record->valid, __ATOMIC_ACQUIRE)
+            && (record->code == EP_CODE_TIMEOUT || record->code == EP_CODE_PEER_ABORT
+                || record->code == EP_CODE_IN_CALL))
+            return 1;
+    }
+    return 0;
+}
+
+/* -- begin and end of a call ------------------------------------------------------------------ */
+
+/* The call's kernels run after `previous`, or after what the caller's stream has queued. */
+static int begin(struct ep_buffer *b, const struct ep_call *call)
+{
+    const struct ep_executor *exec = b->exec;
+    if (b->closed)
+        return EP_ERR_DESTROYED;
+    b->num_launched = 0;
+    b->num_status = 0;
+    b->graph = NULL;
     if (b->control.abort)
         return refuse(b, EP_CODE_ABORTED);
+    TRY(exec->capture(exec->self, call->caller_stream, &b->graph));
+    if (!b->graph) {
+        if (has_aborted(b))
+            return look(b, 1);
+        if (b->retired)
+            ep_slots_release_retired(b);
+    }
+    if (call->previous)
+        TRY(exec->event_wait(exec->self, b->stream, call->previous));
+    else
+        TRY(exec->stream_wait(exec->self, b->stream, call->caller_stream));
+    return EP_OK;
+}
+
+static int end(struct ep_buffer *b, const struct ep_call *call)
+{
+    b->unseen = 1;
+    if (call->flags & EP_CALL_DETACHED)
+        return EP_OK;
+    return b->exec->stream_wait(b->exec->self, call->caller_stream, b->stream);
+}
+
+/* The end of a collective call: where the host waits, an abort or a verdict without a record is an
+ * error as well. */
+static int end_collective(struct ep_buffer *b, const struct ep_call *call)
+{
+    if (!(call->flags & EP_CALL_WAIT))
+        return end(b, call);
+    TRY(look(b, 1));
     return b->control.verdict == EP_CODE_OK ? EP_OK : refuse(b, b->control.verdict);
 }
 
@@ -109,59 +186,25 @@ static void abort_call(struct ep_buffer *b)
     const struct ep_executor *exec = b->exec;
     if (launch_abort(b) == EP_OK
         && exec->stream_synchronize(exec->self, b->abort_stream) == EP_OK)
-        finish(b);
+        look(b, 1);
     /* Also where nothing could be launched: the device's state is unknown. */
     if (!b->control.abort)
         b->control.abort = b->control.epoch << 8 | (b->comm.rank + 1);
 }
 
-/* -- slots ---------------------------------------------------------------------------------- */
-
-static struct ep_block *reserve_largest(struct ep_buffer *b)
+/* A call that failed with rc once it had begun, its slot included, NULL for none. */
+static int fail(struct ep_buffer *b, const struct ep_call *call, struct ep_block *block, int rc)
 {
-    pthread_mutex_lock(&b->lock);
-    struct ep_block *block = ep_arena_reserve_largest(&b->arena);
-    pthread_mutex_unlock(&b->lock);
-    return block;
-}
-
-/* An extent of `bytes`, or the largest there is: with it this rank still takes part in the
- * exchange, and the device gives all ranks the same capacity error. */
-static int reserve_or_largest(struct ep_buffer *b, uint64_t bytes, struct ep_block **out)
-{
-    pthread_mutex_lock(&b->lock);
-    int rc = ep_arena_reserve(&b->arena, bytes, out);
-    if (rc == EP_OK && !*out)
-        *out = ep_arena_reserve_largest(&b->arena);
-    pthread_mutex_unlock(&b->lock);
+    if (b->graph) {              /* nothing runs; the capture gets its streams back             */
+        b->exec->stream_wait(b->exec->self, call->caller_stream, b->stream);
+    } else if (rc != EP_ERR_STATUS) {
+        abort_call(b);
+    }
+    if (block && b->control.abort && block != b->landing)
+        ep_slots_quarantine(b, block);
+    else if (block)
+        ep_slots_release(b, block);
     return rc;
-}
-
-/* Of an aborted call a peer may still write: its slot stays out of use until reset. */
-static void give_up_slot(struct ep_buffer *b, struct ep_block *block, int rc)
-{
-    if (!block)
-        return;
-    if (rc == EP_ERR_STATUS && !b->control.abort) {
-        ep_buffer_release(b, block);
-        return;
-    }
-    pthread_mutex_lock(&b->lock);
-    block->link = b->quarantine;
-    b->quarantine = block;
-    pthread_mutex_unlock(&b->lock);
-}
-
-static struct ep_call_record record_with(const struct ep_buffer *b, const struct ep_block *block)
-{
-    struct ep_call_record record = {.held_bytes = b->arena.total};
-    if (block) {
-        record.slot_segment = block->segment;
-        record.slot_offset = block->offset;
-        record.slot_bytes = block->bytes;
-        record.held_bytes -= block->bytes;
-    }
-    return record;
 }
 
 /* -- layout --------------------------------------------------------------------------------- */
@@ -169,7 +212,7 @@ static struct ep_call_record record_with(const struct ep_buffer *b, const struct
 int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
 {
     const struct ep_executor *exec = b->exec;
-    TRY(begin(b, a->caller_stream));
+    TRY(begin(b, &a->call));
     TRY(exec->fill(exec->self, a->rank_counts, 0, b->comm.num_ranks * sizeof(int32_t), b->stream));
     TRY(exec->fill(exec->self, a->expert_counts, 0, a->num_experts * sizeof(int32_t), b->stream));
     struct ep_layout_params params = {
@@ -179,8 +222,86 @@ int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
         .topk_idx_bytes = a->topk_idx_bytes};
     uint32_t warps = b->kernel[EP_KERNEL_LAYOUT].threads / WARP;     /* one token per warp */
     uint32_t ctas = (a->num_tokens + warps - 1) / warps;
-    TRY(LAUNCH(b, EP_KERNEL_LAYOUT, params, max_u32(1, min_u32(a->num_sms, ctas))));
-    return finish(b);
+    TRY(LAUNCH(b, EP_KERNEL_LAYOUT, params, max_u32(1, min_u32(a->call.num_sms, ctas))));
+    return a->call.flags & EP_CALL_WAIT ? look(b, 1) : end(b, &a->call);
+}
+
+/* -- room for a call's rows -------------------------------------------------------------------- */
+
+/* `block`: of this call; landing: likewise where the call counts on it. */
+static struct ep_call_record record_with(const struct ep_buffer *b, const struct ep_block *block,
+                                         const struct ep_block *landing)
+{
+    struct ep_call_record record = {.held_bytes = b->arena.total};
+    if (block) {
+        record.slot_segment = block->segment;
+        record.slot_offset = block->offset;
+        record.slot_bytes = block->bytes;
+        record.held_bytes -= block->bytes;
+    }
+    if (landing && landing != block) {
+        record.landing_bytes = landing->bytes;
+        record.held_bytes -= landing->bytes;
+    }
+    return record;
+}
+
+/* Room of `bytes` under a capture, which no verdict can refuse later. */
+static int require(struct ep_buffer *b, const struct ep_block *block, uint64_t bytes)
+{
+    if (!b->graph || bytes == 0 || (block && block->bytes >= bytes))
+        return EP_OK;
+    uint64_t held = ep_buffer_used(b) - (block ? block->bytes : 0);
+    b->num_status = 1;
+    b->status[0] = (struct ep_status_record){
+        .code = EP_CODE_CAPACITY, .peer = b->comm.rank, .what = EP_CAPACITY_ARRAY,
+        .expected = held + ep_align_slot(bytes), .seen = bytes, .valid = 1};
+    return EP_ERR_STATUS;
+}
+
+/* What a combine of at most num_tokens rows to max_ranks ranks needs whatever its routing is. */
+static uint64_t most_landing(uint32_t num_tokens, uint32_t max_ranks, uint32_t row_bytes)
+{
+    return ep_landing_bytes((uint64_t)num_tokens * max_ranks, row_bytes);
+}
+
+static uint64_t landing_want(const struct ep_buffer *b, const struct ep_dispatch_args *a)
+{
+    uint32_t num_ranks = b->comm.num_ranks;
+    uint32_t max_ranks = a->num_topk ? min_u32(num_ranks, a->num_topk) : num_ranks;
+    if (a->handle || !b->grows)
+        return 0;
+    return max_u64(most_landing(a->num_tokens, max_ranks, a->landing_bytes), b->landing_want);
+}
+
+/* An extent for a result of `bytes`, UINT64_MAX = as many as can be.  What is free, else landing,
+ * else whatever there is: with it this rank still takes part in the exchange, and the device gives
+ * all ranks the same capacity error. */
+static int reserve(struct ep_buffer *b, uint64_t bytes, struct ep_block **out)
+{
+    *out = NULL;
+    if (bytes != UINT64_MAX)
+        TRY(ep_slots_exact(b, bytes, out));
+    if (*out)
+        return EP_OK;
+    struct ep_block *free = ep_slots_largest(b);
+    if (b->landing && !b->graph && (!free || free->bytes < b->landing->bytes)) {
+        if (free)
+            ep_slots_release(b, free);
+        ep_slots_hold(b, b->landing);
+        free = b->landing;
+    }
+    *out = free;
+    return EP_OK;
+}
+
+/* Landing and the slot of a dispatch; `bytes` of the slot as in reserve(). */
+static int make_room(struct ep_buffer *b, const struct ep_dispatch_args *a, uint64_t bytes,
+                     struct ep_block **block)
+{
+    TRY(ep_slots_make_landing(b, landing_want(b, a)));
+    TRY(reserve(b, bytes, block));
+    return require(b, *block, bytes == UINT64_MAX ? 0 : bytes);
 }
 
 /* -- dispatch ------------------------------------------------------------------------------- */
@@ -189,22 +310,49 @@ static struct ep_notify_params notify_params(struct ep_buffer *b, const struct e
                                              const struct ep_block *block)
 {
     struct ep_notify_params params = {
-        .exchange = {.comm = b->comm, .record = record_with(b, block)},
+        .exchange = {.comm = b->comm, .record = record_with(b, block, b->landing)},
         .in_rank = a->in_rank, .rank_counts = a->rank_counts, .expert_counts = a->expert_counts,
         .pos = a->pos, .sent = b->sent, .rank_prefix = a->rank_prefix, .dest = b->dest,
         .totals = b->totals_dptr, .ticket = ++b->ticket,
         .num_tokens = a->num_tokens, .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk,
-        .topk_idx_bytes = a->topk_idx_bytes,
+        .topk_idx_bytes = a->topk_idx_bytes, .scale_bytes = a->scale_bytes,
         .num_local_experts = a->num_experts / b->comm.num_ranks};
     struct ep_call_record *record = &params.exchange.record;
+    if (b->grows && !a->handle && !a->worst_rows) {
+        params.landing_bytes = a->landing_bytes;
+        params.land_received = 1;
+    }
+    record->landing_want = landing_want(b, a);
     record->worst_rows = a->worst_rows;
-    record->agree[EP_AGREE_OP] = EP_OP_DISPATCH;
+    record->agree[EP_AGREE_OP] = a->handle ? EP_OP_CACHED_DISPATCH : EP_OP_DISPATCH;
     record->agree[EP_AGREE_NUM_EXPERTS] = a->num_experts;
     record->agree[EP_AGREE_HIDDEN_BYTES] = a->hidden_bytes;
     record->agree[EP_AGREE_DTYPE] = a->dtype;
     record->agree[EP_AGREE_NUM_TOPK] = a->num_topk;
     record->agree[EP_AGREE_TOPK_IDX_BYTES] = a->topk_idx_bytes;
+    record->agree[EP_AGREE_HANDLE] = (uint32_t)a->handle;
+    record->agree[EP_AGREE_SCALE_BYTES] = a->scale_bytes;
     return params;
+}
+
+static int launch_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
+                           const struct ep_block *block, const struct ep_slot *slot)
+{
+    struct ep_dispatch_params params = {
+        .comm = b->comm, .x = a->x, .topk_idx = a->topk_idx, .topk_weights = a->topk_weights,
+        .pos = a->pos, .rank_prefix = a->rank_prefix, .dest = b->dest, .scales = a->scales,
+        .scale_row_stride = a->scale_row_stride, .scale_stride = a->scale_stride,
+        .num_tokens = a->num_tokens, .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk,
+        .topk_idx_bytes = a->topk_idx_bytes, .scale_bytes = a->scale_bytes,
+        .num_local_experts = a->num_experts / b->comm.num_ranks, .worst_rows = a->worst_rows};
+    if (a->worst_rows && block && block->bytes >= slot->bytes)
+        params.worst_idx = b->arena.segment[block->segment].base + block->offset + slot->topk_idx;
+    return LAUNCH(b, EP_KERNEL_DISPATCH, params, a->call.num_sms);
+}
+
+static struct ep_slot slot_of(const struct ep_dispatch_args *a, uint32_t rows)
+{
+    return ep_slot_of(rows, a->hidden_bytes, a->scale_bytes, a->num_topk, a->topk_idx_bytes);
 }
 
 /* Until the totals of this call are there.  The device gives up after timeout_ns; the host waits
@@ -216,36 +364,26 @@ static int wait_totals(struct ep_buffer *b)
     return b->exec->wait_word(b->exec->self, &b->totals->ticket, b->ticket, limit);
 }
 
-static int launch_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
-                           const struct ep_block *block, const struct ep_slot *slot)
-{
-    struct ep_dispatch_params params = {
-        .comm = b->comm, .x = a->x, .topk_idx = a->topk_idx, .topk_weights = a->topk_weights,
-        .pos = a->pos, .rank_prefix = a->rank_prefix, .dest = b->dest,
-        .num_tokens = a->num_tokens, .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk,
-        .topk_idx_bytes = a->topk_idx_bytes,
-        .num_local_experts = a->num_experts / b->comm.num_ranks, .worst_rows = a->worst_rows};
-    if (a->worst_rows && block && block->bytes >= slot->bytes)
-        params.worst_idx = b->arena.segment[block->segment].base + block->offset + slot->topk_idx;
-    return LAUNCH(b, EP_KERNEL_DISPATCH, params, a->num_sms);
-}
-
 /* Host-wait mode between its two kernels: rows and slot of this call, the extent trimmed. */
 static int settle(struct ep_buffer *b, const struct ep_dispatch_args *a, struct ep_block *block,
                   struct ep_dispatch_result *out)
 {
     TRY(wait_totals(b));
     if (b->totals->verdict != EP_CODE_OK) {
-        TRY(finish(b));
+        if (b->totals->verdict == EP_CODE_CAPACITY && b->grows)
+            b->landing_want = ep_landing_bytes(b->totals->num_recv, a->landing_bytes);
+        TRY(look(b, 1));
         return refuse(b, b->totals->verdict);
     }
     out->rows = b->totals->num_recv;
-    out->slot = ep_slot_of(out->rows, a->hidden_bytes, a->num_topk, a->topk_idx_bytes);
-    if (out->rows) {
-        pthread_mutex_lock(&b->lock);
-        ep_arena_trim(block, out->slot.bytes);
-        pthread_mutex_unlock(&b->lock);
-    }
+    out->slot = slot_of(a, out->rows);
+    if (!out->rows)
+        return EP_OK;
+    out->landed = block == b->landing;
+    if (!out->landed)
+        ep_slots_trim(b, block, out->slot.bytes);
+    if (!b->grows)               /* the next call of its size finds room, whatever lives by then   */
+        out->landed = ep_slots_room(b) < out->slot.bytes;
     return EP_OK;
 }
 
@@ -253,40 +391,44 @@ static int dispatch_into(struct ep_buffer *b, const struct ep_dispatch_args *a,
                          struct ep_block *block, struct ep_dispatch_result *out)
 {
     struct ep_notify_params notify = notify_params(b, a, block);
-    TRY(LAUNCH(b, EP_KERNEL_NOTIFY, notify, b->comm.num_ranks));
-    if (!a->worst_rows)
+    if (a->handle)
+        TRY(LAUNCH(b, EP_KERNEL_CACHED_NOTIFY, notify, 1));
+    else
+        TRY(LAUNCH(b, EP_KERNEL_NOTIFY, notify, b->comm.num_ranks));
+    if (!a->rows && !a->handle)
         TRY(settle(b, a, block, out));
     TRY(launch_dispatch(b, a, block, &out->slot));
-    return finish_collective(b);
+    TRY(ep_slots_keep(b, block));
+    TRY(ep_slots_keep(b, b->landing));
+    return end_collective(b, &a->call);
 }
 
 int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
                        struct ep_dispatch_result *out)
 {
-    TRY(begin(b, a->caller_stream));
-    struct ep_block *block;
-    *out = (struct ep_dispatch_result){.rows = a->worst_rows};
-    out->slot = ep_slot_of(a->worst_rows, a->hidden_bytes, a->num_topk, a->topk_idx_bytes);
-    if (a->worst_rows)
-        TRY(reserve_or_largest(b, out->slot.bytes, &block));
-    else
-        block = reserve_largest(b);
-
-    int rc = dispatch_into(b, a, block, out);
-    if (rc != EP_OK) {
-        if (rc != EP_ERR_STATUS)
-            abort_call(b);
-        give_up_slot(b, block, rc);
-        return rc;
-    }
+    int waits = !a->rows && !a->handle;
+    struct ep_block *block = NULL;
+    TRY(begin(b, &a->call));
+    if (waits && b->unseen)
+        TRY(look_back(b));
+    b->num_calls++;
+    *out = (struct ep_dispatch_result){.rows = a->rows, .slot = slot_of(a, a->rows),
+                                       .number = b->num_calls};
+    int rc = make_room(b, a, waits ? UINT64_MAX : out->slot.bytes, &block);
+    if (rc == EP_OK)
+        rc = dispatch_into(b, a, block, out);
+    if (rc != EP_OK)
+        return fail(b, &a->call, block, rc);
+    b->landing_want = 0;
     if (block && out->rows == 0) {
-        ep_buffer_release(b, block);
+        ep_slots_release(b, block);
         block = NULL;
     }
     out->block = block;
+    if (out->rows == a->rows)
+        out->landed = block && block == b->landing;
     if (block)
         out->view = b->arena.segment[block->segment].view + block->offset;
-    out->epoch = b->control.epoch;
     out->expert_counts = (const uint32_t *)(b->totals + 1);
     return EP_OK;
 }
@@ -297,7 +439,7 @@ static int combine_with(struct ep_buffer *b, const struct ep_combine_args *a,
                         const struct ep_block *staging)
 {
     struct ep_combine_notify_params notify = {
-        .exchange = {.comm = b->comm, .record = record_with(b, staging)},
+        .exchange = {.comm = b->comm, .record = record_with(b, staging, NULL)},
         .rank_prefix = a->rank_prefix, .source = b->source, .push = b->push,
         .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk};
     struct ep_call_record *record = &notify.exchange.record;
@@ -311,36 +453,54 @@ static int combine_with(struct ep_buffer *b, const struct ep_combine_args *a,
     record->agree[EP_AGREE_DTYPE] = a->dtype;
     record->agree[EP_AGREE_NUM_TOPK] = a->num_topk;
     record->agree[EP_AGREE_TOPK_IDX_BYTES] = a->num_topk != 0;
-    record->agree[EP_AGREE_HANDLE_EPOCH] = (uint32_t)a->handle_epoch;
+    record->agree[EP_AGREE_HANDLE] = (uint32_t)a->handle;
     TRY(LAUNCH(b, EP_KERNEL_COMBINE_NOTIFY, notify, 1));
 
     if (a->x || a->weights) {
         struct ep_combine_push_params push = {
             .comm = b->comm, .x = a->x, .weights = a->weights, .push = b->push,
             .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk};
-        TRY(LAUNCH(b, EP_KERNEL_COMBINE_PUSH, push, a->num_sms));
+        TRY(LAUNCH(b, EP_KERNEL_COMBINE_PUSH, push, a->call.num_sms));
     }
 
     struct ep_combine_reduce_params reduce = {
         .comm = b->comm, .out = a->out, .out_weights = a->out_weights, .bias0 = a->bias0,
         .bias1 = a->bias1, .pos = a->pos, .source = b->source, .num_tokens = a->num_tokens,
         .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk};
-    TRY(LAUNCH(b, EP_KERNEL_COMBINE_REDUCE, reduce, a->num_sms));
-    return finish_collective(b);
+    return LAUNCH(b, EP_KERNEL_COMBINE_REDUCE, reduce, a->call.num_sms);
+}
+
+/* Where pushed rows land: in landing, or where that is too small in what is free. */
+static int reserve_staging(struct ep_buffer *b, const struct ep_combine_args *a,
+                           struct ep_block **out)
+{
+    uint64_t want = most_landing(a->num_tokens, min_u32(a->max_ranks, b->comm.num_ranks),
+                                 a->hidden_bytes);
+    if (b->grows || b->graph)
+        TRY(ep_slots_make_landing(b, want));
+    if (!b->graph && (!b->landing || b->landing->bytes < want))
+        return reserve(b, UINT64_MAX, out);
+    *out = b->landing;           /* a graph keeps no more than that                             */
+    if (*out)
+        ep_slots_hold(b, *out);
+    return EP_OK;
 }
 
 int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
 {
-    TRY(begin(b, a->caller_stream));
-    struct ep_block *staging = reserve_largest(b);
-    int rc = combine_with(b, a, staging);
-    if (rc == EP_OK) {
-        if (staging)
-            ep_buffer_release(b, staging);
-        return EP_OK;
-    }
-    if (rc != EP_ERR_STATUS)
-        abort_call(b);
-    give_up_slot(b, staging, rc);
-    return rc;
+    struct ep_block *staging = NULL;
+    TRY(begin(b, &a->call));
+    b->num_calls++;
+    int rc = reserve_staging(b, a, &staging);
+    if (rc == EP_OK)
+        rc = combine_with(b, a, staging);
+    if (rc == EP_OK)
+        rc = ep_slots_keep(b, staging);
+    if (rc == EP_OK)
+        rc = end_collective(b, &a->call);
+    if (rc != EP_OK)
+        return fail(b, &a->call, staging, rc);
+    if (staging)                 /* whoever writes to it next has seen this rank's next record    */
+        ep_slots_release(b, staging);
+    return EP_OK;
 }

@@ -20,7 +20,8 @@ enum ep_result {
     EP_ERR_TIMEOUT,          /* a host wait reached its limit                                  */
     EP_ERR_STATUS,           /* the device wrote a status record: see ep_buffer_status()        */
     EP_ERR_CAPACITY,         /* the arena has no free extent of that size                      */
-    EP_ERR_DESTROYED
+    EP_ERR_DESTROYED,
+    EP_ERR_INTERRUPTED       /* the user ended a host wait; see interrupted()                   */
 };
 
 struct ep_launch {
@@ -83,6 +84,10 @@ struct ep_executor {
     /* Wait until *word == want, without the GIL; EP_ERR_TIMEOUT after timeout_ns of the
      * executor's time. */
     int (*wait_word)(void *self, const uint64_t *word, uint64_t want, uint64_t timeout_ns);
+
+    /* NULL = nobody: asked now and then by host waits, whether to give up
+     * with EP_ERR_INTERRUPTED. */
+    int (*interrupted)(void);
 
     /* CTAs of `kernel` that one device runs at the same time. */
     int (*max_resident)(void *self, void *kernel, uint32_t block, uint32_t smem, uint32_t *ctas);

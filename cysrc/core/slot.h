@@ -8,23 +8,31 @@
 #include <stdint.h>
 #include "core/arena.h"
 
-/* Byte offsets in the slot; x is at 0.  Without top-k its two arrays take no bytes. */
+/* Byte offsets in the slot; x is at 0.  Without scales or top-k their arrays take no bytes. */
 struct ep_slot {
+    uint64_t scales;
     uint64_t topk_idx;
     uint64_t topk_weights;
     uint64_t src_idx;
     uint64_t bytes;          /* of the whole slot                                              */
 };
 
-static inline struct ep_slot ep_slot_of(uint64_t rows, uint32_t hidden_bytes, uint32_t num_topk,
-                                        uint32_t topk_idx_bytes)
+static inline struct ep_slot ep_slot_of(uint64_t rows, uint32_t hidden_bytes, uint32_t scale_bytes,
+                                        uint32_t num_topk, uint32_t topk_idx_bytes)
 {
     struct ep_slot slot;
-    slot.topk_idx = ep_align_slot(rows * hidden_bytes);
+    slot.scales = ep_align_slot(rows * hidden_bytes);
+    slot.topk_idx = slot.scales + ep_align_slot(rows * scale_bytes);
     slot.topk_weights = slot.topk_idx + ep_align_slot(rows * num_topk * topk_idx_bytes);
     slot.src_idx = slot.topk_weights + ep_align_slot(rows * num_topk * sizeof(float));
     slot.bytes = slot.src_idx + ep_align_slot(rows * sizeof(int32_t));
     return slot;
+}
+
+/* Landing for `rows` rows of row_bytes with EP_MAX_TOPK weights each: lib/exchange.inc. */
+static inline uint64_t ep_landing_bytes(uint64_t rows, uint32_t row_bytes)
+{
+    return ep_align_slot(rows * row_bytes) + ep_align_slot(rows * EP_MAX_TOPK * sizeof(float));
 }
 
 #endif

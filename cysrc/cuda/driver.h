@@ -14,6 +14,7 @@
     F(cuInit) F(cuDriverGetVersion) F(cuGetErrorName) F(cuGetErrorString)                        \
     F(cuDeviceGet) F(cuDeviceGetCount) F(cuDeviceGetName) F(cuDeviceGetAttribute)                \
     F(cuDeviceGetUuid) F(cuDeviceCanAccessPeer)                                                  \
+    F(cuDeviceTotalMem) F(cuDeviceGetP2PAttribute)                                               \
     F(cuDevicePrimaryCtxRetain) F(cuDevicePrimaryCtxRelease)                                     \
     F(cuCtxGetCurrent) F(cuCtxSetCurrent) F(cuCtxEnablePeerAccess)                               \
     F(cuMemAlloc) F(cuMemFree) F(cuMemAllocAsync) F(cuMemFreeAsync)                              \
@@ -23,7 +24,9 @@
     F(cuIpcGetMemHandle) F(cuIpcOpenMemHandle) F(cuIpcCloseMemHandle)                            \
     F(cuStreamCreateWithPriority) F(cuStreamDestroy) F(cuStreamSynchronize) F(cuStreamQuery)     \
     F(cuCtxGetStreamPriorityRange) F(cuEventCreate) F(cuEventDestroy) F(cuEventRecord)           \
-    F(cuEventSynchronize) F(cuEventElapsedTime) F(cuStreamWaitEvent)                             \
+    F(cuEventSynchronize) F(cuEventQuery) F(cuEventElapsedTime) F(cuStreamWaitEvent)             \
+    F(cuStreamIsCapturing) F(cuStreamGetCaptureInfo)                                             \
+    F(cuUserObjectCreate) F(cuGraphRetainUserObject)                                             \
     F(cuLibraryLoadData) F(cuLibraryUnload) F(cuLibraryGetKernel) F(cuKernelGetFunction)         \
     F(cuKernelGetParamInfo) F(cuFuncLoad) F(cuFuncGetAttribute) F(cuFuncSetAttribute)            \
     F(cuLaunchKernelEx)                                                                          \

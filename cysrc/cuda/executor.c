@@ -13,6 +13,7 @@
 #include "cuda/driver.h"
 
 #define LOOK_NS 1000000                      /* between two looks at the device while waiting */
+#define ASK_NS 50000000                      /* between two looks for Ctrl-C                  */
 #define HANDLE_MAGIC 0x656c646e61686463u     /* "cdhandle" */
 
 /* A peer process's allocation that is open here. */
@@ -35,6 +36,7 @@ struct cuda_executor {
     CUcontext context;
     int arch;
     int stopped;             /* atomic: the next host wait, or the one that runs, ends at once  */
+    uint64_t asked;          /* when a wait last looked for Ctrl-C                              */
     CUstream last_stream;    /* of the newest launch: shows whether the device still works      */
     char name[128];
     char error[512];
@@ -69,6 +71,14 @@ static void make_nonce(void)
 {
     if (getrandom(process_nonce, sizeof process_nonce, 0) != (ssize_t)sizeof process_nonce)
         memset(process_nonce, 0, sizeof process_nonce);      /* the process id is left then */
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 #define EXECUTOR(self) struct cuda_executor *e = (self)
@@ -286,6 +296,23 @@ static int is_stopped(struct cuda_executor *e)
     return 1;
 }
 
+/* EP_OK while a host wait shall go on. */
+static int asked_to_stop(struct cuda_executor *e)
+{
+    uint64_t now;
+
+    if (is_stopped(e))
+        return EP_ERR_ABORTED;
+    now = now_ns();
+    if (e->table.interrupted == NULL || now - e->asked < ASK_NS)
+        return EP_OK;
+    e->asked = now;
+    if (!e->table.interrupted())
+        return EP_OK;
+    snprintf(e->error, sizeof e->error, "interrupted");
+    return EP_ERR_INTERRUPTED;
+}
+
 /* A peer may never come, so this wait can be stopped, which cuStreamSynchronize cannot. */
 static int op_stream_synchronize(void *self, void *stream)
 {
@@ -294,8 +321,9 @@ static int op_stream_synchronize(void *self, void *stream)
 
     ENTER();
     while ((found = e->cu->p_cuStreamQuery(stream)) == CUDA_ERROR_NOT_READY) {
-        if (is_stopped(e))
-            return EP_ERR_ABORTED;
+        int code = asked_to_stop(e);
+        if (code != EP_OK)
+            return code;
         sched_yield();
     }
     return check(e, found, "cuStreamQuery");
@@ -408,14 +436,6 @@ int cuda_executor_time_copy(struct cuda_executor *e, ep_dptr_t dst, ep_dptr_t sr
     return code;
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static int op_wait_word(void *self, const uint64_t *word, uint64_t want, uint64_t timeout_ns)
 {
     EXECUTOR(self);
@@ -424,8 +444,9 @@ static int op_wait_word(void *self, const uint64_t *word, uint64_t want, uint64_
 
     ENTER();
     while (__atomic_load_n(word, __ATOMIC_ACQUIRE) != want) {
-        if (is_stopped(e))
-            return EP_ERR_ABORTED;
+        int code = asked_to_stop(e);
+        if (code != EP_OK)
+            return code;
         now = now_ns();
         if (now - start >= timeout_ns) {
             snprintf(e->error, sizeof e->error, "wait_word: the device has not written %llu within"
@@ -459,14 +480,21 @@ static int check_caller(struct cuda_executor *e, void *stream)
     return EP_ERR_EXECUTOR;
 }
 
+static int find_capture(struct cuda_executor *e, void *stream, void **graph);
+
 /* The event is gone when it has been waited for: destroying it early is allowed. */
 static int wait_stream(struct cuda_executor *e, void *waiter, void *waited)
 {
     CUevent event = NULL;
+    void *graph = NULL;
     int code;
 
     ENTER();
-    code = check_caller(e, waited);
+    if (waiter == waited)
+        return EP_OK;
+    code = find_capture(e, waited, &graph);
+    if (code == EP_OK && graph == NULL)              /* a query would end a capture */
+        code = check_caller(e, waited);
     if (code != EP_OK)
         return code;
     TRY(cuEventCreate, &event, CU_EVENT_DISABLE_TIMING);
@@ -482,6 +510,107 @@ static int op_stream_wait(void *self, void *waiter, void *waited)
     EXECUTOR(self);
 
     KEEPING_CONTEXT(wait_stream(e, waiter, waited));
+}
+
+static int op_event_create(void *self, void **out)
+{
+    EXECUTOR(self);
+    CUevent event = NULL;
+
+    ENTER();
+    TRY(cuEventCreate, &event, CU_EVENT_DISABLE_TIMING);
+    *out = event;
+    return EP_OK;
+}
+
+static int op_event_destroy(void *self, void *event)
+{
+    EXECUTOR(self);
+
+    TRY(cuEventDestroy, event);
+    return EP_OK;
+}
+
+static int op_event_record(void *self, void *event, void *stream)
+{
+    EXECUTOR(self);
+
+    ENTER();
+    TRY(cuEventRecord, event, stream);
+    return EP_OK;
+}
+
+static int op_event_wait(void *self, void *stream, void *event)
+{
+    EXECUTOR(self);
+
+    ENTER();
+    TRY(cuStreamWaitEvent, stream, event, 0);
+    return EP_OK;
+}
+
+/* As op_stream_synchronize: it can be ended. */
+static int op_event_synchronize(void *self, void *event)
+{
+    EXECUTOR(self);
+    CUresult found;
+
+    ENTER();
+    while ((found = e->cu->p_cuEventQuery(event)) == CUDA_ERROR_NOT_READY) {
+        int code = asked_to_stop(e);
+        if (code != EP_OK)
+            return code;
+        sched_yield();
+    }
+    return check(e, found, "cuEventQuery");
+}
+
+static int op_event_query(void *self, void *event, int *done)
+{
+    EXECUTOR(self);
+    CUresult found;
+
+    ENTER();
+    found = e->cu->p_cuEventQuery(event);
+    *done = found == CUDA_SUCCESS;
+    return found == CUDA_ERROR_NOT_READY ? EP_OK : check(e, found, "cuEventQuery");
+}
+
+static int find_capture(struct cuda_executor *e, void *stream, void **graph)
+{
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    CUgraph captured = NULL;
+
+    *graph = NULL;
+    ENTER();
+    /* The legacy stream cannot be captured, and must not be asked while another one is.  Older
+     * drivers' function takes one argument less; all of the last three are NULL. */
+    if (stream == NULL || stream == CU_STREAM_LEGACY)
+        return EP_OK;
+    TRY(cuStreamGetCaptureInfo, stream, &status, NULL, &captured, NULL, NULL, NULL);
+    if (status == CU_STREAM_CAPTURE_STATUS_ACTIVE)
+        *graph = captured;
+    return EP_OK;
+}
+
+static int op_capture(void *self, void *stream, void **graph)
+{
+    EXECUTOR(self);
+
+    KEEPING_CONTEXT(find_capture(e, stream, graph));
+}
+
+static int op_graph_keep(void *self, void *graph, void *what, void (*release)(void *what))
+{
+    EXECUTOR(self);
+    CUuserObject object = NULL;
+    int code;
+
+    ENTER();
+    TRY(cuUserObjectCreate, &object, what, release, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
+    code = check(e, e->cu->p_cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE),
+                 "cuGraphRetainUserObject");
+    return code;
 }
 
 static int op_max_resident(void *self, void *handle, uint32_t block, uint32_t smem, uint32_t *ctas)
@@ -549,6 +678,10 @@ struct cuda_executor *cuda_executor_create(int device, const char **why)
         .release_memory = op_release_memory,
         .stream_create = op_stream_create, .stream_destroy = op_stream_destroy,
         .stream_synchronize = op_stream_synchronize,
+        .event_create = op_event_create, .event_destroy = op_event_destroy,
+        .event_record = op_event_record, .event_wait = op_event_wait,
+        .event_synchronize = op_event_synchronize, .event_query = op_event_query,
+        .capture = op_capture, .graph_keep = op_graph_keep,
         .stream_wait = op_stream_wait, .launch = op_launch, .wait_word = op_wait_word,
         .max_resident = op_max_resident,
         .last_error = op_last_error,
@@ -672,6 +805,19 @@ static int free_later(struct cuda_executor *e, ep_dptr_t ptr, void *stream)
 int cuda_executor_free_async(struct cuda_executor *e, ep_dptr_t ptr, void *stream)
 {
     KEEPING_CONTEXT(free_later(e, ptr, stream));
+}
+
+int cuda_executor_copy(struct cuda_executor *e, ep_dptr_t dst, ep_dptr_t src, uint64_t bytes,
+                       void *stream)
+{
+    ENTER();
+    TRY(cuMemcpyAsync, dst, src, bytes, stream);
+    return EP_OK;
+}
+
+void cuda_executor_ask(struct cuda_executor *e, int (*interrupted)(void))
+{
+    e->table.interrupted = interrupted;
 }
 
 int cuda_executor_uuid(struct cuda_executor *e, void *uuid)

@@ -34,6 +34,13 @@ int cuda_executor_alloc_async(struct cuda_executor *executor, uint64_t bytes, vo
                               ep_dptr_t *out);
 int cuda_executor_free_async(struct cuda_executor *executor, ep_dptr_t ptr, void *stream);
 
+/* Within the memory of this GPU, in the order of `stream`. */
+int cuda_executor_copy(struct cuda_executor *executor, ep_dptr_t dst, ep_dptr_t src, uint64_t bytes,
+                       void *stream);
+
+/* Host waits ask `interrupted` now and then whether to give up. */
+void cuda_executor_ask(struct cuda_executor *executor, int (*interrupted)(void));
+
 /* Times every launch from now on, `most` of them, with events around it; 0 stops and forgets. */
 int cuda_executor_profile(struct cuda_executor *executor, uint32_t most);
 /* Launch `index` since then: its kernel and how long it ran.  EP_ERR_ARGUMENT past the last one;

@@ -15,3 +15,4 @@ cdef class Array:
     cdef readonly int device
     cdef readonly bint contiguous
     cdef readonly object stream
+    cdef object some_strides            # bytes; None: C order

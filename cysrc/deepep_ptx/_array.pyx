@@ -14,12 +14,12 @@ cdef class Array:
 
     owner: keeps the memory; the library's array where there is one.
     address: of the first byte.  shape: a tuple.  dtype: NumPy dtype, `ml_dtypes` included.
-    device: ordinal of the GPU, HOST or UNKNOWN.  contiguous: in C order.
+    device: ordinal of the GPU, HOST or UNKNOWN.  contiguous: in C order; else `strides` in bytes.
     stream: the CUDA stream (int) on which the contents are ready, None where none was named.
     """
 
     def __init__(self, owner, uint64_t address, tuple shape not None, dtype not None,
-                 int device=HOST, bint contiguous=True, stream=None):
+                 int device=HOST, bint contiguous=True, stream=None, strides=None):
         cdef uint64_t size
         self.owner = owner
         self.address = address
@@ -32,6 +32,18 @@ cdef class Array:
         self.device = device
         self.contiguous = contiguous
         self.stream = stream
+        self.some_strides = strides
+
+    @property
+    def strides(self):
+        """Bytes from one element to the next, per dimension; None where nobody has said."""
+        if not self.contiguous:
+            return self.some_strides
+        steps, step = [], self.itemsize
+        for length in reversed(self.shape):
+            steps.append(step)
+            step *= length
+        return tuple(reversed(steps))
 
     def __repr__(self):
         return f"<Array {self.dtype} {list(self.shape)} {place_name(self.device)}>"

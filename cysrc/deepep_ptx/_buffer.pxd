@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from deepep_ptx._array cimport Array
 from deepep_ptx._executor cimport Executor, ep_dptr_t, ep_executor
-from gen.params cimport ep_control, ep_status_record
+from gen.params cimport ep_control, ep_status_record, ep_status_ring
 
 cdef extern from "core/arena.h" nogil:
     struct ep_block:
@@ -15,29 +15,35 @@ cdef extern from "core/arena.h" nogil:
 
     struct ep_segment:
         ep_dptr_t base
+        uint64_t view
+        uint64_t bytes
         ep_block *first
 
     struct ep_arena:
         ep_segment segment[8]
         uint32_t num_segments
         uint64_t total
+        uint64_t in_use
 
+    uint32_t ep_arena_next(const ep_arena *arena)
     int ep_arena_add(ep_arena *arena, ep_dptr_t base, uint64_t view, uint64_t bytes)
+    ep_dptr_t ep_arena_drop(ep_arena *arena, uint32_t index)
     ep_block *ep_arena_reserve_largest(ep_arena *arena)
     int ep_arena_reserve(ep_arena *arena, uint64_t bytes, ep_block **out)
-    void ep_arena_trim(ep_block *block, uint64_t bytes)
+    void ep_arena_trim(ep_arena *arena, ep_block *block, uint64_t bytes)
     void ep_arena_release(ep_arena *arena, ep_block *block)
     uint64_t ep_arena_largest_free(const ep_arena *arena)
-    uint64_t ep_arena_used(const ep_arena *arena)
     bint ep_arena_find(const ep_arena *arena, uint64_t view, uint64_t bytes, uint32_t *segment,
                        uint64_t *offset)
     void ep_arena_clear(ep_arena *arena)
 
 cdef extern from "core/buffer.h" nogil:
     enum:
-        EP_DTYPE_BF16
+        EP_CALL_WAIT
+        EP_CALL_DETACHED
 
     struct ep_slot:
+        uint64_t scales
         uint64_t topk_idx
         uint64_t topk_weights
         uint64_t src_idx
@@ -50,17 +56,26 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t smem_per_rank
 
     struct ep_buffer:
-        ep_loaded kernel[7]
+        ep_loaded kernel[8]
         ep_status_record status[16]
         uint32_t num_status
-        uint32_t launched[7]
+        uint32_t launched[8]
         uint32_t num_launched
         void *stream
         int closed
         ep_control control
         ep_arena arena
+        ep_block *landing
+        ep_status_ring *ring
+
+    struct ep_call:
+        void *caller_stream
+        void *previous
+        uint32_t num_sms
+        uint32_t flags
 
     struct ep_layout_args:
+        ep_call call
         ep_dptr_t topk_idx
         ep_dptr_t rank_counts
         ep_dptr_t expert_counts
@@ -69,37 +84,43 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t num_topk
         uint32_t num_experts
         uint32_t topk_idx_bytes
-        uint32_t num_sms
-        void *caller_stream
 
     struct ep_dispatch_args:
+        ep_call call
         ep_dptr_t x
+        ep_dptr_t scales
         ep_dptr_t topk_idx
         ep_dptr_t topk_weights
+        int64_t scale_row_stride
+        int64_t scale_stride
         ep_dptr_t in_rank
         ep_dptr_t rank_counts
         ep_dptr_t expert_counts
         ep_dptr_t pos
         ep_dptr_t rank_prefix
+        uint64_t handle
         uint32_t num_tokens
         uint32_t hidden_bytes
+        uint32_t scale_bytes
         uint32_t num_topk
         uint32_t topk_idx_bytes
         uint32_t num_experts
         uint32_t dtype
+        uint32_t rows
         uint32_t worst_rows
-        uint32_t num_sms
-        void *caller_stream
+        uint32_t landing_bytes
 
     struct ep_dispatch_result:
         ep_block *block
         uint64_t view
         ep_slot slot
         uint32_t rows
-        uint64_t epoch
+        uint32_t landed
+        uint64_t number
         const uint32_t *expert_counts
 
     struct ep_combine_args:
+        ep_call call
         ep_dptr_t x
         ep_dptr_t weights
         uint64_t x_offset
@@ -111,9 +132,8 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t hidden_bytes
         uint32_t num_topk
         uint32_t dtype
-        uint32_t num_sms
-        uint64_t handle_epoch
-        void *caller_stream
+        uint32_t max_ranks
+        uint64_t handle
         ep_dptr_t out
         ep_dptr_t out_weights
         ep_dptr_t bias0
@@ -122,7 +142,7 @@ cdef extern from "core/buffer.h" nogil:
         ep_dptr_t rank_prefix
 
     int ep_buffer_create(const ep_executor *exec, uint32_t rank, uint32_t num_ranks,
-                         uint64_t timeout_ns, ep_buffer **out)
+                         uint64_t timeout_ns, int grows, ep_buffer **out)
     void ep_buffer_set_kernel(ep_buffer *b, uint32_t kernel, const ep_loaded *loaded)
     uint32_t ep_param_bytes(uint32_t kernel)
     int ep_buffer_heap_handle(ep_buffer *b, void *handle)
@@ -132,14 +152,19 @@ cdef extern from "core/buffer.h" nogil:
     void ep_buffer_set_view(ep_buffer *b, uint32_t index, uint64_t view)
     int ep_buffer_open_segment(ep_buffer *b, uint32_t rank, uint32_t index, const void *handle)
     int ep_buffer_publish(ep_buffer *b)
-    void ep_buffer_drop_segment(ep_buffer *b)
+    uint32_t ep_buffer_idle_segments(ep_buffer *b)
+    void ep_buffer_unmap_segment(ep_buffer *b, uint32_t index)
+    void ep_buffer_drop_segment(ep_buffer *b, uint32_t index)
     void ep_buffer_close_peers(ep_buffer *b)
     void ep_buffer_close(ep_buffer *b)
     void ep_buffer_abandon(ep_buffer *b)
     void ep_buffer_destroy(ep_buffer *b)
     int ep_buffer_reset_begin(ep_buffer *b, uint64_t *epoch)
     int ep_buffer_reset_end(ep_buffer *b, uint64_t max_epoch)
-    void ep_buffer_release(ep_buffer *b, ep_block *slot)
+    int ep_buffer_is_capturing(ep_buffer *b, void *stream, int *capturing)
+    int ep_buffer_check(ep_buffer *b)
+    void ep_buffer_retire(ep_buffer *b, ep_block *slot, void **streams, uint32_t num)
+    int ep_buffer_reserve(ep_buffer *b, uint64_t bytes, ep_block **out, uint64_t *view)
     uint64_t ep_buffer_used(ep_buffer *b)
     int ep_buffer_layout(ep_buffer *b, const ep_layout_args *args)
     int ep_buffer_dispatch(ep_buffer *b, const ep_dispatch_args *args, ep_dispatch_result *out)
@@ -153,7 +178,8 @@ cdef class CoreBuffer:
     cdef readonly uint32_t num_ranks
     cdef list kernels                # keeps the loaded code
     cdef list symbols
-    cdef list views                  # keeps the memory that slots show
+    cdef dict views                  # segment -> what keeps the memory that its slots show
+    cdef list captured               # mappings of captured calls
 
     cdef int raise_for(self, int code) except -1
     cdef bint is_pulled(self, Array array, bint zero_copy, uint32_t *segment,

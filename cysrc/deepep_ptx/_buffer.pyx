@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: MIT
 """The C core's buffer as Python objects: lifetimes, array mappings, results."""
 
+import contextlib
+
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from gen.params cimport (
     EP_FOREVER,
     EP_MAX_LOCAL_EXPERTS,
     EP_MAX_RANKS,
+    EP_MAX_SEGMENTS,
     EP_MAX_TOPK,
     EP_MODE_PULL_WEIGHTS,
     EP_MODE_PULL_X,
@@ -18,7 +21,7 @@ from gen.params cimport (
 
 from deepep_ptx._array cimport IN_HOST_MEMORY, Array
 from deepep_ptx._errors cimport Report, check
-from deepep_ptx._executor cimport EP_HANDLE_BYTES, Executor, ep_dptr_t, ep_executor
+from deepep_ptx._executor cimport EP_HANDLE_BYTES, Event, Executor, ep_dptr_t, ep_executor
 
 from deepep_ptx._errors import KERNELS
 from deepep_ptx.errors import DeepEPError
@@ -27,33 +30,43 @@ from deepep_ptx.errors import DeepEPError
 FOREVER = EP_FOREVER
 MAX_LOCAL_EXPERTS = EP_MAX_LOCAL_EXPERTS
 MAX_RANKS = EP_MAX_RANKS
+MAX_SEGMENTS = EP_MAX_SEGMENTS
 MAX_TOPK = EP_MAX_TOPK
 ROW_ALIGN = EP_ROW_ALIGN
 SLOT_ALIGN = EP_SLOT_ALIGN
 
+# Bytes of an element of combine's rows, which are bfloat16.
+cdef uint32_t COMBINE_ITEMSIZE = 2
+
 cdef tuple KERNEL_ORDER = tuple(sorted(KERNELS, key=KERNELS.get))
+
+
+def param_bytes(str kernel not None):
+    """Bytes of a kernel's parameter block in this build."""
+    return ep_param_bytes(KERNELS[kernel])
 
 
 @cython.no_gc_clear     # __dealloc__ uses the executor
 cdef class CoreBuffer:
     """One rank's buffer.  Arrays are C-contiguous and in memory of the executor, or in host memory,
-    checked by the caller.  `stream` is a number: what the caller's stream has queued comes before
-    a call's kernels, what it queues afterwards comes after them.
+    checked by the caller.
 
     executor: of this rank.  timeout_ns: limit of each wait of a kernel, FOREVER = none.
+    grows: the arena grows where a call finds no room.
     """
 
     def __cinit__(self, Executor executor not None, uint32_t rank, uint32_t num_ranks,
-                  uint64_t timeout_ns):
+                  uint64_t timeout_ns, bint grows=False):
         cdef int code
         self.executor = executor
         self.rank = rank
         self.num_ranks = num_ranks
         self.kernels = [None] * len(KERNEL_ORDER)
         self.symbols = [None] * len(KERNEL_ORDER)
-        self.views = []
+        self.views = {}
+        self.captured = []
         with nogil:
-            code = ep_buffer_create(executor.table, rank, num_ranks, timeout_ns, &self.core)
+            code = ep_buffer_create(executor.table, rank, num_ranks, timeout_ns, grows, &self.core)
         check(code, executor)
 
     def __dealloc__(self):
@@ -109,15 +122,24 @@ cdef class CoreBuffer:
         check(ep_buffer_add_segment(self.core, nbytes, &index, &base, handle), self.executor)
         view = self.executor.host_view(base, nbytes)
         if view is not None:        # else arrays show device addresses
-            self.views.append(view)
+            self.views[index] = view
             ep_buffer_set_view(self.core, index, view.__array_interface__["data"][0])
         return index, handle[:EP_HANDLE_BYTES]
 
-    def drop_segment(self):
-        """Take back the newest segment: some rank could not have it."""
-        self.views.pop()
+    def idle_segments(self):
+        """Bit i of the result: nothing of segment i is in use."""
+        return ep_buffer_idle_segments(self.core)
+
+    def unmap_segment(self, uint32_t index):
+        """Unmap segment `index` of all peers; after a barrier, `drop_segment`."""
         with nogil:
-            ep_buffer_drop_segment(self.core)
+            ep_buffer_unmap_segment(self.core, index)
+
+    def drop_segment(self, uint32_t index):
+        """Free own segment `index`, of which nothing is in use."""
+        self.views.pop(index, None)
+        with nogil:
+            ep_buffer_drop_segment(self.core, index)
 
     def open_segment(self, uint32_t rank, uint32_t index, bytes handle not None):
         """Map segment `index` of rank's arena."""
@@ -131,107 +153,120 @@ cdef class CoreBuffer:
         check(code, self.executor)
 
     # -- calls ---------------------------------------------------------------------------------
+    # Each returns what must stay until the call has ended, None where it has.
 
     def layout(self, Array topk_idx, Array rank_counts, Array expert_counts, Array in_rank,
-               uint32_t num_sms, size_t stream):
+               Launch launch not None):
         """Fill rank_counts int32 [R], expert_counts int32 [E] and in_rank bool [T, R]."""
         cdef ep_layout_args args
         cdef int code
+        cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
+        launch.fill(&args.call)
         args.num_tokens, args.num_topk = topk_idx.shape
         args.num_experts = expert_counts.shape[0]
         args.topk_idx_bytes = topk_idx.itemsize
-        args.num_sms = num_sms
-        args.caller_stream = <void *>stream
-        with Mappings(self) as maps:
-            args.topk_idx = (<Mappings>maps).add(topk_idx, False, "topk_idx")
-            args.rank_counts = (<Mappings>maps).add(rank_counts, True, "num_tokens_per_rank")
-            args.expert_counts = (<Mappings>maps).add(expert_counts, True, "num_tokens_per_expert")
-            args.in_rank = (<Mappings>maps).add(in_rank, True, "is_token_in_rank")
+        with maps:
+            args.topk_idx = maps.add(topk_idx, False, "topk_idx")
+            args.rank_counts = maps.add(rank_counts, True, "num_tokens_per_rank")
+            args.expert_counts = maps.add(expert_counts, True, "num_tokens_per_expert")
+            args.in_rank = maps.add(in_rank, True, "is_token_in_rank")
             with nogil:
                 code = ep_buffer_layout(self.core, &args)
             self.raise_for(code)
+            return maps.until_end(launch)
 
-    def dispatch(self, Array x, Array topk_idx, Array topk_weights, Array in_rank,
-                 Array rank_counts, Array expert_counts, Array pos, Array rank_prefix,
-                 uint32_t worst_rows, uint32_t num_sms, size_t stream):
-        """Send x [T, H] bf16 and, unless None, top-k; fill pos int32 [T, R], rank_prefix [R, R].
+    def dispatch(self, Rows x not None, Array topk_idx, Array topk_weights, Placement at not None,
+                 uint32_t num_worst_tokens, Launch launch not None):
+        """Send x and, unless None, top-k.  Returns (`Received`, what must stay).
 
-        Returns a `Received`.  Raises what the device reported.
+        With at.handle 0 the layout is taken from `at`, whose pos and rank_prefix are filled; else
+        these are an earlier dispatch's, and the result has at.rows rows.
         """
         cdef ep_dispatch_args args
         cdef ep_dispatch_result result
         cdef int code
+        cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
-        args.num_tokens = x.shape[0]
-        args.hidden_bytes = x.shape[1] * x.itemsize
+        launch.fill(&args.call)
+        args.num_tokens = x.array.shape[0]
+        args.hidden_bytes = x.array.shape[1] * x.array.itemsize
+        args.dtype = x.code
+        if x.scales is not None:
+            args.scale_bytes = x.scales.shape[1] * x.scales.itemsize
+            args.scale_row_stride, args.scale_stride = x.strides
         if topk_idx is not None:
             args.num_topk = topk_idx.shape[1]
             args.topk_idx_bytes = topk_idx.itemsize
-        args.num_experts = expert_counts.shape[0]
-        args.dtype = EP_DTYPE_BF16
-        args.worst_rows = worst_rows
-        args.num_sms = num_sms
-        args.caller_stream = <void *>stream
-        with Mappings(self) as maps:
-            args.x = (<Mappings>maps).add(x, False, "x")
-            args.topk_idx = (<Mappings>maps).add(topk_idx, False, "topk_idx")
-            args.topk_weights = (<Mappings>maps).add(topk_weights, False, "topk_weights")
-            args.in_rank = (<Mappings>maps).add(in_rank, False, "is_token_in_rank")
-            args.rank_counts = (<Mappings>maps).add(rank_counts, False, "num_tokens_per_rank")
-            args.expert_counts = (<Mappings>maps).add(expert_counts, False, "num_tokens_per_expert")
-            args.pos = (<Mappings>maps).add(pos, True, "pos")
-            args.rank_prefix = (<Mappings>maps).add(rank_prefix, True, "rank_prefix_matrix")
+        args.num_experts = at.num_experts
+        args.handle = at.handle
+        args.rows = at.rows if at.handle else num_worst_tokens
+        args.worst_rows = num_worst_tokens
+        args.landing_bytes = x.array.shape[1] * COMBINE_ITEMSIZE
+        with maps:
+            args.x = maps.add(x.array, False, "x")
+            args.scales = maps.add_span(x.scales, x.span, "x[1]")
+            args.topk_idx = maps.add(topk_idx, False, "topk_idx")
+            args.topk_weights = maps.add(topk_weights, False, "topk_weights")
+            args.in_rank = maps.add(at.in_rank, False, "is_token_in_rank")
+            args.rank_counts = maps.add(at.rank_counts, False, "num_tokens_per_rank")
+            args.expert_counts = maps.add(at.expert_counts, False, "num_tokens_per_expert")
+            args.pos = maps.add(at.pos, at.handle == 0, "pos")
+            args.rank_prefix = maps.add(at.rank_prefix, at.handle == 0, "rank_prefix_matrix")
             with nogil:
                 code = ep_buffer_dispatch(self.core, &args, &result)
             self.raise_for(code)
-        received = Received()
-        received.rows = result.rows
-        received.epoch = result.epoch
-        received.offsets = (0, result.slot.topk_idx, result.slot.topk_weights, result.slot.src_idx)
-        if worst_rows == 0:
-            received.expert_counts = [
-                result.expert_counts[i] for i in range(args.num_experts // self.num_ranks)
-            ]
-        if result.block != NULL:
-            received.slot = Slot.wrap(self, &result, args.caller_stream)
-        return received
+            received = Received()
+            received.rows = result.rows
+            received.number = result.number
+            received.landed = result.landed
+            received.offsets = (0, result.slot.scales, result.slot.topk_idx,
+                                result.slot.topk_weights, result.slot.src_idx)
+            if args.rows == 0 and at.handle == 0:
+                received.expert_counts = [
+                    result.expert_counts[i] for i in range(args.num_experts // self.num_ranks)
+                ]
+            if result.block != NULL:
+                received.slot = Slot.wrap(self, result.block, result.view, launch.stream)
+            return received, maps.until_end(launch)
 
     def combine(self, Array x, Array topk_weights, Array bias0, Array bias1, Array out,
-                Array out_weights, Array pos, Array rank_prefix, uint64_t handle_epoch,
-                bint zero_copy, uint32_t num_sms, size_t stream):
+                Array out_weights, Placement at not None, uint32_t max_ranks, bint zero_copy,
+                Launch launch not None):
         """Reduce x [n, H] bf16 and, unless None, topk_weights float32 [n, K] into out, out_weights.
 
-        bias0, bias1: None or [T, H].  pos, rank_prefix, handle_epoch: of the dispatch.
+        bias0, bias1: None or [T, H].  at: of the dispatch, whose tokens went to max_ranks ranks at
+        most.
         """
         cdef ep_combine_args args
         cdef int code
+        cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
-        args.num_tokens = pos.shape[0]
+        launch.fill(&args.call)
+        args.num_tokens = at.pos.shape[0]
         args.hidden_bytes = x.shape[1] * x.itemsize
         args.num_topk = 0 if topk_weights is None else topk_weights.shape[1]
-        args.dtype = EP_DTYPE_BF16
-        args.num_sms = num_sms
-        args.handle_epoch = handle_epoch
-        args.caller_stream = <void *>stream
+        args.max_ranks = max_ranks
+        args.handle = at.handle
         if self.is_pulled(x, zero_copy, &args.x_segment, &args.x_offset):
             args.mode |= EP_MODE_PULL_X
         if self.is_pulled(topk_weights, zero_copy, &args.weights_segment, &args.weights_offset):
             args.mode |= EP_MODE_PULL_WEIGHTS
-        with Mappings(self) as maps:
+        with maps:
             if not args.mode & EP_MODE_PULL_X:
-                args.x = (<Mappings>maps).add(x, False, "x")
+                args.x = maps.add(x, False, "x")
             if not args.mode & EP_MODE_PULL_WEIGHTS:
-                args.weights = (<Mappings>maps).add(topk_weights, False, "topk_weights")
-            args.bias0 = (<Mappings>maps).add(bias0, False, "bias[0]")
-            args.bias1 = (<Mappings>maps).add(bias1, False, "bias[1]")
-            args.out = (<Mappings>maps).add(out, True, "combined_x")
-            args.out_weights = (<Mappings>maps).add(out_weights, True, "combined_topk_weights")
-            args.pos = (<Mappings>maps).add(pos, False, "pos")
-            args.rank_prefix = (<Mappings>maps).add(rank_prefix, False, "rank_prefix_matrix")
+                args.weights = maps.add(topk_weights, False, "topk_weights")
+            args.bias0 = maps.add(bias0, False, "bias[0]")
+            args.bias1 = maps.add(bias1, False, "bias[1]")
+            args.out = maps.add(out, True, "combined_x")
+            args.out_weights = maps.add(out_weights, True, "combined_topk_weights")
+            args.pos = maps.add(at.pos, False, "pos")
+            args.rank_prefix = maps.add(at.rank_prefix, False, "rank_prefix_matrix")
             with nogil:
                 code = ep_buffer_combine(self.core, &args)
             self.raise_for(code)
+            return maps.until_end(launch)
 
     cdef bint is_pulled(self, Array array, bint zero_copy, uint32_t *segment,
                         uint64_t *offset) except -1:
@@ -241,7 +276,45 @@ cdef class CoreBuffer:
         return zero_copy and ep_arena_find(&self.core.arena, array.address, array.nbytes, segment,
                                            offset)
 
+    def reserve(self, uint64_t nbytes, size_t stream):
+        """A `Slot` of nbytes for a caller's array on `stream`."""
+        cdef ep_block *block = NULL
+        cdef uint64_t view = 0
+        self.raise_for(ep_buffer_reserve(self.core, nbytes, &block, &view))
+        if block.segment in self.views:
+            self.executor.written(self.core.arena.segment[block.segment].base + block.offset,
+                                  nbytes)
+        return Slot.wrap(self, block, view, stream)
+
+    def check(self):
+        """Wait for the calls made so far; raises what the device reported."""
+        cdef int code
+        with nogil:
+            code = ep_buffer_check(self.core)
+        self.raise_for(code)
+
+    def is_capturing(self, size_t stream):
+        """Whether what is queued on `stream` is being captured."""
+        cdef int capturing = 0
+        check(ep_buffer_is_capturing(self.core, <void *>stream, &capturing), self.executor)
+        return capturing != 0
+
     # -- state ---------------------------------------------------------------------------------
+
+    @property
+    def stream(self):
+        """Of the kernels, a number."""
+        return <size_t>self.core.stream
+
+    @property
+    def has_news(self):
+        """Whether the device has reported something that was not raised yet."""
+        return self.core.ring.next != 0
+
+    @property
+    def landing_bytes(self):
+        """Bytes of the extent that no result keeps."""
+        return self.core.landing.bytes if self.core.landing != NULL else 0
 
     @property
     def launched(self):
@@ -310,16 +383,112 @@ cdef class CoreBuffer:
         """Free everything but segments with slots in use; those go with their last slot."""
         with nogil:
             ep_buffer_close(self.core)
+        self.captured.clear()
 
 
+@cython.final
+cdef class Launch:
+    """How a call is launched.
+
+    stream: the caller's, a number: its arrays are ready and its results are used there.
+    previous: an `Event` that the kernels run after, None: after what `stream` has queued.
+    num_sms: CTAs.  wait: the host waits for the end.  detached: `stream` does not wait for it.
+    captured: what is queued on `stream` is being captured.
+    """
+
+    cdef readonly size_t stream
+    cdef readonly Event previous
+    cdef readonly uint32_t num_sms
+    cdef readonly bint wait
+    cdef readonly bint detached
+    cdef readonly bint captured
+
+    def __init__(self, size_t stream, Event previous, uint32_t num_sms, bint wait, bint detached,
+                 bint captured):
+        self.stream = stream
+        self.previous = previous
+        self.num_sms = num_sms
+        self.wait = wait
+        self.detached = detached
+        self.captured = captured
+
+    cdef void fill(self, ep_call *call) noexcept:
+        call.caller_stream = <void *>self.stream
+        call.previous = NULL if self.previous is None else self.previous.handle
+        call.num_sms = self.num_sms
+        call.flags = ((EP_CALL_WAIT if self.wait else 0)
+                      | (EP_CALL_DETACHED if self.detached else 0))
+
+
+@cython.final
+cdef class Rows:
+    """What a dispatch moves.
+
+    array: [num_tokens, hidden].  code: of its dtype and its scales', equal on all ranks.
+    scales: None, or [num_tokens, num_scales] of 4-byte words in any `strides` (bytes, two).
+    """
+
+    cdef readonly Array array
+    cdef readonly uint32_t code
+    cdef readonly Array scales
+    cdef readonly tuple strides
+
+    def __init__(self, Array array not None, uint32_t code, Array scales=None, tuple strides=None):
+        self.array = array
+        self.code = code
+        self.scales = scales
+        self.strides = strides
+
+    @property
+    def span(self):
+        """(first, end): bytes of the scales' memory, from the first element's address."""
+        if self.scales is None or self.scales.nbytes == 0:
+            return 0, 0
+        reach = [(length - 1) * stride
+                 for length, stride in zip(self.scales.shape, self.strides, strict=True)]
+        return (sum(min(0, step) for step in reach),
+                sum(max(0, step) for step in reach) + self.scales.itemsize)
+
+
+@cython.final
+cdef class Placement:
+    """Where the rows of a dispatch go.
+
+    pos int32 [T, R], rank_prefix int32 [R, R].  handle: number of the call that filled them, 0:
+    they are to be filled, from in_rank bool [T, R], rank_counts int32 [R] and expert_counts int32
+    [num_experts].  rows: of the result, with a handle.
+    """
+
+    cdef readonly Array pos
+    cdef readonly Array rank_prefix
+    cdef readonly Array in_rank
+    cdef readonly Array rank_counts
+    cdef readonly Array expert_counts
+    cdef readonly uint32_t num_experts
+    cdef readonly uint64_t handle
+    cdef readonly uint32_t rows
+
+    def __init__(self, Array pos, Array rank_prefix, *, Array in_rank=None, Array rank_counts=None,
+                 Array expert_counts=None, uint64_t handle=0, uint32_t rows=0):
+        self.pos = pos
+        self.rank_prefix = rank_prefix
+        self.in_rank = in_rank
+        self.rank_counts = rank_counts
+        self.expert_counts = expert_counts
+        self.num_experts = 0 if expert_counts is None else expert_counts.shape[0]
+        self.handle = handle
+        self.rows = rows
+
+
+@cython.final
 cdef class Mappings:
-    """The arrays of one call as device addresses; what is in host memory is mapped until the end
-    of the `with` block."""
+    """The arrays of one call as device addresses.  What is in host memory is mapped until the end
+    of the `with` block, or for longer: see `until_end`."""
 
     cdef CoreBuffer buffer
     cdef list mapped
 
-    def __init__(self, CoreBuffer buffer not None):
+    def __cinit__(self, CoreBuffer buffer not None):
         self.buffer = buffer
         self.mapped = []
 
@@ -334,21 +503,55 @@ cdef class Mappings:
                 self.buffer.executor.unmap(dptr)
             except DeepEPError as unmap_error:
                 failure = failure or unmap_error
+        self.mapped = []
         if failure is not None and error is None:
             raise failure
 
+    def __dealloc__(self):
+        # Of a call that nobody waited for, when its run has ended.
+        for dptr in self.mapped:
+            with contextlib.suppress(DeepEPError):
+                self.buffer.executor.unmap(dptr)
+
+    cdef object until_end(self, Launch launch):
+        # Mappings that must stay until the call has ended; None where it has, or nothing is mapped.
+        cdef Mappings rest
+        if launch.wait or not self.mapped:
+            return None
+        rest = Mappings(self.buffer)
+        rest.mapped, self.mapped = self.mapped, rest.mapped
+        if launch.captured:
+            self.buffer.captured.append(rest)
+            return None
+        return rest
+
+    def close(self):
+        """Unmap all."""
+        self.__exit__(None, None, None)
+
     cdef ep_dptr_t add(self, Array array, bint writable, str name) except? 0:
-        # 0 for None and for an array without bytes.  Arena memory has an address already, and so
-        # has memory of the GPU.
-        cdef uint32_t segment = 0
-        cdef uint64_t offset = 0
+        # 0 for None and for an array without bytes.
         if array is None or array.nbytes == 0:
             return 0
-        if ep_arena_find(&self.buffer.core.arena, array.address, array.nbytes, &segment, &offset):
+        return self.locate(array, array.address, array.nbytes, writable, name)
+
+    cdef ep_dptr_t add_span(self, Array array, tuple span, str name) except? 0:
+        # The same for an array that is not contiguous: its first element's address.
+        cdef int64_t first = span[0], end = span[1]
+        if end == first:
+            return 0
+        return self.locate(array, array.address + first, end - first, False, name) - first
+
+    cdef ep_dptr_t locate(self, Array array, uint64_t address, uint64_t nbytes, bint writable,
+                          str name) except? 0:
+        # Arena memory has an address already, and so has memory of the GPU.
+        cdef uint32_t segment = 0
+        cdef uint64_t offset = 0
+        if ep_arena_find(&self.buffer.core.arena, address, nbytes, &segment, &offset):
             return self.buffer.core.arena.segment[segment].base + offset
         if array.device != IN_HOST_MEMORY:
-            return array.address
-        dptr = self.buffer.executor.map_array(array.address, array.nbytes, writable, name)
+            return address
+        dptr = self.buffer.executor.map_array(address, nbytes, writable, name)
         self.mapped.append(dptr)
         return dptr
 
@@ -356,13 +559,15 @@ cdef class Mappings:
 cdef class Received:
     """What dispatch found.
 
-    rows: received, or num_worst_tokens.  offsets: of x, topk_idx, topk_weights and src_idx in
-    `slot`, bytes.  slot: None without rows.  expert_counts: tokens of each local expert, [] in
-    worst-case mode.  epoch: collective calls completed.
+    rows: of the result.  offsets: of x, scales, topk_idx, topk_weights and src_idx in `slot`, bytes.
+    slot: None without rows.  landed: the slot is to be copied out before the next call.
+    expert_counts: tokens of each local expert, [] unless the host waited for the totals.
+    number: of the call, for handles.
     """
 
     cdef readonly uint32_t rows
-    cdef readonly uint64_t epoch
+    cdef readonly uint64_t number
+    cdef readonly bint landed
     cdef readonly tuple offsets
     cdef readonly list expert_counts
     cdef readonly object slot
@@ -374,35 +579,35 @@ cdef class Received:
 @cython.final
 @cython.no_gc_clear     # __dealloc__ uses the buffer
 cdef class Slot:
-    """An extent of the arena, as bytes.  Arrays over it keep it; its end releases the extent."""
+    """An extent of the arena, as bytes.  Arrays over it keep it; its end releases the extent, for
+    calls that come after what is queued by then on `stream`, and on what `current()` names."""
 
     cdef CoreBuffer buffer      # keeps the memory
     cdef ep_block *block        # owned
     cdef uint64_t view
     cdef void *stream           # the caller's, on which the arrays are used; outlives them
-    cdef bint on_gpu
+    cdef public object current  # None, or a function that gives the thread's stream at the end
 
     @staticmethod
-    cdef Slot wrap(CoreBuffer buffer, const ep_dispatch_result *result, void *stream):
+    cdef Slot wrap(CoreBuffer buffer, ep_block *block, uint64_t view, size_t stream):
         cdef Slot slot = Slot.__new__(Slot)
-        slot.stream = stream
-        slot.on_gpu = buffer.executor.name == "cuda"
+        slot.stream = <void *>stream
         slot.buffer = buffer
-        slot.block = result.block
-        slot.view = result.view
+        slot.block = block
+        slot.view = view
         return slot
 
     def __dealloc__(self):
-        cdef const ep_executor *table
+        cdef void *streams[2]
+        cdef uint32_t num = 1
         if self.block == NULL:
             return
-        table = self.buffer.executor.table
+        streams[0] = self.stream
+        if self.current is not None:
+            streams[1] = <void *><size_t>self.current()
+            num += streams[1] != streams[0]
         with nogil:
-            # Later calls, which may hand the extent to peers, come after what reads it now.  A
-            # buffer that is closed makes no more calls.
-            if self.on_gpu and not self.buffer.core.closed:
-                table.stream_wait(table.self, self.buffer.core.stream, self.stream)
-            ep_buffer_release(self.buffer.core, self.block)
+            ep_buffer_retire(self.buffer.core, self.block, streams, num)
 
     @property
     def address(self):
@@ -418,6 +623,26 @@ cdef class Slot:
     def __array_interface__(self):      # where arrays are in host memory
         return {"version": 3, "typestr": "|u1", "shape": (self.block.bytes,),
                 "data": (self.view, False)}
+
+
+@cython.final
+cdef class Region:
+    """The first segment of a buffer's arena, as bytes; the memory goes with the buffer."""
+
+    cdef CoreBuffer buffer
+    cdef readonly uint64_t address
+    cdef readonly uint64_t nbytes
+    cdef public object current
+
+    def __init__(self, CoreBuffer buffer not None):
+        self.buffer = buffer
+        self.address = buffer.core.arena.segment[0].view
+        self.nbytes = buffer.core.arena.segment[0].bytes
+
+    @property
+    def __array_interface__(self):
+        return {"version": 3, "typestr": "|u1", "shape": (self.nbytes,),
+                "data": (self.address, False)}
 
 
 cdef class Arena:
@@ -441,7 +666,7 @@ cdef class Arena:
         return (*key, block.bytes)
 
     def add_segment(self, uint64_t nbytes, uint64_t view=0):
-        """Append a free segment whose arrays begin at address `view`."""
+        """Add a free segment whose arrays begin at address `view`."""
         check(ep_arena_add(&self.arena, view, view, nbytes), None)
 
     def reserve(self, uint64_t nbytes):
@@ -457,7 +682,7 @@ cdef class Arena:
     def trim(self, segment, offset, uint64_t nbytes):
         """Keep the first `nbytes` of a reserved extent; returns what it has now."""
         cdef ep_block *block = <ep_block *><size_t>self.blocks[segment, offset]
-        ep_arena_trim(block, nbytes)
+        ep_arena_trim(&self.arena, block, nbytes)
         return block.bytes
 
     def release(self, segment, offset):
@@ -480,7 +705,7 @@ cdef class Arena:
     @property
     def used(self):
         """Bytes of reserved extents."""
-        return ep_arena_used(&self.arena)
+        return self.arena.in_use
 
     @property
     def largest_free(self):
@@ -491,7 +716,7 @@ cdef class Arena:
         """List of (segment, offset, nbytes), by address."""
         cdef ep_block *block
         extents = []
-        for i in range(self.arena.num_segments):
+        for i in range(EP_MAX_SEGMENTS):
             block = self.arena.segment[i].first
             while block != NULL:
                 if not block.used:

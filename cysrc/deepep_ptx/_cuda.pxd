@@ -16,6 +16,9 @@ cdef extern from "cuda/executor.h" nogil:
     int cuda_executor_alloc_async(cuda_executor *executor, uint64_t nbytes, void *stream,
                                   ep_dptr_t *out)
     int cuda_executor_free_async(cuda_executor *executor, ep_dptr_t ptr, void *stream)
+    void cuda_executor_ask(cuda_executor *executor, int (*interrupted)() noexcept nogil)
+    int cuda_executor_copy(cuda_executor *executor, ep_dptr_t dst, ep_dptr_t src,
+                           uint64_t nbytes, void *stream)
     int cuda_executor_profile(cuda_executor *executor, uint32_t most)
     int cuda_executor_launch_time(cuda_executor *executor, uint32_t index, void **kernel,
                                   float *microseconds)
@@ -27,6 +30,35 @@ cdef extern from "cuda/executor.h" nogil:
     int cuda_executor_enable_peer(cuda_executor *executor, const cuda_executor *peer)
     int cuda_device_count(const char **why)
     void cuda_executor_stop(cuda_executor *executor)
+
+cdef extern from "cuda/driver.h" nogil:
+    enum:
+        CUDA_MIN_DRIVER
+
+cdef extern from "cuda/device.h" nogil:
+    struct cuda_device_facts:
+        char name[128]
+        int arch
+        uint64_t memory
+
+    struct cuda_link_facts:
+        int access
+        int atomics
+        int rank
+
+    int cuda_driver_version(const char **why)
+    int cuda_describe_device(int device, cuda_device_facts *out, const char **why)
+    int cuda_describe_link(int origin, int peer, cuda_link_facts *out, const char **why)
+
+
+cdef extern from "cuda/event.h" nogil:
+    const char *cuda_event_create(void **event)
+    const char *cuda_event_destroy(void *event)
+    const char *cuda_event_record(void *event, void *stream)
+    const char *cuda_event_wait(void *event, void *stream)
+    const char *cuda_event_synchronize(void *event)
+    const char *cuda_event_query(void *event, int *done)
+    bint cuda_has_context()
 
 
 cdef class CudaExecutor(Executor):

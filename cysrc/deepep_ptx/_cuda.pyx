@@ -2,20 +2,26 @@
 """The CUDA driver as an executor: one GPU for one rank."""
 
 cimport cython
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 import numpy as np
 
 from deepep_ptx._executor cimport (
     EP_ERR_ABORTED,
     EP_ERR_ARGUMENT,
+    EP_HANDLE_BYTES,
     EP_OK,
+    Event,
     Executor,
     ep_dptr_t,
     ep_launch,
 )
 
 from deepep_ptx.errors import Aborted, DeepEPError
+
+MIN_DRIVER = CUDA_MIN_DRIVER    # 1000 * major + 10 * minor, as `driver_version`
 
 
 def device_count():
@@ -31,6 +37,89 @@ def why_not():
     if count > 0:
         return None
     return why.decode() if count < 0 else "the driver shows no GPU"
+
+
+def driver_version():
+    """1000 * major + 10 * minor of the CUDA that the driver supports; None without a driver."""
+    cdef const char *why = NULL
+    return cuda_driver_version(&why) or None
+
+
+def describe_device(int device):
+    """{"name", "arch", "memory"} of a GPU: 10 * major + minor of its compute capability, bytes.
+
+    Nothing is allocated on the GPU.  Raises `DeepEPError`.
+    """
+    cdef const char *why = NULL
+    cdef cuda_device_facts facts
+    if cuda_describe_device(device, &facts, &why) != 0:
+        raise DeepEPError(f"GPU {device}: {why.decode()}")
+    return {"name": facts.name.decode(), "arch": facts.arch, "memory": facts.memory}
+
+
+def describe_link(int origin, int peer):
+    """{"access", "atomics", "rank"}: whether kernels on GPU `origin` can use memory of GPU `peer`,
+    also with atomics, which PCIe has not, and the driver's performance rank of the way there.
+
+    Nothing is allocated on the GPUs.  Raises `DeepEPError`.
+    """
+    cdef const char *why = NULL
+    cdef cuda_link_facts facts
+    if cuda_describe_link(origin, peer, &facts, &why) != 0:
+        raise DeepEPError(f"GPU {origin} to GPU {peer}: {why.decode()}")
+    return {"access": bool(facts.access), "atomics": bool(facts.atomics), "rank": facts.rank}
+
+
+@cython.final
+cdef class ContextEvent(Event):
+    """A point in the work of a stream of the driver's current context, of no executor."""
+
+    def __init__(self, size_t stream):
+        require(cuda_event_create(&self.handle))
+        self.record(stream)
+
+    def __dealloc__(self):
+        if self.handle != NULL:
+            cuda_event_destroy(self.handle)
+
+    def record(self, size_t stream):
+        require(cuda_event_record(self.handle, <void *>stream))
+
+    def wait(self, size_t stream):
+        require(cuda_event_wait(self.handle, <void *>stream))
+
+    def synchronize(self):
+        cdef const char *error
+        with nogil:
+            error = cuda_event_synchronize(self.handle)
+        require(error)
+
+    @property
+    def done(self):
+        cdef int done = 0
+        require(cuda_event_query(self.handle, &done))
+        return done != 0
+
+
+cdef int require(const char *error) except -1:
+    if error != NULL:
+        raise DeepEPError(error.decode())
+    return 0
+
+
+def has_context():
+    """Whether the driver has a current context in this thread."""
+    return bool(cuda_has_context())
+
+
+cdef int interrupted() noexcept nogil:
+    # Ctrl-C, in the main thread; the handler's exception waits for the end of the call.
+    with gil:
+        try:
+            PyErr_CheckSignals()
+        except BaseException:
+            return 1
+    return 0
 
 
 @cython.final
@@ -65,6 +154,7 @@ cdef class CudaExecutor(Executor):
         if self.own == NULL:
             raise DeepEPError(f"the cuda executor cannot use GPU {device}: {why.decode()}")
         self.table = cuda_executor_table(self.own)
+        cuda_executor_ask(self.own, interrupted)
         self.mapped = {}
         self.symbols = {}
         self.rank = rank
@@ -139,6 +229,9 @@ cdef class CudaExecutor(Executor):
     cdef int free_array(self, ep_dptr_t dptr, void *stream) noexcept nogil:
         return cuda_executor_free_async(self.own, dptr, stream)
 
+    def copy_array(self, dst, src, nbytes, stream):
+        self.call(cuda_executor_copy(self.own, dst, src, nbytes, <void *><size_t>stream))
+
     def device_of(self, address):
         return cuda_executor_device_of(self.own, address)
 
@@ -188,8 +281,9 @@ cdef class CudaExecutor(Executor):
         """None: device memory has no address on the host; see `read`."""
         return None
 
-    def read(self, dptr, nbytes):
-        """A copy of device memory [dptr, dptr + nbytes) as a NumPy uint8 array."""
+    def read(self, dptr, nbytes, size_t stream=0):
+        """A copy of device memory [dptr, dptr + nbytes), as `stream` leaves it, as a NumPy uint8
+        array."""
         out = np.empty(nbytes, np.uint8)
         cdef uint8_t[::1] view = out
         cdef void *target = &view[0] if nbytes else NULL
@@ -198,13 +292,36 @@ cdef class CudaExecutor(Executor):
         cdef int code = EP_OK
         if nbytes:
             with nogil:
-                code = self.table.copy_out(self.table.self, target, device, size, self.stream)
+                code = self.table.stream_wait(self.table.self, self.stream, <void *>stream)
+                if code == EP_OK:
+                    code = self.table.copy_out(self.table.self, target, device, size, self.stream)
         self.call(code)
         return out
 
     def counters(self):
         """Empty: a GPU counts nothing for us."""
         return {}
+
+    # -- memory of other processes ---------------------------------------------------------------
+
+    def export_memory(self, dptr):
+        """The handle with which another process imports what `alloc` gave."""
+        cdef char handle[EP_HANDLE_BYTES]
+        memset(handle, 0, EP_HANDLE_BYTES)
+        self.call(self.table.export_memory(self.table.self, dptr, handle))
+        return handle[:EP_HANDLE_BYTES]
+
+    def import_memory(self, bytes handle not None):
+        """The address here of memory that another process exported; see `release_memory`."""
+        cdef ep_dptr_t dptr = 0
+        if len(handle) != EP_HANDLE_BYTES:
+            raise ValueError(f"handle: must have {EP_HANDLE_BYTES} bytes, got {len(handle)}")
+        self.call(self.table.import_memory(self.table.self, <const char *>handle, &dptr))
+        return dptr
+
+    def release_memory(self, dptr):
+        """Undo `import_memory`."""
+        self.call(self.table.release_memory(self.table.self, dptr))
 
     # -- measuring -------------------------------------------------------------------------------
 

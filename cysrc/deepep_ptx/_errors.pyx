@@ -3,12 +3,15 @@
 
 from gen.params cimport (
     EP_AGREE_DTYPE,
-    EP_AGREE_HANDLE_EPOCH,
+    EP_AGREE_HANDLE,
     EP_AGREE_HIDDEN_BYTES,
     EP_AGREE_NUM_EXPERTS,
     EP_AGREE_NUM_TOPK,
     EP_AGREE_OP,
+    EP_AGREE_SCALE_BYTES,
     EP_AGREE_TOPK_IDX_BYTES,
+    EP_CAPACITY_ARRAY,
+    EP_CAPACITY_WORST,
     EP_CODE_ABORTED,
     EP_CODE_CAPACITY,
     EP_CODE_IN_CALL,
@@ -19,12 +22,14 @@ from gen.params cimport (
     EP_CODE_TIMEOUT,
     EP_CODE_TOPK_RANGE,
     EP_KERNEL_ABORT,
+    EP_KERNEL_CACHED_NOTIFY,
     EP_KERNEL_COMBINE_NOTIFY,
     EP_KERNEL_COMBINE_PUSH,
     EP_KERNEL_COMBINE_REDUCE,
     EP_KERNEL_DISPATCH,
     EP_KERNEL_LAYOUT,
     EP_KERNEL_NOTIFY,
+    EP_OP_CACHED_DISPATCH,
     EP_OP_COMBINE,
     EP_OP_DISPATCH,
     EP_WAIT_CALL,
@@ -35,11 +40,13 @@ from gen.params cimport (
 from deepep_ptx._executor cimport (
     EP_ERR_CAPACITY,
     EP_ERR_DESTROYED,
+    EP_ERR_INTERRUPTED,
     EP_ERR_STATUS,
     EP_ERR_TIMEOUT,
     EP_OK,
 )
 
+from deepep_ptx.arrays import dtypes
 from deepep_ptx.errors import (
     CapacityError,
     DeepEPError,
@@ -57,6 +64,7 @@ KERNELS = {
     "combine_push": EP_KERNEL_COMBINE_PUSH,
     "combine_reduce": EP_KERNEL_COMBINE_REDUCE,
     "abort": EP_KERNEL_ABORT,
+    "cached_notify": EP_KERNEL_CACHED_NOTIFY,
 }
 
 cdef dict KERNEL_NAMES = {index: name for name, index in KERNELS.items()}
@@ -67,20 +75,19 @@ cdef dict WAITS = {
     EP_WAIT_DONE: "end of call",
 }
 
-# `what` of a capacity record: more rows than num_worst_tokens, whatever the arena holds.
-cdef uint32_t ROWS_PAST_WORST = 1
-
-cdef dict OPERATIONS = {EP_OP_DISPATCH: "dispatch", EP_OP_COMBINE: "combine"}
+cdef dict OPERATIONS = {EP_OP_DISPATCH: "dispatch", EP_OP_COMBINE: "combine",
+                        EP_OP_CACHED_DISPATCH: "dispatch with a handle"}
 
 # Word of a call record -> the argument that it stands for, and how to print its value.
 cdef dict AGREEMENTS = {
     EP_AGREE_OP: ("call", lambda word: OPERATIONS.get(word, word)),
     EP_AGREE_NUM_EXPERTS: ("num_experts", int),
-    EP_AGREE_HIDDEN_BYTES: ("hidden", lambda word: word // 2),
-    EP_AGREE_DTYPE: ("x.dtype", int),
+    EP_AGREE_HIDDEN_BYTES: ("hidden", lambda word: f"{word} bytes"),
+    EP_AGREE_DTYPE: ("x.dtype", dtypes.name_of_code),
     EP_AGREE_NUM_TOPK: ("num_topk", int),
     EP_AGREE_TOPK_IDX_BYTES: ("topk_idx.itemsize", int),
-    EP_AGREE_HANDLE_EPOCH: ("handle", lambda word: f"of call {word}"),
+    EP_AGREE_HANDLE: ("handle", lambda word: f"of call {word}"),
+    EP_AGREE_SCALE_BYTES: ("num_scales", lambda word: word // 4),
 }
 
 
@@ -109,10 +116,15 @@ cdef object mismatch_error(const ep_status_record *record, uint32_t rank):
 
 
 cdef object capacity_error(const ep_status_record *record):
-    if record.what == ROWS_PAST_WORST:
+    if record.what == EP_CAPACITY_ARRAY:
+        return CapacityError(
+            f"num_nvl_bytes: rank {record.peer} has no {record.seen} free bytes side by side; "
+            f"num_nvl_bytes={record.expected} would hold them beside what it holds now",
+            needed_bytes=record.expected)
+    if record.what == EP_CAPACITY_WORST:
         return CapacityError(f"num_worst_tokens: must be at least {record.seen}, the rows that "
                              f"rank {record.peer} receives")
-    what = "received" if record.kernel == EP_KERNEL_NOTIFY else "staged for a push"
+    what = "pushed" if record.kernel == EP_KERNEL_COMBINE_NOTIFY else "received"
     return CapacityError(
         f"num_nvl_bytes: rank {record.peer} has no room for {record.seen} rows to be {what}; "
         f"num_nvl_bytes={record.expected} would hold them beside what it holds now",
@@ -177,6 +189,8 @@ cdef int check(int code, Executor executor, const Report *report=NULL) except -1
         raise CapacityError("the arena has all the segments that it can have; give num_nvl_bytes")
     if code == EP_ERR_DESTROYED:
         raise DestroyedError("the buffer was used after destroy()")
+    if code == EP_ERR_INTERRUPTED:
+        raise KeyboardInterrupt
     if executor is None:
         raise MemoryError("no memory for the core")
     raise executor.error(code)

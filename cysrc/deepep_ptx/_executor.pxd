@@ -17,6 +17,7 @@ cdef extern from "core/executor.h" nogil:
         EP_ERR_STATUS
         EP_ERR_CAPACITY
         EP_ERR_DESTROYED
+        EP_ERR_INTERRUPTED
 
     struct ep_launch:
         void *kernel
@@ -60,6 +61,7 @@ cdef extern from "core/executor.h" nogil:
         int (*launch)(void *context, const ep_launch *launch) noexcept nogil
         int (*wait_word)(void *context, const uint64_t *word, uint64_t want,
                          uint64_t timeout_ns) noexcept nogil
+        int (*interrupted)() noexcept nogil
         int (*max_resident)(void *context, void *kernel, uint32_t block, uint32_t smem,
                             uint32_t *ctas) noexcept nogil
         const char *(*last_error)(void *context) noexcept nogil
@@ -76,6 +78,12 @@ cdef class Executor:
     cdef int alloc_array(self, uint64_t nbytes, const char *name, void *stream,
                          ep_dptr_t *out) noexcept nogil
     cdef int free_array(self, ep_dptr_t dptr, void *stream) noexcept nogil
+
+
+cdef class Event:
+    cdef Executor executor           # None: of the driver's current context
+    cdef void *handle                # owned; NULL: complete
+    cdef int call(self, int code) except -1
 
 
 cdef class Memory:

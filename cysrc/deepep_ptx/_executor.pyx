@@ -35,6 +35,10 @@ cdef class Executor:
     cdef int free_array(self, ep_dptr_t dptr, void *stream) noexcept nogil:
         return self.table.free(self.table.self, dptr, stream)
 
+    def copy_array(self, dst, src, nbytes, stream):
+        """Copy within device memory, in the order of `stream` (a number)."""
+        raise NotImplementedError
+
     def map_array(self, address, nbytes, writable, name):
         """Map host bytes [address, address + nbytes) for the kernels; returns a device address.
 
@@ -51,8 +55,12 @@ cdef class Executor:
         device memory has no address on the host."""
         raise NotImplementedError
 
-    def read(self, dptr, nbytes):
-        """A copy of device memory [dptr, dptr + nbytes) as a NumPy uint8 array."""
+    def written(self, dptr, nbytes):
+        """The host stores to device memory [dptr, dptr + nbytes) through a `host_view`."""
+
+    def read(self, dptr, nbytes, stream=0):
+        """A copy of device memory [dptr, dptr + nbytes), as `stream` leaves it, as a NumPy uint8
+        array."""
         return self.host_view(dptr, nbytes).copy()
 
     def device_of(self, address):
@@ -86,6 +94,60 @@ cdef class Executor:
         raise NotImplementedError
 
 
+@cython.no_gc_clear     # __dealloc__ uses the executor
+cdef class Event:
+    """A point in the work of `executor`'s streams, which are numbers."""
+
+    def __init__(self, Executor executor not None):
+        self.executor = executor
+        self.call(executor.table.event_create(executor.table.self, &self.handle))
+
+    def __dealloc__(self):
+        if self.executor is not None and self.handle != NULL:
+            with nogil:
+                self.executor.table.event_destroy(self.executor.table.self, self.handle)
+
+    cdef int call(self, int code) except -1:
+        if code != EP_OK:
+            raise self.executor.error(code)
+        return 0
+
+    @property
+    def executor_name(self):
+        """"emu" or "cuda"."""
+        return "cuda" if self.executor is None else self.executor.name
+
+    def record(self, size_t stream):
+        """The point is what `stream` has queued by now."""
+        cdef int code
+        with nogil:
+            code = self.executor.table.event_record(self.executor.table.self, self.handle,
+                                                    <void *>stream)
+        self.call(code)
+
+    def wait(self, size_t stream):
+        """What is queued on `stream` from now on runs after the point."""
+        cdef int code
+        with nogil:
+            code = self.executor.table.event_wait(self.executor.table.self, <void *>stream,
+                                                  self.handle)
+        self.call(code)
+
+    def synchronize(self):
+        """Wait on the host."""
+        cdef int code
+        with nogil:
+            code = self.executor.table.event_synchronize(self.executor.table.self, self.handle)
+        self.call(code)
+
+    @property
+    def done(self):
+        """Whether the point has passed."""
+        cdef int done = 0
+        self.call(self.executor.table.event_query(self.executor.table.self, self.handle, &done))
+        return done != 0
+
+
 @cython.final
 @cython.no_gc_clear     # __dealloc__ uses the executor
 cdef class Memory:
@@ -113,6 +175,10 @@ cdef class Memory:
         if self.address:
             with nogil:
                 self.executor.free_array(self.address, self.stream)
+
+    def copy_from(self, ep_dptr_t source):
+        """Fill it with as many bytes of device memory, in the order of its stream."""
+        self.executor.copy_array(self.address, source, self.nbytes, <size_t>self.stream)
 
     def write(self, const uint8_t[::1] data):
         """Fill it with `data`, of as many bytes."""

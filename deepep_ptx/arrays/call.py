@@ -15,6 +15,7 @@ class Call:
 
     Attributes:
         stream: its number; 0 is the default stream.
+        results_on: number of the stream that results are allocated for; see `allocate_on`.
         copies: whether results are copies whatever the buffer says.
 
     Raises:
@@ -22,16 +23,26 @@ class Call:
         ValueError: a stream on the CPU executor, which has none but the default one.
     """
 
-    __slots__ = ("executor", "library", "name", "stream", "device", "copies")
+    __slots__ = ("executor", "library", "name", "stream", "results_on", "device", "copies")
 
     def __init__(self, executor, value, name, stream=None):
+        self._begin(executor, library_of(value, name), value, name, stream)
+
+    @classmethod
+    def of_library(cls, executor, library, name, stream=None):
+        """A call without an array."""
+        call = cls.__new__(cls)
+        call._begin(executor, library, None, name, stream)
+        return call
+
+    def _begin(self, executor, library, value, name, stream):
         self.executor = executor
-        self.library = library = library_of(value, name)
+        self.library = library
         self.name = name
         self.device = HOST
         self.copies = False
         if executor.name == "emu":
-            self.stream = 0 if stream is None else _no_stream(stream)
+            self.stream = self.results_on = 0 if stream is None else _no_stream(stream)
             return
         if library.on_gpu:
             self.device = executor.device
@@ -41,12 +52,32 @@ class Call:
             self.stream = library.current_stream(value, executor.device)
         else:
             self.stream = stream_number(stream)
+        self.results_on = self.stream
 
-    def take(self, value, name, dtypes, shape, alignment=1):
-        """Argument `name` as a C-contiguous `Array` of one of `dtypes` and of `shape`.
+    def allocate_on(self, stream):
+        """Allocate results for `stream`, on which they are made; `share` says who else uses them.
+        """
+        if self.library.on_gpu and self.executor.name != "emu":
+            self.results_on = stream
 
-        dtypes: accepted NumPy dtypes.  shape: a length, or the name of a free one, per dimension:
-        (8, "num_topk").  alignment: of the first byte.
+    def share(self, arrays):
+        """The caller's stream uses `arrays` of the library, whichever they were allocated for."""
+        if self.results_on != self.stream:
+            for array in arrays:
+                self.library.share(array, self.stream, self.executor.device)
+
+    @property
+    def current(self):
+        """A function that gives the number of the stream on which the library's work is then."""
+        current = self.library.current(self.executor.device) if self.device != HOST else None
+        return current or (lambda stream=self.stream: stream)
+
+    def take(self, value, name, dtypes, shape, alignment=1, strided=False):
+        """Argument `name` as an `Array` of one of `dtypes` and of `shape`, C-contiguous unless
+        `strided`.
+
+        dtypes: accepted NumPy dtypes, None = all.  shape: a length, or the name of a free one, per
+        dimension: (8, "num_topk").  alignment: of the first byte.
 
         Raises:
             TypeError: not an array, of another library or dtype, or in memory that the executor
@@ -61,13 +92,13 @@ class Call:
         array = library.take(value, name, self.stream)
         if array.device != self.device:
             self._check_device(array, value, name)
-        if array.dtype not in dtypes:
+        if dtypes is not None and array.dtype not in dtypes:
             accepted = " or ".join(str(dtype) for dtype in dtypes)
             raise TypeError(f"{name}: dtype must be {accepted}, got {array.dtype}")
         if not _matches(array.shape, shape):
             accepted = ", ".join(str(length) for length in shape)
             raise ValueError(f"{name}: shape must be [{accepted}], got {list(array.shape)}")
-        if not array.contiguous:
+        if not (array.contiguous or strided):
             raise ValueError(f"{name}: must be C-contiguous; make a contiguous copy")
         if array.address % alignment and array.nbytes:
             raise ValueError(f"{name}: the first byte must be {alignment}-byte aligned")
@@ -77,11 +108,13 @@ class Call:
 
     def empty(self, shape, dtype):
         """A new array of the library, as an `Array` whose owner it is."""
-        return self.library.empty(self.executor, shape, dtype, self.stream)
+        return self.library.empty(self.executor, shape, dtype, self.results_on)
 
     def part(self, slot, offset, shape, dtype, copy):
         """The library's array over bytes from `offset` of `slot`, which it keeps; or a copy."""
-        return self.library.part(self.executor, slot, offset, shape, dtype, self.stream, copy)
+        if not copy and self.device != HOST:
+            slot.current = self.library.current(self.executor.device)
+        return self.library.part(self.executor, slot, offset, shape, dtype, self.results_on, copy)
 
     def freeze(self, array):
         """Make an array of the library read-only, if it can be."""

@@ -20,7 +20,7 @@ class CuPy:
     def take(self, array, name, stream):
         """See `library.Library`."""
         return Array(array, array.data.ptr, array.shape, np.dtype(array.dtype), array.device.id,
-                     array.flags.c_contiguous)
+                     array.flags.c_contiguous, strides=array.strides)
 
     def empty(self, executor, shape, dtype, stream):
         """See `library.Library`."""
@@ -44,6 +44,14 @@ class CuPy:
     def current_stream(self, array, device):
         """The stream on which its work is."""
         return self.cupy.cuda.get_current_stream(device).ptr
+
+    def current(self, device):
+        """See `library.Library`."""
+        return lambda: self.cupy.cuda.get_current_stream(device).ptr
+
+    def share(self, array, stream, device):
+        """CuPy's pool knows of one stream per array: the buffer keeps it until the call has ended.
+        """
 
     @contextlib.contextmanager
     def _on(self, stream, device):

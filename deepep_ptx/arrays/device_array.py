@@ -16,20 +16,22 @@ class DeviceArray:
     """A C-contiguous array in the memory of one GPU.
 
     What calls with arrays of an unknown library return.  Exports DLPack (of versions 0 and 1) and
-    `__cuda_array_interface__`, both without a copy; its contents are complete.
+    `__cuda_array_interface__`, both without a copy.
 
     shape, dtype (NumPy), nbytes, address (of the first byte), device (ordinal of the GPU).
+    stream: the number of the stream on which the contents are ready.
     """
 
-    __slots__ = ("shape", "dtype", "nbytes", "address", "device", "_owner", "_executor",
+    __slots__ = ("shape", "dtype", "nbytes", "address", "device", "stream", "_owner", "_executor",
                  "__weakref__")
 
-    def __init__(self, owner, executor, address, shape, dtype):
+    def __init__(self, owner, executor, address, shape, dtype, stream=0):
         self.shape = shape
         self.dtype = dtype
         self.nbytes = math.prod(shape) * dtype.itemsize
         self.address = address
         self.device = executor.device
+        self.stream = stream
         self._owner = owner             # keeps the memory
         self._executor = executor
 
@@ -48,17 +50,18 @@ class DeviceArray:
 
     def numpy(self):
         """A copy as a NumPy array."""
-        data = self._executor.read(self.address, self.nbytes)
+        data = self._executor.read(self.address, self.nbytes, self.stream)
         return data.view(self.dtype).reshape(self.shape)
 
     def copy(self):
         """A copy in memory of its own."""
-        return self._copy_for(0)
+        return self._copy_for(self.stream)
 
     def _copy_for(self, stream):
         made = _empty(self._executor, self.shape, self.dtype, stream)
         if self.nbytes:
-            made._owner.write(self._executor.read(self.address, self.nbytes))
+            self._executor.stream_wait(stream, self.stream)
+            made._owner.copy_from(self.address)
         return made
 
     @property
@@ -69,7 +72,7 @@ class DeviceArray:
             "typestr": self.dtype.str,      # "<V2" for bfloat16: the protocol has no name for it
             "data": (self.address, False),
             "strides": None,
-            "stream": None,                 # complete
+            "stream": self.stream or 1,     # 1: the legacy default stream
         }
 
     def __dlpack_device__(self):
@@ -80,6 +83,9 @@ class DeviceArray:
             raise BufferError(f"dl_device: is on {self.__dlpack_device__()}; use numpy() for a "
                               "copy in host memory")
         source = self.copy() if copy else self
+        # DLPack: None is the legacy default stream, -1 asks for no order.
+        if stream != -1:
+            self._executor.stream_wait(stream_number(stream or 0), self.stream)
         versioned = max_version is not None and max_version[0] >= 1
         return dlpack.export(source, source.address, source.shape, source.dtype, source.device,
                              versioned)
@@ -94,7 +100,8 @@ class Device:
     def take(self, value, name, stream):
         """See `library.Library`."""
         if type(value) is DeviceArray:
-            return Array(value, value.address, value.shape, value.dtype, value.device)
+            return Array(value, value.address, value.shape, value.dtype, value.device,
+                         stream=value.stream)
         if hasattr(value, "__cuda_array_interface__"):
             return _from_interface(value, name, stream)
         return dlpack.take(value, name, stream)
@@ -106,11 +113,17 @@ class Device:
 
     def part(self, executor, slot, offset, shape, dtype, stream, copy):
         """See `library.Library`."""
-        array = DeviceArray(slot, executor, slot.address + offset, shape, dtype)
+        array = DeviceArray(slot, executor, slot.address + offset, shape, dtype, stream)
         return array._copy_for(stream) if copy else array
 
     def freeze(self, array):
         """Device memory cannot be read-only."""
+
+    def current(self, device):
+        """None: it has no streams of its own."""
+
+    def share(self, array, stream, device):
+        """Nothing: the buffer keeps the array until the call has ended."""
 
     def current_stream(self, value, device):
         """The stream that the array names, else the legacy default stream."""
@@ -120,7 +133,7 @@ class Device:
 
 def _empty(executor, shape, dtype, stream):
     memory = Memory(executor, math.prod(shape) * dtype.itemsize, "array", stream)
-    return DeviceArray(memory, executor, memory.address, shape, dtype)
+    return DeviceArray(memory, executor, memory.address, shape, dtype, stream)
 
 
 def _from_interface(value, name, stream):
@@ -140,7 +153,7 @@ def _from_interface(value, name, stream):
     ready = interface.get("stream")
     return Array(value, interface["data"][0], shape, dtype, device,
                  is_contiguous(shape, interface.get("strides"), dtype.itemsize),
-                 None if ready is None else stream_number(ready))
+                 None if ready is None else stream_number(ready), interface.get("strides"))
 
 
 def _dtype_attribute(value, opaque):

@@ -39,7 +39,8 @@ def take(value, name, stream=None):
         raise TypeError(f"{name}: DLPack type code {tensor.type_code} with {tensor.bits} bits and "
                         f"{tensor.lanes} lanes is not known")
     return Array(tensor, tensor.address, tensor.shape, dtype, device,
-                 is_contiguous(tensor.shape, tensor.strides, 1))
+                 is_contiguous(tensor.shape, tensor.strides, 1),
+                 strides=tensor.strides and [step * dtype.itemsize for step in tensor.strides])
 
 
 def export(owner, address, shape, dtype, device, versioned=False):

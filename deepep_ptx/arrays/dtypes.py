@@ -30,3 +30,20 @@ BY_NAME = {name: np.dtype(name) for name in _NUMPY} | {
 DLPACK = {dtype: ((_NUMPY | _ML_DTYPES)[name], 8 * dtype.itemsize)
           for name, dtype in BY_NAME.items()}
 FROM_DLPACK = {code: dtype for dtype, code in DLPACK.items()}
+
+# What dispatch moves: rows of any of these.
+ROW_DTYPES = tuple(dtype for dtype in DLPACK if dtype.itemsize <= 2)
+SCALE_DTYPES = (FLOAT32, INT32)
+
+
+def code_of(dtype, scale_dtype=None):
+    """A number for the pair of element types, for the ranks to compare."""
+    code, bits = DLPACK[dtype]
+    return code | bits << 8 | (0 if scale_dtype is None else DLPACK[scale_dtype][0] + 1) << 16
+
+
+def name_of_code(number):
+    """`code_of`'s pair in words."""
+    name = str(FROM_DLPACK.get((number & 255, number >> 8 & 255), f"code {number}"))
+    scale = FROM_DLPACK.get(((number >> 16) - 1, 32))
+    return name if scale is None else f"{name} with {scale} scales"

@@ -10,6 +10,7 @@ from .._array import HOST
 from . import dlpack
 from .cupy_arrays import CuPy
 from .device_array import Device, DeviceArray
+from .dtypes import BY_NAME, DLPACK
 from .numpy_arrays import NumPy
 from .torch_arrays import Torch
 
@@ -38,6 +39,13 @@ class Library(Protocol):
     def current_stream(self, value, device):
         """The library's stream (int) for work on GPU `device`, where `value` is."""
 
+    def current(self, device):
+        """A function that gives the thread's current stream (int) on GPU `device`; None where the
+        library has none."""
+
+    def share(self, array, stream, device):
+        """Stream `stream` uses the library's array too: its memory is not to be reused before."""
+
 
 NUMPY = NumPy()
 DEVICE = Device()
@@ -48,6 +56,41 @@ _BY_TYPE = {np.ndarray: NUMPY, DeviceArray: DEVICE}
 # Module -> (name of its array type, library)
 _BY_MODULE = {"torch": ("Tensor", Torch), "cupy": ("ndarray", CuPy)}
 _LOADED = {}
+
+
+def default_library(executor):
+    """What arrays are of where a call names no array: on GPUs torch if it is loaded."""
+    if executor.name == "emu":
+        return NUMPY
+    torch = sys.modules.get("torch")
+    return DEVICE if torch is None else _load("torch", torch)
+
+
+def library_of_dtype(dtype, executor):
+    """(library, NumPy dtype) of a dtype of torch or of what `numpy.dtype` takes.
+
+    Raises:
+        TypeError: neither.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(dtype, torch.dtype):
+        library = _load("torch", torch)
+        if dtype not in library.dtypes:
+            raise TypeError(f"dtype: {dtype} is not known")
+        return library, library.dtypes[dtype]
+    try:
+        known = np.dtype(dtype)
+    except TypeError:
+        known = None
+    if known not in DLPACK:
+        raise TypeError(f"dtype: must be a torch dtype or one of {', '.join(BY_NAME)}, "
+                        f"got {dtype!r}")
+    return (NUMPY if executor.name == "emu" else DEVICE), known
+
+
+def _load(module_name, module):
+    # One object, whichever thread is first.
+    return _LOADED.setdefault(module_name, _BY_MODULE[module_name][1](module))
 
 
 def library_of(value, name):
@@ -64,14 +107,12 @@ def _find(value, name):
         return NUMPY
     if isinstance(value, (type, np.generic)):
         raise _not_an_array(value, name)
-    for module_name, (type_name, library) in _BY_MODULE.items():
+    for module_name, (type_name, _) in _BY_MODULE.items():
         module = sys.modules.get(module_name)
         array_type = getattr(module, type_name, None)
         if array_type is not None and isinstance(value, array_type):
-            if module_name not in _LOADED:      # one object, whichever thread is first
-                _LOADED.setdefault(module_name, library(module))
-            _BY_TYPE[type(value)] = _LOADED[module_name]
-            return _LOADED[module_name]
+            _BY_TYPE[type(value)] = _LOADED.get(module_name) or _load(module_name, module)
+            return _BY_TYPE[type(value)]
     if hasattr(value, "__cuda_array_interface__"):
         return DEVICE
     if hasattr(value, "__array_interface__"):

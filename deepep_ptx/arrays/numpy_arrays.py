@@ -29,7 +29,8 @@ class NumPy:
                 return dlpack.take(value, name)
             value = np.asarray(value)
         address = value.__array_interface__["data"][0]
-        return Array(value, address, value.shape, value.dtype, HOST, value.flags.c_contiguous)
+        return Array(value, address, value.shape, value.dtype, HOST, value.flags.c_contiguous,
+                     strides=value.strides)
 
     def empty(self, executor, shape, dtype, stream):
         """See `library.Library`."""
@@ -50,6 +51,12 @@ class NumPy:
     def freeze(self, array):
         """Make it read-only, as far as the library can."""
         array.flags.writeable = False
+
+    def current(self, device):
+        """None: it has no streams of its own."""
+
+    def share(self, array, stream, device):
+        """Nothing: the buffer keeps the array until the call has ended."""
 
     def current_stream(self, value, device):
         """The stream on which its work is."""

@@ -2,8 +2,22 @@
 """CUDA streams of other libraries as numbers."""
 
 import operator
+import sys
 
 LEGACY = 0      # the legacy default stream; libraries say 1 for it where 0 means "none"
+
+
+class Stream:
+    """A stream of ours for other libraries: `cuda_stream` is its number."""
+
+    def __init__(self, number):
+        self.cuda_stream = number
+
+    def __cuda_stream__(self):
+        return 0, self.cuda_stream
+
+    def __repr__(self):
+        return f"<Stream {self.cuda_stream:#x}>"
 
 
 def stream_number(stream, name="stream"):
@@ -32,3 +46,12 @@ def stream_number(stream, name="stream"):
     if number < 0:
         raise ValueError(f"{name}: must be at least 0, got {number}")
     return LEGACY if number == 1 else number
+
+
+def current_stream():
+    """Number of the stream on which this thread's library queues its work."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return torch.cuda.current_stream().cuda_stream
+    cupy = sys.modules.get("cupy")
+    return 0 if cupy is None else cupy.cuda.get_current_stream().ptr

@@ -2,6 +2,7 @@
 """PyTorch tensors.  This module never imports torch: who gives a tensor has it."""
 
 import contextlib
+import functools
 
 from .._array import HOST, Array
 from . import dlpack
@@ -43,7 +44,10 @@ class Torch:
         except RuntimeError as error:
             raise TypeError(f"{name}: {dlpack.type_name(tensor)} has no memory: {error}") from error
         device = tensor.get_device() if tensor.is_cuda else HOST
-        array = Array(tensor, address, tuple(tensor.shape), dtype, device, tensor.is_contiguous())
+        contiguous = tensor.is_contiguous()
+        strides = None if contiguous else [step * dtype.itemsize for step in tensor.stride()]
+        array = Array(tensor, address, tuple(tensor.shape), dtype, device, contiguous,
+                      strides=strides)
         if address == 0 and array.nbytes:
             raise TypeError(f"{name}: {dlpack.type_name(tensor)} has no memory")
         return array
@@ -73,9 +77,21 @@ class Torch:
     def freeze(self, tensor):
         """Tensors cannot be read-only."""
 
+    def stream(self, number, device):
+        """torch's object for a stream of ours."""
+        return self.torch.cuda.ExternalStream(number, device=device)
+
     def current_stream(self, tensor, device):
         """The stream on which its work is."""
         return self.stream_of(device) if tensor.is_cuda else 0
+
+    def current(self, device):
+        """See `library.Library`."""
+        return functools.partial(self.stream_of, device)
+
+    def share(self, tensor, stream, device):
+        """See `library.Library`."""
+        tensor.record_stream(self.torch.cuda.ExternalStream(stream, device=device))
 
     def _stream_of(self, device):
         return self.torch.cuda.current_stream(device).cuda_stream

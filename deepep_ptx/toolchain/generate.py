@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from deepep_ptx.toolchain import isa_header, params, render
+from deepep_ptx.toolchain import isa_header, lock, params, render
 from deepep_ptx.toolchain.files import write_if_changed
 
 
@@ -14,4 +14,4 @@ def generate(root: Path) -> list[Path]:
     isa = root / "cysrc/gen/isa.h"
     if write_if_changed(isa, isa_header.header_text()):
         changed.append(isa)
-    return changed + render.generate(root)
+    return changed + render.generate(root) + lock.ship(root)

@@ -5,16 +5,19 @@ Committed, so that a change of a macro, a generator or an assembler shows as a r
 Read from what render.generate wrote last: bring that up to date first.
 """
 
+import json
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from deepep_ptx.toolchain.files import write_if_changed
 from deepep_ptx.toolchain.ptxas import Tools, assemble
 from deepep_ptx.toolchain.render import OUTPUT, digest
 from deepep_ptx.toolchain.variants import Table, Variant
 
 LOCK = "ptx/variants.lock"
+FIGURES = "figures.json"
 
 
 def entry(variant: Variant, text: str, tools: Tools | None) -> dict:
@@ -65,6 +68,28 @@ def _inline(value) -> str:
         )
         return f"{{ {', '.join(items)} }}" if value else "{}"
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def ship(root: Path) -> list[Path]:
+    """Write the lock's figures beside the rendered PTX, for users without the sources.
+
+    Each entry keeps the hash of the text that it is about: a text may be newer than the lock.
+    Returns the file if it changed; without a lock there is nothing to ship.
+    """
+    lock, shipped = Path(root) / LOCK, Path(root) / OUTPUT / FIGURES
+    if not lock.is_file():
+        return []
+    locked = tomllib.loads(lock.read_text(encoding="utf-8"))
+    figures = {
+        "ptxas": locked.pop("ptxas"),
+        "nvdisasm": locked.pop("nvdisasm"),
+        "variants": {
+            f"{arch}/{symbol}.ptx": {key: value for key, value in line.items() if key != "sass"}
+            for arch, variants in locked.items()
+            for symbol, line in variants.items()
+        },
+    }
+    return [shipped] if write_if_changed(shipped, json.dumps(figures, indent=1) + "\n") else []
 
 
 def check(table: Table, root: Path, tools: Tools | None) -> tuple[list[str], str | None]:

@@ -2,6 +2,7 @@
 """ptxlint finds what it is there to find; the lock file notices drift."""
 
 import dataclasses
+import json
 import re
 import shutil
 from pathlib import Path
@@ -232,3 +233,18 @@ def test_drift_of_figures_shows_what_differs(tree, tools):
         f"{arch}/ep_copy_vec_ld_na: LDG.E.128 3 -> 0, LDG.E.NA.LTC256B.128 0 -> 2"
         for arch in ("sm_80", "sm_90")
     ]
+
+
+def test_figures_ship_with_the_hash_of_their_text(tree, tools):
+    table = rendered_table(tree)
+    assert lock.ship(tree.root) == [], "no lock, no figures"
+    tree.write(lock.LOCK, lock.text_of(table, tree.root, tools))
+    (shipped,) = lock.ship(tree.root)
+    found = json.loads(shipped.read_text())
+    assert (found["ptxas"], found["nvdisasm"]) == (tools.ptxas_version, tools.nvdisasm_version)
+    assert found["variants"].keys() == {variant.file for variant in table.variants}
+    for variant in table.variants:
+        figures = found["variants"][variant.file]
+        assert figures["sha256"] == render.digest(render.render(variant, tree.root))
+        assert figures["registers"] > 0 and "sass" not in figures
+    assert lock.ship(tree.root) == [], "written only when it changes"

@@ -28,6 +28,7 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 /* -- operations: the low byte of a flag; word 0 of a call record's `agree` ------------------- */
 #define EP_OP_DISPATCH 1
 #define EP_OP_COMBINE 2
+#define EP_OP_CACHED_DISPATCH 3              /* with the handle of an earlier dispatch        */
 
 /* -- words of a call record that must be equal on all ranks ---------------------------------- */
 #define EP_AGREE_OP 0
@@ -36,8 +37,8 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_AGREE_DTYPE 3
 #define EP_AGREE_NUM_TOPK 4
 #define EP_AGREE_TOPK_IDX_BYTES 5            /* 0 without top-k; combine: 1 with weights     */
-#define EP_AGREE_HANDLE_EPOCH 6              /* combine: the dispatch that made the handle   */
-#define EP_AGREE_RESERVED 7
+#define EP_AGREE_HANDLE 6                    /* number of the call that made the handle      */
+#define EP_AGREE_SCALE_BYTES 7               /* 0 without scales                             */
 #define EP_AGREE_WORDS 8
 
 /* -- modes of a call record ------------------------------------------------------------------ */
@@ -56,6 +57,11 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_CODE_PEER_FAULT 8                 /* a peer reported bad arguments in its record  */
 #define EP_CODE_ABORTED 9                    /* the buffer was aborted before this call      */
 
+/* -- `what` of a capacity record: what has no room --------------------------------------------- */
+#define EP_CAPACITY_ROWS 0                   /* rows received, or pushed in a combine        */
+#define EP_CAPACITY_WORST 1                  /* more rows than num_worst_tokens              */
+#define EP_CAPACITY_ARRAY 2                  /* an array of the caller's                     */
+
 /* -- what a wait waits for --------------------------------------------------------------------- */
 #define EP_WAIT_CALL 1                       /* the peer's call record                       */
 #define EP_WAIT_PUSH 2                       /* the peer's pushed rows                       */
@@ -69,7 +75,8 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_KERNEL_COMBINE_PUSH 4
 #define EP_KERNEL_COMBINE_REDUCE 5
 #define EP_KERNEL_ABORT 6
-#define EP_NUM_KERNELS 7
+#define EP_KERNEL_CACHED_NOTIFY 7
+#define EP_NUM_KERNELS 8
 #define EP_NUM_COUNTERS 8                    /* kernels, rounded up                          */
 
 /* ============================================================================================
@@ -88,7 +95,8 @@ struct ep_control {                          /* ptx: CTL */
     uint32_t in_call;        /* 1 from a call's notify to its end                               */
     uint32_t verdict;        /* EP_CODE_* of the newest exchange                                */
     uint32_t arrived[EP_NUM_COUNTERS];       /* CTAs arrived, per kernel; wraps to 0            */
-    uint32_t reserved[18];
+    uint32_t fault;          /* EP_CODE_* that layout found; the next notify tells it to all    */
+    uint32_t reserved[17];
 };
 
 struct ep_flags {                            /* ptx: FLAG */
@@ -102,7 +110,9 @@ struct ep_flags {                            /* ptx: FLAG */
 struct ep_call_record {                      /* ptx: REC */
     uint64_t slot_offset;    /* dispatch: result extent; combine: staging extent; in the segment */
     uint64_t slot_bytes;     /* bytes of that extent                                            */
-    uint64_t held_bytes;     /* bytes of the arena outside of that extent                       */
+    uint64_t held_bytes;     /* bytes of the arena outside of that extent and of landing         */
+    uint64_t landing_bytes;  /* dispatch: the extent that no result keeps: pushed rows land there */
+    uint64_t landing_want;   /* dispatch: bytes of it that do whatever the routing is            */
     uint64_t x_offset;       /* combine, PULL_X: expert output, in x_segment                    */
     uint64_t weights_offset; /* combine, PULL_WEIGHTS: weights, in weights_segment              */
     uint32_t slot_segment;
@@ -112,7 +122,7 @@ struct ep_call_record {                      /* ptx: REC */
     uint32_t worst_rows;     /* dispatch: num_worst_tokens of the writer, 0 = host-wait mode     */
     uint32_t fault;          /* EP_CODE_* that the writer found in its own arguments, else 0    */
     uint32_t agree[EP_AGREE_WORDS];
-    uint32_t reserved[8];
+    uint32_t reserved[4];
 };
 
 /* A rank's rows of one array set, as seen by one sender: addresses of the sender's FIRST row. */
@@ -121,6 +131,7 @@ struct ep_dest {                             /* ptx: DEST */
     ep_dptr_t topk_idx;      /* [rows][num_topk]                                                */
     ep_dptr_t topk_weights;  /* f32[rows][num_topk]                                             */
     ep_dptr_t src_idx;       /* i32[rows]                                                       */
+    ep_dptr_t scales;        /* [rows][scale_bytes]                                             */
 };
 
 /* Where combine's reducer finds the rows of one contributing rank, and whether it must wait. */
@@ -201,6 +212,7 @@ struct ep_layout_params {                    /* ptx: LAYOUT */
     uint32_t  topk_idx_bytes;                /* 4 or 8                                          */
 };
 
+/* Also of cached_notify, which takes rank_prefix and looks at no counts. */
 struct ep_notify_params {                    /* ptx: NOTIFY */
     struct ep_exchange exchange;
     ep_dptr_t in_rank;       /* in  u8[num_tokens][num_ranks]                                   */
@@ -217,7 +229,9 @@ struct ep_notify_params {                    /* ptx: NOTIFY */
     uint32_t  num_topk;      /* 0 without top-k                                                 */
     uint32_t  topk_idx_bytes;                /* 0, 4 or 8                                       */
     uint32_t  num_local_experts;
-    uint32_t  reserved;
+    uint32_t  scale_bytes;   /* of a row, 0 without scales                                      */
+    uint32_t  landing_bytes; /* of a row in landing; 0: room was made before                     */
+    uint32_t  land_received; /* 1: landing must hold the rows received as well                  */
 };
 
 struct ep_dispatch_params {                  /* ptx: DISP */
@@ -229,12 +243,17 @@ struct ep_dispatch_params {                  /* ptx: DISP */
     ep_dptr_t rank_prefix;   /* in  i32[num_ranks][num_ranks]                                   */
     ep_dptr_t dest;          /* in  struct ep_dest[num_ranks]                                   */
     ep_dptr_t worst_idx;     /* out my recv_topk_idx, for the rows past the total; 0 = none     */
+    ep_dptr_t scales;        /* in  4-byte words [num_tokens][scale_bytes / 4] in these strides  */
+    int64_t   scale_row_stride;              /* bytes from a token's scales to the next token's */
+    int64_t   scale_stride;                  /* bytes from one of its scales to the next        */
     uint32_t  num_tokens;
     uint32_t  hidden_bytes;
     uint32_t  num_topk;
     uint32_t  topk_idx_bytes;
     uint32_t  num_local_experts;
     uint32_t  worst_rows;
+    uint32_t  scale_bytes;   /* of a row, a multiple of 4; 0 without scales                     */
+    uint32_t  reserved;
 };
 
 struct ep_combine_notify_params {            /* ptx: CNOT */

@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/slots.h"
+
+#include <stdlib.h>
+
+struct ep_block *ep_slots_largest(struct ep_buffer *b)
+{
+    pthread_mutex_lock(&b->lock);
+    struct ep_block *block = ep_arena_reserve_largest(&b->arena);
+    pthread_mutex_unlock(&b->lock);
+    return block;
+}
+
+int ep_slots_exact(struct ep_buffer *b, uint64_t bytes, struct ep_block **out)
+{
+    pthread_mutex_lock(&b->lock);
+    int rc = ep_arena_reserve(&b->arena, bytes, out);
+    pthread_mutex_unlock(&b->lock);
+    return rc;
+}
+
+uint64_t ep_slots_room(struct ep_buffer *b)
+{
+    pthread_mutex_lock(&b->lock);
+    uint64_t bytes = ep_arena_largest_free(&b->arena);
+    pthread_mutex_unlock(&b->lock);
+    return bytes;
+}
+
+void ep_slots_trim(struct ep_buffer *b, struct ep_block *block, uint64_t bytes)
+{
+    pthread_mutex_lock(&b->lock);
+    ep_arena_trim(&b->arena, block, bytes);
+    pthread_mutex_unlock(&b->lock);
+}
+
+void ep_slots_hold(struct ep_buffer *b, struct ep_block *block)
+{
+    pthread_mutex_lock(&b->lock);
+    block->used++;
+    pthread_mutex_unlock(&b->lock);
+}
+
+/* With the buffer closed, the address of a segment that nothing uses any more, else 0: the caller
+ * holds the lock and frees it after letting go. */
+static ep_dptr_t take_idle(const struct ep_buffer *b, struct ep_segment *segment)
+{
+    if (!b->closed || b->abandoned || segment->num_used)
+        return 0;
+    ep_dptr_t base = segment->base;
+    segment->base = 0;
+    return base;
+}
+
+void ep_slots_release(struct ep_buffer *b, struct ep_block *block)
+{
+    pthread_mutex_lock(&b->lock);
+    struct ep_segment *segment = &b->arena.segment[block->segment];
+    ep_arena_release(&b->arena, block);
+    ep_dptr_t idle = take_idle(b, segment);
+    pthread_mutex_unlock(&b->lock);
+    if (idle)
+        b->exec->free(b->exec->self, idle, NULL);
+}
+
+void ep_slots_close(struct ep_buffer *b)
+{
+    for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++) {
+        pthread_mutex_lock(&b->lock);
+        ep_dptr_t idle = take_idle(b, &b->arena.segment[i]);
+        pthread_mutex_unlock(&b->lock);
+        if (idle)
+            b->exec->free(b->exec->self, idle, b->stream);
+    }
+}
+
+/* -- landing -------------------------------------------------------------------------------- */
+
+static void drop_landing(struct ep_buffer *b)
+{
+    if (b->landing)
+        ep_slots_release(b, b->landing);
+    b->landing = NULL;
+}
+
+int ep_slots_make_landing(struct ep_buffer *b, uint64_t bytes)
+{
+    uint64_t had = b->landing ? b->landing->bytes : 0;
+    struct ep_block *larger;
+    if (had >= bytes)
+        return EP_OK;
+    int rc = ep_slots_exact(b, bytes, &larger);
+    if (rc != EP_OK || larger) {
+        if (larger) {
+            drop_landing(b);
+            b->landing = larger;
+        }
+        return rc;
+    }
+    /* Perhaps where it is, with what is free beside it. */
+    drop_landing(b);
+    rc = ep_slots_exact(b, bytes, &b->landing);
+    if (rc == EP_OK && !b->landing && had)
+        rc = ep_slots_exact(b, had, &b->landing);
+    return rc;
+}
+
+uint32_t ep_buffer_idle_segments(struct ep_buffer *b)
+{
+    drop_landing(b);
+    uint32_t idle = 0;
+    pthread_mutex_lock(&b->lock);
+    for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
+        if (b->arena.segment[i].first && !b->arena.segment[i].num_used)
+            idle |= 1u << i;
+    pthread_mutex_unlock(&b->lock);
+    return idle;
+}
+
+/* -- graphs --------------------------------------------------------------------------------- */
+
+struct kept {
+    struct ep_buffer *b;
+    struct ep_block *block;
+};
+
+/* In a thread of the driver's, which may not call it: a segment that could be freed now stays. */
+static void release_kept(void *what)
+{
+    struct kept *kept = what;
+    struct ep_buffer *b = kept->b;
+    pthread_mutex_lock(&b->lock);
+    ep_arena_release(&b->arena, kept->block);
+    int last = --b->num_kept == 0 && b->orphan;
+    pthread_mutex_unlock(&b->lock);
+    free(kept);
+    if (last)
+        ep_buffer_destroy(b);
+}
+
+int ep_slots_keep(struct ep_buffer *b, struct ep_block *block)
+{
+    if (!b->graph || !block)
+        return EP_OK;
+    struct kept *kept = malloc(sizeof *kept);
+    if (!kept)
+        return EP_ERR_MEMORY;
+    *kept = (struct kept){.b = b, .block = block};
+    pthread_mutex_lock(&b->lock);
+    block->used++;
+    b->num_kept++;
+    pthread_mutex_unlock(&b->lock);
+    int rc = b->exec->graph_keep(b->exec->self, b->graph, kept, release_kept);
+    if (rc != EP_OK)
+        release_kept(kept);
+    return rc;
+}
+
+/* -- ends ----------------------------------------------------------------------------------- */
+
+void ep_slots_quarantine(struct ep_buffer *b, struct ep_block *block)
+{
+    pthread_mutex_lock(&b->lock);
+    block->link = b->quarantine;
+    b->quarantine = block;
+    pthread_mutex_unlock(&b->lock);
+}
+
+void ep_slots_release_quarantine(struct ep_buffer *b)
+{
+    while (b->quarantine) {
+        struct ep_block *block = b->quarantine;
+        b->quarantine = block->link;
+        ep_arena_release(&b->arena, block);
+    }
+}
+
+static int is_captured(const struct ep_buffer *b, void *stream)
+{
+    void *graph = NULL;
+    return b->exec->capture(b->exec->self, stream, &graph) == EP_OK && graph;
+}
+
+void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const *streams,
+                      uint32_t num)
+{
+    const struct ep_executor *exec = b->exec;
+    pthread_mutex_lock(&b->lock);
+    /* A graph that holds it too orders its own replays; a closed buffer makes no more calls. */
+    int ordered = b->closed || slot->used > 1;
+    pthread_mutex_unlock(&b->lock);
+    if (!ordered) {
+        int captured = is_captured(b, b->stream);
+        for (uint32_t i = 0; i < num; i++)
+            captured |= is_captured(b, streams[i]);
+        if (captured) {          /* an edge from here would be a part of that graph */
+            pthread_mutex_lock(&b->lock);
+            slot->stream = streams[0];
+            slot->link = b->retired;
+            b->retired = slot;
+            pthread_mutex_unlock(&b->lock);
+            return;
+        }
+        for (uint32_t i = 0; i < num; i++)
+            exec->stream_wait(exec->self, b->stream, streams[i]);
+    }
+    ep_slots_release(b, slot);
+}
+
+void ep_slots_release_retired(struct ep_buffer *b)
+{
+    pthread_mutex_lock(&b->lock);
+    struct ep_block *slot = b->retired;
+    b->retired = NULL;
+    pthread_mutex_unlock(&b->lock);
+    while (slot) {
+        struct ep_block *next = slot->link;
+        void *stream = slot->stream;
+        ep_buffer_retire(b, slot, &stream, 1);
+        slot = next;
+    }
+}
+
+int ep_buffer_reserve(struct ep_buffer *b, uint64_t bytes, struct ep_block **out, uint64_t *view)
+{
+    if (b->closed)
+        return EP_ERR_DESTROYED;
+    int rc = ep_slots_exact(b, bytes, out);
+    if (rc != EP_OK)
+        return rc;
+    if (!*out) {
+        b->num_status = 1;
+        b->status[0] = (struct ep_status_record){
+            .code = EP_CODE_CAPACITY, .peer = b->comm.rank, .what = EP_CAPACITY_ARRAY,
+            .expected = b->arena.in_use + ep_align_slot(bytes), .seen = bytes, .valid = 1};
+        return EP_ERR_STATUS;
+    }
+    *view = b->arena.segment[(*out)->segment].view + (*out)->offset;
+    return EP_OK;
+}
+
+uint64_t ep_buffer_used(struct ep_buffer *b)
+{
+    pthread_mutex_lock(&b->lock);
+    uint64_t bytes = b->arena.in_use;
+    pthread_mutex_unlock(&b->lock);
+    return bytes;
+}

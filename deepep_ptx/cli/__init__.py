@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""The `deepep-ptx` command.
+
+Exit codes: 0 = done; 1 = a wrong bit, a problem found, or the run failed; 2 = bad input, one line
+on stderr.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+
+import deepep_ptx
+from deepep_ptx.cli.options import in_options
+from deepep_ptx.errors import DeepEPError, KernelFault, RankError
+
+# Command = module of this package: `add(commands)` adds its parser and sets `command`, a function
+# of the parsed arguments that returns the exit code.
+COMMANDS = ("demo", "info", "variants", "render", "ab", "doctor", "env")
+
+
+def main(argv=None):
+    """Run the command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    # Only what was asked for: doctor has to run where other commands cannot even be imported.
+    names = argv[:1] if argv[:1] and argv[0] in COMMANDS else COMMANDS
+    try:
+        try:
+            args = parser(names).parse_args(argv)
+            return args.command(args)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the report has read enough; leave nothing to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ValueError as error:
+        return _refuse(error)
+    except RankError as error:
+        return _refuse(error.__cause__) if isinstance(error.__cause__, ValueError) else _fail(error)
+    except DeepEPError as error:
+        return _fail(error)
+    except (ImportError, FileNotFoundError) as error:
+        # Not built, or not whole.
+        return _complain(f"{error}; `deepep-ptx doctor` looks for the cause", 1)
+
+
+def parser(names=COMMANDS):
+    """The command line, of all commands or of some."""
+    top = argparse.ArgumentParser(
+        prog="deepep-ptx", description="MoE dispatch and combine in hand-written PTX")
+    top.add_argument("--version", action="version", version=f"deepep-ptx {deepep_ptx.__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for name in names:
+        importlib.import_module(f"{__name__}.{name}").add(commands)
+    return top
+
+
+def settings_of(args):
+    """The keywords of `demo.Settings` that a parsed `demo` command line gives."""
+    from deepep_ptx.cli import demo
+
+    return demo.settings_of(args)
+
+
+def _refuse(error):
+    """Bad input: one line, whatever the error's text has."""
+    return _complain(" ".join(str(error).split()), 2)
+
+
+def _fail(error):
+    """The run failed: a kernel's fault is printed whole, it is the report to work with."""
+    return _complain(error.__cause__ if isinstance(error.__cause__, KernelFault) else error, 1)
+
+
+def _complain(text, code):
+    print(f"deepep-ptx: {in_options(str(text))}", file=sys.stderr)
+    return code
