@@ -170,11 +170,6 @@ static int op_event_query(void *self, void *event, int *done)
     return host_event_query(e->host, e->rank, event, done);
 }
 
-static int op_capture_tmp(void *self, void *stream, void **graph)
-{
-    (void)self; (void)stream; *graph = NULL; return EP_OK;
-}
-
 static int op_launch(void *self, const struct ep_launch *launch)
 {
     EXECUTOR(self);
@@ -229,7 +224,6 @@ struct emu_executor *emu_executor_create(struct host_world *host, uint32_t rank)
         .event_wait = op_event_wait,
         .event_synchronize = op_event_synchronize,
         .event_query = op_event_query,
-        .capture = op_capture_tmp,
         .launch = op_launch,
         .wait_word = op_wait_word,
         .max_resident = op_max_resident,
