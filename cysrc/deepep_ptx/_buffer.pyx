@@ -487,10 +487,12 @@ cdef class Mappings:
 
     cdef CoreBuffer buffer
     cdef list mapped
+    cdef list arrays            # keeps what is mapped
 
     def __cinit__(self, CoreBuffer buffer not None):
         self.buffer = buffer
         self.mapped = []
+        self.arrays = []
 
     def __enter__(self):
         return self
@@ -520,6 +522,7 @@ cdef class Mappings:
             return None
         rest = Mappings(self.buffer)
         rest.mapped, self.mapped = self.mapped, rest.mapped
+        rest.arrays = self.arrays
         if launch.captured:
             self.buffer.captured.append(rest)
             return None
@@ -553,6 +556,7 @@ cdef class Mappings:
             return address
         dptr = self.buffer.executor.map_array(address, nbytes, writable, name)
         self.mapped.append(dptr)
+        self.arrays.append(array)
         return dptr
 
 
