@@ -371,7 +371,8 @@ static int settle(struct ep_buffer *b, const struct ep_dispatch_args *a, struct 
     TRY(wait_totals(b));
     if (b->totals->verdict != EP_CODE_OK) {
         if (b->totals->verdict == EP_CODE_CAPACITY && b->grows)
-            b->landing_want = ep_landing_bytes(b->totals->num_recv, a->landing_bytes);
+            b->landing_want = max_u64(b->landing_want, ep_landing_bytes(b->totals->num_recv,
+                                                                        a->landing_bytes));
         TRY(look(b, 1));
         return refuse(b, b->totals->verdict);
     }
