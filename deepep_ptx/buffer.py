@@ -633,6 +633,8 @@ class Buffer:
             self._copied_bytes += slot.nbytes
             if self._on_emu and not launch.wait:
                 self._core.check()      # host memory can be copied once the call has ended
+            elif launch.detached:
+                call.allocate_on(self._core.stream)     # the caller's stream does not wait
 
         def part(offset, shape, dtype):
             if slot is None:
