@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """DeepEP's `Buffer`: dispatch and combine among the ranks of a group."""
 
+import contextlib
 import functools
 import math
 import warnings
@@ -36,7 +37,7 @@ from .handle import EPHandle
 DEFAULT_SMS = configs.DEFAULT_SMS
 
 # Buffers of GPUs that were left without the other ranks: their memory, code and context stay until
-# the process ends.  (On the CPU executor they end with the run.)
+# the process ends.  (On the CPU executor they end with the run, whose groups keep them.)
 _abandoned = []
 
 
@@ -202,8 +203,12 @@ class Buffer:
         """End without the other ranks, who may be in the middle of a call with this one."""
         core, self._core = self._core, None
         core.abandon()
+        # Its kernels may still use what calls in flight hold.
+        kept = core, list(self._in_flight)
         if core.executor.name == "cuda":
-            _abandoned.append(core)
+            _abandoned.append(kept)
+        else:
+            getattr(self.group, "__dict__", {}).setdefault("abandoned", []).append(kept)
 
     def __enter__(self):
         return self
@@ -222,8 +227,15 @@ class Buffer:
             warnings.warn(f"rank {self.rank}: Buffer was not destroyed", ResourceWarning,
                           stacklevel=2)
         # After whole calls nobody writes here any more; after an aborted one somebody may.
-        if self._core.is_aborted:
+        if self._core.is_aborted or self._is_busy():
             self._leave()
+
+    def _is_busy(self):
+        """Whether a call in flight has not ended."""
+        with contextlib.suppress(DeepEPError):      # of a run that has failed: nothing runs
+            self._forget_finished()
+            return bool(self._in_flight)
+        return False
 
     # -- settings and state --------------------------------------------------------------------
 
@@ -640,6 +652,8 @@ class Buffer:
             self._copied_bytes += slot.nbytes
             if self._on_emu and not launch.wait:
                 self._core.check()      # host memory can be copied once the call has ended
+            elif launch.detached:
+                call.allocate_on(self._core.stream)     # the caller's stream does not wait
 
         def part(offset, shape, dtype):
             if slot is None:

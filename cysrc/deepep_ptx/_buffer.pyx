@@ -481,6 +481,7 @@ cdef class Placement:
 
 
 @cython.final
+@cython.no_gc_clear     # __dealloc__ uses the buffer
 cdef class Mappings:
     """The arrays of one call as device addresses.  What is in host memory is mapped until the end
     of the `with` block, or for longer: see `until_end`."""
