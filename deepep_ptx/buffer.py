@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """DeepEP's `Buffer`: dispatch and combine among the ranks of a group."""
 
+import contextlib
 import functools
 import math
 import warnings
@@ -36,7 +37,7 @@ from .handle import EPHandle
 DEFAULT_SMS = configs.DEFAULT_SMS
 
 # Buffers of GPUs that were left without the other ranks: their memory, code and context stay until
-# the process ends.  (On the CPU executor they end with the run.)
+# the process ends.  (On the CPU executor they end with the run, whose groups keep them.)
 _abandoned = []
 
 
@@ -58,8 +59,8 @@ class Buffer:
     takes the library's current stream, else the array's `__cuda_array_interface__["stream"]`, else
     the legacy default stream.  On the CPU executor it must be None or 0.
     The host waits for the totals of `dispatch`, unless they are given; for the end of a call where
-    NumPy arrays are used, on the CPU executor (unless `async_finish`), and where ranks that are
-    threads share a GPU and the legacy default stream.
+    NumPy arrays are used, on the CPU executor (unless `async_finish`), and where ranks are threads
+    that share a GPU and the legacy default stream, or use CuPy.
     Errors that only the device can find (a rank that did not come, ranks that disagree) are raised
     by a call that waits for the host, on all ranks alike, or by `check()`.
     CUDA graphs.  `get_dispatch_layout`, `dispatch` with `num_worst_tokens` or a handle, and
@@ -142,8 +143,7 @@ class Buffer:
             raise ValueError(f"group: {self._ranks_here} ranks do not fit on one GPU, at most "
                              f"{core.max_resident('combine_reduce')} do")
         self._on_emu = group.executor.name == "emu"
-        # An event on a stream that ranks share would make one rank's call wait for another's.
-        self._shares_stream = self._ranks_here > 1 and group.executor.world is not None
+        self._is_thread = getattr(group.executor, "world", None) is not None
         self._core = core
 
     # -- growth, end ---------------------------------------------------------------------------
@@ -203,8 +203,12 @@ class Buffer:
         """End without the other ranks, who may be in the middle of a call with this one."""
         core, self._core = self._core, None
         core.abandon()
+        # Its kernels may still use what calls in flight hold.
+        kept = core, list(self._in_flight)
         if core.executor.name == "cuda":
-            _abandoned.append(core)
+            _abandoned.append(kept)
+        else:
+            getattr(self.group, "__dict__", {}).setdefault("abandoned", []).append(kept)
 
     def __enter__(self):
         return self
@@ -223,8 +227,15 @@ class Buffer:
             warnings.warn(f"rank {self.rank}: Buffer was not destroyed", ResourceWarning,
                           stacklevel=2)
         # After whole calls nobody writes here any more; after an aborted one somebody may.
-        if self._core.is_aborted:
+        if self._core.is_aborted or self._is_busy():
             self._leave()
+
+    def _is_busy(self):
+        """Whether a call in flight has not ended."""
+        with contextlib.suppress(DeepEPError):      # of a run that has failed: nothing runs
+            self._forget_finished()
+            return bool(self._in_flight)
+        return False
 
     # -- settings and state --------------------------------------------------------------------
 
@@ -353,14 +364,22 @@ class Buffer:
         captured = core.is_capturing(call.stream)
         if captured and call.copies:
             raise ValueError(f"{call.name}: must be on the GPU while the stream is captured")
-        waits = not captured and (
-            call.copies or (self._shares_stream and call.stream == 0)
-            or (self._on_emu and not (async_finish and self.zero_copy)))
+        waits = not captured and (call.copies or self._must_wait(call)
+                                  or (self._on_emu and not (async_finish and self.zero_copy)))
         if not captured:
             self._forget_finished()
         self._library = call.library
         return Launch(call.stream, previous, num_sms, waits, bool(async_finish) and not waits,
                       captured)
+
+    def _must_wait(self, call):
+        """Whether a rank that is a thread could keep another one from being served.
+
+        By an event on a stream that ranks share, or by a library's call that waits for a device on
+        which this rank's kernels wait for the other.
+        """
+        return self._is_thread and not self._on_emu and (
+            call.library.blocks or (self._ranks_here > 1 and call.stream == 0))
 
     def _checked_sms(self, config):
         check_config(config)
@@ -382,10 +401,10 @@ class Buffer:
         event.record(core.stream)
         call.share(array for array in arrays if array is not None)
         if launch.captured:
-            return EventOverlap(EventHandle.of(event, call.current), arrays)
+            return EventOverlap(EventHandle._of(event, call.current), arrays)
         self._in_flight.append((event, mappings, arrays))
         wait = functools.partial(self._wait_on_host, event) if self._on_emu else None
-        return EventOverlap(EventHandle.of(event, call.current, wait))
+        return EventOverlap(EventHandle._of(event, call.current, wait))
 
     def _wait_on_host(self, event):
         event.synchronize()
@@ -633,6 +652,8 @@ class Buffer:
             self._copied_bytes += slot.nbytes
             if self._on_emu and not launch.wait:
                 self._core.check()      # host memory can be copied once the call has ended
+            elif launch.detached:
+                call.allocate_on(self._core.stream)     # the caller's stream does not wait
 
         def part(offset, shape, dtype):
             if slot is None:

@@ -77,7 +77,8 @@ struct ep_buffer {
      * need no verdict on the host.  In an arena of fixed size pushed rows land in what is free, and
      * a result stays only while as much room is left as it takes. */
     struct ep_block *landing;
-    uint64_t  landing_want;      /* bytes that a refused call asked for                         */
+    uint64_t  landing_want;      /* bytes that the next dispatch shall make it: a refused call asked
+                                  * for them, or it had them before segments were recycled      */
     struct ep_block *quarantine; /* slots of aborted calls, until reset                        */
     struct ep_block *retired;    /* slots that died during a capture                            */
     uint32_t  num_kept;          /* blocks held by graphs                                       */

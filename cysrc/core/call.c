@@ -44,7 +44,7 @@ static int refuse(struct ep_buffer *b, uint32_t code)
 }
 
 /* Take the records written since the last look into b->status, oldest first.  No kernel runs.
- * `local`: also what only this rank knows of, which the next notify will tell the others. */
+ * `local`: also what layout found, of which only this rank knows until a notify tells the others. */
 static void drain(struct ep_buffer *b, int local)
 {
     uint32_t num_written = min_u32(b->ring->next, EP_STATUS_RECORDS), num_left = 0;
@@ -69,7 +69,7 @@ static int look(struct ep_buffer *b, int local)
     TRY(exec->stream_synchronize(exec->self, b->stream));
     TRY(exec->copy_out(exec->self, &b->control, b->comm.heap, sizeof b->control, b->stream));
     b->unseen = 0;
-    drain(b, local);
+    drain(b, local || b->control.fault == EP_CODE_OK);
     if (local && b->control.fault) {     /* told: the next notify has nothing to tell          */
         b->control.fault = EP_CODE_OK;
         TRY(exec->fill(exec->self, b->comm.heap + offsetof(struct ep_control, fault), 0,
@@ -371,7 +371,8 @@ static int settle(struct ep_buffer *b, const struct ep_dispatch_args *a, struct 
     TRY(wait_totals(b));
     if (b->totals->verdict != EP_CODE_OK) {
         if (b->totals->verdict == EP_CODE_CAPACITY && b->grows)
-            b->landing_want = ep_landing_bytes(b->totals->num_recv, a->landing_bytes);
+            b->landing_want = max_u64(b->landing_want, ep_landing_bytes(b->totals->num_recv,
+                                                                        a->landing_bytes));
         TRY(look(b, 1));
         return refuse(b, b->totals->verdict);
     }

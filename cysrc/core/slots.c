@@ -107,6 +107,9 @@ int ep_slots_make_landing(struct ep_buffer *b, uint64_t bytes)
 
 uint32_t ep_buffer_idle_segments(struct ep_buffer *b)
 {
+    /* Older handles count on it: the next dispatch makes it again. */
+    if (b->landing && b->landing_want < b->landing->bytes)
+        b->landing_want = b->landing->bytes;
     drop_landing(b);
     uint32_t idle = 0;
     pthread_mutex_lock(&b->lock);

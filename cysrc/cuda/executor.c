@@ -164,13 +164,18 @@ static int op_host_alloc(void *self, uint64_t bytes, const char *name, void **ho
     return EP_OK;
 }
 
+static int host_free_now(struct cuda_executor *e, void *host)
+{
+    ENTER();
+    TRY(cuMemFreeHost, host);
+    return EP_OK;
+}
+
 static int op_host_free(void *self, void *host)
 {
     EXECUTOR(self);
 
-    ENTER();
-    TRY(cuMemFreeHost, host);
-    return EP_OK;
+    KEEPING_CONTEXT(host_free_now(e, host));
 }
 
 /* Pageable source memory is staged by the driver before the call returns. */
@@ -277,13 +282,18 @@ static int op_stream_create(void *self, void **out)
     return EP_OK;
 }
 
+static int destroy_stream(struct cuda_executor *e, void *stream)
+{
+    ENTER();
+    TRY(cuStreamDestroy, stream);
+    return EP_OK;
+}
+
 static int op_stream_destroy(void *self, void *stream)
 {
     EXECUTOR(self);
 
-    ENTER();
-    TRY(cuStreamDestroy, stream);
-    return EP_OK;
+    KEEPING_CONTEXT(destroy_stream(e, stream));
 }
 
 /* Whether stop() asks this wait to end.  It ends one wait: what cleans up afterwards may wait. */
@@ -691,8 +701,12 @@ struct cuda_executor *cuda_executor_create(int device, const char **why)
 
 void cuda_executor_destroy(struct cuda_executor *e)
 {
+    CUcontext before = NULL;
+
+    e->cu->p_cuCtxGetCurrent(&before);
     if (e->cu->p_cuCtxSetCurrent(e->context) == CUDA_SUCCESS)
         forget_times(e);
+    e->cu->p_cuCtxSetCurrent(before);
     e->cu->p_cuDevicePrimaryCtxRelease(e->device);
     free(e->opened);
     free(e);

@@ -481,16 +481,19 @@ cdef class Placement:
 
 
 @cython.final
+@cython.no_gc_clear     # __dealloc__ uses the buffer
 cdef class Mappings:
     """The arrays of one call as device addresses.  What is in host memory is mapped until the end
     of the `with` block, or for longer: see `until_end`."""
 
     cdef CoreBuffer buffer
     cdef list mapped
+    cdef list arrays            # keeps what is mapped
 
     def __cinit__(self, CoreBuffer buffer not None):
         self.buffer = buffer
         self.mapped = []
+        self.arrays = []
 
     def __enter__(self):
         return self
@@ -520,6 +523,7 @@ cdef class Mappings:
             return None
         rest = Mappings(self.buffer)
         rest.mapped, self.mapped = self.mapped, rest.mapped
+        rest.arrays = self.arrays
         if launch.captured:
             self.buffer.captured.append(rest)
             return None
@@ -553,6 +557,7 @@ cdef class Mappings:
             return address
         dptr = self.buffer.executor.map_array(address, nbytes, writable, name)
         self.mapped.append(dptr)
+        self.arrays.append(array)
         return dptr
 
 

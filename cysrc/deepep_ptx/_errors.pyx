@@ -169,8 +169,11 @@ cdef object report_error(const Report *report):
         if other not in texts:
             texts.add(other)
             first.add_note(f"also: {other}")
-    if isinstance(first, CapacityError):
-        first.needed_bytes = max(report.records[i].expected for i in range(report.num_records))
+    if isinstance(first, CapacityError) and first.needed_bytes is not None:
+        first.needed_bytes = max(
+            report.records[i].expected for i in range(report.num_records)
+            if report.records[i].code == EP_CODE_CAPACITY
+            and report.records[i].what != EP_CAPACITY_WORST)
     return first
 
 

@@ -13,6 +13,7 @@ class CuPy:
 
     name = "CuPy"
     on_gpu = True
+    blocks = True
 
     def __init__(self, cupy):
         self.cupy = cupy

@@ -96,6 +96,7 @@ class Device:
 
     name = "CUDA"
     on_gpu = True
+    blocks = False
 
     def take(self, value, name, stream):
         """See `library.Library`."""

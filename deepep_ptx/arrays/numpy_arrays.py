@@ -21,6 +21,7 @@ class NumPy:
 
     name = "NumPy"
     on_gpu = False
+    blocks = False
 
     def take(self, value, name, stream):
         """See `library.Library`."""

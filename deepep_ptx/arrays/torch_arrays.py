@@ -20,6 +20,7 @@ class Torch:
 
     name = "torch"
     on_gpu = True
+    blocks = False
 
     def __init__(self, torch):
         self.torch = torch
