@@ -17,6 +17,7 @@ Other entries are mistakes.  A file is data only: pickled objects are refused, n
              topk_weights=topk_weights, num_tokens=[60, 68], num_experts=64)
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,8 @@ def load(path):
 def _entries(path):
     """name -> array of everything in the file."""
     try:
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # NumPy's, about headers: what counts is the arrays
             return _read(path, file)
     except OSError as error:
         raise ValueError(f"input: cannot read {path}: {error.strerror}") from error
