@@ -97,6 +97,8 @@ class Device:
     name = "CUDA"
     on_gpu = True
     blocks = False
+    shares = False
+    captures = False
 
     def take(self, value, name, stream):
         """See `library.Library`."""

@@ -21,6 +21,8 @@ class Torch:
     name = "torch"
     on_gpu = True
     blocks = False
+    shares = True
+    captures = True
 
     def __init__(self, torch):
         self.torch = torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Captured calls: replayed with changing inputs, mixed with eager ones, refused where they must be."""
+"""Captured calls: replayed with changing inputs, mixed with eager ones, or refused."""
 
 import gc
 import threading
