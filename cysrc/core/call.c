@@ -421,7 +421,8 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
     if (rc != EP_OK)
         return fail(b, &a->call, block, rc);
     b->landing_want = 0;
-    if (block && out->rows == 0) {
+    /* Without rows, or too small: then all ranks refuse the call. */
+    if (block && (out->rows == 0 || block->bytes < out->slot.bytes)) {
         ep_slots_release(b, block);
         block = NULL;
     }
