@@ -412,7 +412,8 @@ class Buffer:
                 mappings.close()
 
     def _with_growth(self, run):
-        """`run()`, again with a larger arena while it has no room and may grow.
+        """`run()`, again with a larger arena while it has no room and may grow.  (What an earlier
+        call had no room for is lost.)
 
         All ranks get the same verdict, so all of them grow, or none.  Each turn adds a segment, of
         which there are few.
@@ -421,7 +422,7 @@ class Buffer:
             try:
                 return run()
             except CapacityError as error:
-                if self.num_nvl_bytes:
+                if self.num_nvl_bytes or not self._core.refused_newest:
                     raise
                 needed = error.needed_bytes
             symmetric.grow(self.group, self._core, needed)

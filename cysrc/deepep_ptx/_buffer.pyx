@@ -312,6 +312,15 @@ cdef class CoreBuffer:
         return self.core.ring.next != 0
 
     @property
+    def refused_newest(self):
+        """Whether what was raised last is about the newest call alone."""
+        cdef uint32_t i
+        for i in range(self.core.num_status):
+            if self.core.status[i].epoch != self.core.control.epoch:
+                return False
+        return self.core.num_launched != 0
+
+    @property
     def landing_bytes(self):
         """Bytes of the extent that no result keeps."""
         return self.core.landing.bytes if self.core.landing != NULL else 0
