@@ -30,6 +30,18 @@ CASES = {
     "crowd": PLAIN | {"topk_data": "none", "routing": "crowd", "idx_dtype": "int32", "hidden": 8},
     "bulk-pull": PLAIN | {"policy": "bulk", "num_ranks": 2, "hidden": 7168, "num_biases": 2},
     "bulk-push": PLAIN | {"policy": "bulk", "combine": "push", "tokens": "uneven"},
+    "fp8": PLAIN | {"dtype": "fp8", "hidden": 528, "again": "fp8", "num_biases": 1},
+    "fp8 odd": PLAIN | {"dtype": "fp8 odd", "num_ranks": 3, "tokens": "uneven", "again": "same",
+                        "combine": "push", "policy": "safe", "arch": "sm_80"},
+    "cached": PLAIN | {"again": "same", "tokens": "some zero", "routing": "holes",
+                       "topk_data": "none"},
+    "async": PLAIN | {"finish": "event", "again": "same", "combine": "mixed", "num_biases": 2},
+    "async-fp8": PLAIN | {"finish": "event", "dtype": "fp8", "again": "fp8", "num_ranks": 2,
+                          "hidden": 528, "combine": "push", "routing": "holes"},
+    "async-worst": PLAIN | {"finish": "event", "worst": True, "again": "same", "num_ranks": 3,
+                            "tokens": "some zero", "combine": "push"},
+    "bulk-async": PLAIN | {"policy": "bulk", "finish": "event", "dtype": "fp8", "again": "fp8",
+                           "num_ranks": 2, "tokens": "uneven", "hidden": 1040},
 }
 
 
