@@ -29,7 +29,7 @@ from .arguments import (
 from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, INT64, Call
 from .arrays.library import default_library, library_of, library_of_dtype
 from .arrays.streams import Stream
-from .checks import check_int
+from .checks import check_int, check_shape
 from .comm import all_or_none
 from .errors import CapacityError, DeepEPError, DestroyedError
 from .event import EventHandle, EventOverlap
@@ -302,10 +302,7 @@ class Buffer:
         if offset % dtype.itemsize:
             raise ValueError(f"offset: must be a multiple of {dtype.itemsize} bytes, got {offset}")
         room = (self.num_nvl_bytes - offset) // dtype.itemsize
-        try:
-            shape = (room,) if size is None else tuple(check_int(n, "size", 0) for n in size)
-        except TypeError:
-            raise TypeError(f"size: must be a shape, lengths of at least 0; got {size!r}") from None
+        shape = (room,) if size is None else check_shape(size, "size")
         if math.prod(shape) > room:
             raise ValueError(f"size: must have at most {room} elements from byte {offset} on, "
                              f"got {list(shape)}")
@@ -322,7 +319,8 @@ class Buffer:
             CapacityError: the arena has no room; a call with an ordinary array pushes its rows.
         """
         core = self._live_core()
-        shape = (check_int(rows, "rows", 0), check_int(hidden, "hidden", 1))
+        shape = (check_int(rows, "rows", 0, configs.MAX_ROWS),
+                 check_int(hidden, "hidden", 1, configs.MAX_ROWS))
         if hidden % 8:
             raise ValueError(f"hidden: must be a multiple of 8, got {hidden}")
         library = self._library or default_library(core.executor)

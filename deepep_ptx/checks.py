@@ -15,3 +15,13 @@ def check_int(value, name, low, high=None):
         accepted = f"at least {low}" if high is None else f"in [{low}, {high}]"
         raise ValueError(f"{name}: must be {accepted}, got {value}")
     return int(value)
+
+
+def check_shape(value, name):
+    """`value` as a tuple of ints, each at least 0; errors as above."""
+    try:
+        lengths = tuple(value)
+    except TypeError:
+        raise TypeError(f"{name}: must be None or a sequence of integers, "
+                        f"got {type(value).__name__}") from None
+    return tuple(check_int(length, name, 0) for length in lengths)

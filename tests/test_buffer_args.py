@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, Config, EventOverlap, run_ranks, symmetric
-from deepep_ptx.errors import RankError, RankMismatchError
+from deepep_ptx.errors import CapacityError, DestroyedError, RankError, RankMismatchError
+from deepep_ptx.event import EventHandle
 from deepep_ptx.handle import EPHandle
+from tests.array_libraries import PretendGpu
+from tests.test_buffer_life import check_round, dispatch, tokens
 
 BF16 = ml_dtypes.bfloat16
 R, T, H, K, E = 2, 6, 16, 3, 8
@@ -79,9 +82,18 @@ def test_group_must_be_a_group():
         Buffer(object())
 
 
-def test_num_sms():
-    with pytest.raises(ValueError, match=r"^num_sms: must be at least 1"):
-        Buffer.set_num_sms(0)
+@pytest.mark.parametrize(("num_sms", "error", "text"), [
+    (0, ValueError, "num_sms: must be at least 1, got 0"),
+    (2.0, TypeError, "num_sms: must be an integer, got float"),
+    (True, TypeError, "num_sms: must be an integer, got bool"),
+    (None, TypeError, "num_sms: must be an integer, got NoneType"),
+])
+def test_num_sms(num_sms, error, text):
+    before = Buffer.num_sms
+    with pytest.raises(error) as caught:
+        Buffer.set_num_sms(num_sms)
+    assert str(caught.value) == text
+    assert Buffer.num_sms == before
 
 
 # -- get_dispatch_layout ----------------------------------------------------------------------
@@ -239,6 +251,140 @@ def test_handle_is_immutable(handle):
     with pytest.raises(AttributeError):
         del handle.pos
     assert isinstance(handle, tuple) and handle[0].shape == (R, R)
+
+
+# -- get_combine_buffer -----------------------------------------------------------------------
+
+@pytest.mark.parametrize(("change", "error", "text"), [
+    ({"rows": -1}, ValueError, "rows: must be in [0, 2147483647], got -1"),
+    ({"rows": 1 << 31}, ValueError, "rows: must be in [0, 2147483647], got 2147483648"),
+    ({"rows": 1 << 70}, ValueError, "rows: must be in [0, 2147483647]"),
+    ({"rows": 2.0}, TypeError, "rows: must be an integer, got float"),
+    ({"rows": True}, TypeError, "rows: must be an integer, got bool"),
+    ({"rows": None}, TypeError, "rows: must be an integer, got NoneType"),
+    ({"hidden": 0}, ValueError, "hidden: must be in [1, 2147483647], got 0"),
+    ({"hidden": 1 << 70}, ValueError, "hidden: must be in [1, 2147483647]"),
+    ({"hidden": 12}, ValueError, "hidden: must be a multiple of 8, got 12"),
+    ({"hidden": "8"}, TypeError, "hidden: must be an integer, got str"),
+    ({"like": [1]}, TypeError, "like: takes a NumPy array"),
+    ({"like": BF16}, TypeError, "like: takes a NumPy array"),
+    ({"stream": 3}, ValueError, "stream: must be None or 0 on the CPU executor, got 3"),
+    ({"stream": "s"}, TypeError, "stream: must be None, an integer or an object with"),
+    ({"rows": (1 << 31) - 1, "hidden": (1 << 31) - 8}, CapacityError, "num_nvl_bytes: rank 0 has"),
+])
+def test_combine_buffer(buffer, change, error, text):
+    arguments = {"rows": T, "hidden": H} | change
+    expect(buffer, error, text, buffer.get_combine_buffer, **arguments)
+
+
+def test_combine_buffer_of_numpy_on_a_gpu():
+    """NumPy arrays are copied there, and nothing of them lies in the arena."""
+    def main(comm):
+        with Buffer(PretendGpu.of(comm), 1 << 16) as gpu_buffer:
+            expect(gpu_buffer, TypeError, "like: must be an array on the GPU",
+                   gpu_buffer.get_combine_buffer, T, H, like=np.zeros(1))
+
+    run_ranks(main, 1, executor="emu")
+
+
+# -- get_local_buffer_tensor ------------------------------------------------------------------
+
+ARENA = 1 << 12
+
+
+@pytest.fixture(scope="module")
+def limited():
+    """Rank 0's buffer of two whose arena has a fixed place."""
+    return run_ranks(lambda comm: Buffer(comm, ARENA), R)[0]
+
+
+@pytest.mark.parametrize(("change", "error", "text"), [
+    ({"dtype": "bfloat17"}, TypeError, "dtype: must be a torch dtype or one of "),
+    ({"dtype": object}, TypeError, "dtype: must be a torch dtype or one of "),
+    ({"dtype": None}, TypeError, "dtype: must be a torch dtype or one of "),
+    ({"dtype": np.dtype([("a", "i4")])}, TypeError, "dtype: must be a torch dtype or one of "),
+    ({"size": (ARENA // 2 + 1,)}, ValueError, "size: must have at most 2048 elements from byte 0"),
+    ({"size": (3, ARENA)}, ValueError, "size: must have at most 2048 elements from byte 0"),
+    ({"size": (ARENA // 2,), "offset": 2}, ValueError, "size: must have at most 2047 elements"),
+    ({"size": 2048}, TypeError, "size: must be None or a sequence of integers, got int"),
+    ({"size": "12"}, TypeError, "size: must be an integer, got str"),
+    ({"size": (2.0,)}, TypeError, "size: must be an integer, got float"),
+    ({"size": (-1,)}, ValueError, "size: must be at least 0, got -1"),
+    ({"size": (-2, -2)}, ValueError, "size: must be at least 0, got -2"),
+    ({"offset": -2}, ValueError, "offset: must be in [0, 4096], got -2"),
+    ({"offset": ARENA + 2}, ValueError, "offset: must be in [0, 4096], got 4098"),
+    ({"offset": 1}, ValueError, "offset: must be a multiple of 2 bytes, got 1"),
+    ({"offset": 2.0}, TypeError, "offset: must be an integer, got float"),
+    ({"use_rdma_buffer": True}, ValueError, "use_rdma_buffer: must be False"),
+])
+def test_local_buffer_tensor(limited, change, error, text):
+    arguments = {"dtype": BF16} | change
+    expect(limited, error, text, limited.get_local_buffer_tensor, **arguments)
+
+
+def test_local_buffer_tensor_of_an_arena_that_grows(buffer):
+    expect(buffer, ValueError, "num_nvl_bytes: must be given for get_local_buffer_tensor",
+           buffer.get_local_buffer_tensor, BF16)
+
+
+# -- events -----------------------------------------------------------------------------------
+
+def test_previous_event_must_be_of_this_package(buffer, arrays):
+    for previous in (1, "event", EventHandle, np.zeros(1)):
+        expect(buffer, TypeError, "previous_event: must be None, an EventOverlap or an EventHandle",
+               buffer.dispatch, **arrays, previous_event=previous)
+
+
+# -- after destroy() --------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("method", "args"), [
+    ("get_dispatch_layout", (None, None)), ("dispatch", (None,)), ("combine", (None, None)),
+    ("get_combine_buffer", (None, None)), ("get_local_buffer_tensor", (None,)),
+    ("get_comm_stream", ()), ("check", ()), ("reset", ()), ("stats", ()),
+])
+def test_every_method_after_destroy(method, args):
+    """Whatever its arguments are."""
+    def main(comm):
+        gone = Buffer(comm)
+        gone.destroy()
+        with pytest.raises(DestroyedError, match="the buffer was used after destroy"):
+            getattr(gone, method)(*args)
+        with pytest.raises(DestroyedError):
+            gone.last_launch    # noqa: B018
+        gone.destroy()          # more than once is nothing
+
+    run_ranks(main, 2)
+
+
+# -- a refusal leaves nothing behind ----------------------------------------------------------
+
+def test_the_buffer_works_after_refusals():
+    """Of every method, on one rank only: none of them waits for the other."""
+    def main(comm):
+        inputs = tokens(comm.rank)
+        with Buffer(comm, 1 << 20) as ours:
+            recv_x, _, _, _, handle, _ = dispatch(ours, *inputs)
+            used = ours.stats()["arena_used_bytes"]
+            if comm.rank:
+                refused = [
+                    (ours.get_dispatch_layout, (inputs[1], 7), {}),
+                    (dispatch, (ours, *inputs), {"expert_alignment": 0}),
+                    (dispatch, (ours, *inputs), {"num_worst_tokens": -1}),
+                    (ours.dispatch, (inputs[0][1:], handle), {}),
+                    (ours.combine, (recv_x[1:], handle), {}),
+                    (ours.combine, (recv_x, handle), {"bias": 3}),
+                    (ours.combine, (recv_x, handle), {"previous_event": 3}),
+                    (ours.get_combine_buffer, (-1, 8), {}),
+                    (ours.get_local_buffer_tensor, ("uint8", (-1,)), {}),
+                ]
+                for call, args, kwargs in refused:
+                    with pytest.raises((ValueError, TypeError)):
+                        call(*args, **kwargs)
+            del recv_x
+            assert ours.stats()["arena_used_bytes"] == used
+            check_round(ours, comm.size)
+
+    run_ranks(main, 2)
 
 
 # -- SMs and nodes ----------------------------------------------------------------------------

@@ -32,6 +32,8 @@ def rank_main(comm):
             num_tokens_per_expert=per_expert, topk_idx=topk_idx,
             topk_weights=np.ones((3, 2), np.float32))
         buffer.combine(things["recv_x"], handle)
+    elif CALLS == "in flight":
+        buffer.get_dispatch_layout(topk_idx, 4, async_finish=True)
     if KEPT == "error":
         try:
             buffer.dispatch(x, num_tokens_per_rank=None)
@@ -52,6 +54,7 @@ print("alive")
 @pytest.mark.parametrize("kept, calls", [
     ("buffer", "called"), ("comm", "called"), ("recv_x", "called"), ("error", "called"),
     ("buffer", "new"), ("comm", "new"), ("error", "new"),
+    ("buffer", "in flight"), ("comm", "in flight"), ("error", "in flight"),
 ])
 def test_a_cycle_that_the_collector_breaks(kept, calls):
     done = subprocess.run([sys.executable, "-c", SCRIPT, kept, calls],

@@ -6,8 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from deepep_ptx import RankError, run_ranks, select
+from deepep_ptx import Buffer, RankError, run_ranks, select
+from deepep_ptx.errors import CapacityError
 from tests.test_roundtrip import (
+    NUM_EXPERTS,
     PLAIN,
     Inputs,
     any_bits,
@@ -15,6 +17,8 @@ from tests.test_roundtrip import (
     make_inputs,
     rank_main,
     route,
+    wanted,
+    worst_tokens,
 )
 
 SEEDS = range(10)
@@ -30,6 +34,18 @@ CASES = {
     "crowd": PLAIN | {"topk_data": "none", "routing": "crowd", "idx_dtype": "int32", "hidden": 8},
     "bulk-pull": PLAIN | {"policy": "bulk", "num_ranks": 2, "hidden": 7168, "num_biases": 2},
     "bulk-push": PLAIN | {"policy": "bulk", "combine": "push", "tokens": "uneven"},
+    "fp8": PLAIN | {"dtype": "fp8", "hidden": 528, "again": "fp8", "num_biases": 1},
+    "fp8 odd": PLAIN | {"dtype": "fp8 odd", "num_ranks": 3, "tokens": "uneven", "again": "same",
+                        "combine": "push", "policy": "safe", "arch": "sm_80"},
+    "cached": PLAIN | {"again": "same", "tokens": "some zero", "routing": "holes",
+                       "topk_data": "none"},
+    "async": PLAIN | {"finish": "event", "again": "same", "combine": "mixed", "num_biases": 2},
+    "async-fp8": PLAIN | {"finish": "event", "dtype": "fp8", "again": "fp8", "num_ranks": 2,
+                          "hidden": 528, "combine": "push", "routing": "holes"},
+    "async-worst": PLAIN | {"finish": "event", "worst": True, "again": "same", "num_ranks": 3,
+                            "tokens": "some zero", "combine": "push"},
+    "bulk-async": PLAIN | {"policy": "bulk", "finish": "event", "dtype": "fp8", "again": "fp8",
+                           "num_ranks": 2, "tokens": "uneven", "hidden": 1040},
 }
 
 
@@ -39,6 +55,49 @@ CASES = {
 def test_bit_exact(scheduler, case, seed):
     assert_round_trip(case, [make_inputs(case, 1000 + 10 * seed + i) for i in range(2)],
                       scheduler=scheduler, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_calls_in_flight(scheduler, seed):
+    """Chains that no host waits for, refused calls among them; ranks queue at their own pace."""
+    case = PLAIN | {"num_ranks": 3, "tokens": "some zero"}
+    inputs = make_inputs(case, 7000 + seed)
+    everybody = wanted(case | {"worst": True}, inputs)
+
+    def main(comm):
+        rank, later, want = comm.rank, {"async_finish": True}, everybody[comm.rank]
+        weights = inputs.topk_weights[rank]
+        num_worst = worst_tokens({"worst": True}, inputs)
+        with Buffer(comm, 1 << 20) as buffer:
+            event, results = None, []
+            for turn in range(3):
+                per_rank, _, per_expert, in_rank, event = buffer.get_dispatch_layout(
+                    inputs.topk_idxs[rank], NUM_EXPERTS, previous_event=event, **later)
+                layout = {"num_tokens_per_rank": per_rank, "is_token_in_rank": in_rank,
+                          "num_tokens_per_expert": per_expert}
+                recv_x, *_, handle, event = buffer.dispatch(
+                    inputs.xs[rank], **layout, topk_idx=inputs.topk_idxs[rank],
+                    topk_weights=weights, num_worst_tokens=num_worst, previous_event=event,
+                    **later)
+                same, *_, event = buffer.dispatch(inputs.xs[rank], handle=handle,
+                                                  previous_event=event, **later)
+                if turn == 1:       # its rows do not fit: refused, and nothing else is lost
+                    buffer.dispatch(inputs.xs[rank], **layout, topk_idx=inputs.topk_idxs[rank],
+                                    topk_weights=weights, num_worst_tokens=1, **later)
+                for _ in range(rank):
+                    comm.executor.yield_()
+                _, _, event = buffer.combine(same, handle, previous_event=event, **later)
+                results.append((recv_x, same))
+            with pytest.raises(CapacityError, match="num_worst_tokens: must be at least"):
+                buffer.check()
+            num = want["rank_prefix_matrix"][-1, rank]
+            rows = want["recv_x"][:num].view(np.uint16)
+            for recv_x, same in results:
+                for got in (recv_x, same):
+                    np.testing.assert_array_equal(got[:num].view(np.uint16), rows)
+
+    run_ranks(main, 3, scheduler=scheduler, seed=seed)
 
 
 FORMS = [

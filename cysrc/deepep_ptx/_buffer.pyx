@@ -577,7 +577,8 @@ cdef class Received:
     """What dispatch found.
 
     rows: of the result.  offsets: of x, scales, topk_idx, topk_weights and src_idx in `slot`, in
-    bytes.  slot: None without rows, or without room for them.  landed: the slot is to be copied out before the next call.
+    bytes.  slot: None without rows, or without room for them.  landed: the slot is to be copied out
+    before the next call.
     expert_counts: tokens of each local expert, [] unless the host waited for the totals.
     number: of the call, for handles.
     """

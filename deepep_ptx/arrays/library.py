@@ -85,7 +85,7 @@ def library_of_dtype(dtype, executor):
             raise TypeError(f"dtype: {dtype} is not known")
         return library, library.dtypes[dtype]
     try:
-        known = np.dtype(dtype)
+        known = None if dtype is None else np.dtype(dtype)      # to NumPy None is float64
     except TypeError:
         known = None
     if known not in DLPACK:
