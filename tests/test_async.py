@@ -301,7 +301,10 @@ def test_results_are_allocated_for_the_comm_stream(monkeypatch, shares):
                                     allocate_on_comm_stream=allocate)
                 assert array.stream == (buffer.get_comm_stream().cuda_stream
                                         if allocate and shares else stream)
-            np.testing.assert_array_equal(array.numpy(), want)
+            if shares:
+                np.testing.assert_array_equal(array.numpy(), want)
+        event.current_stream_wait()
+        np.testing.assert_array_equal(array.numpy(), want)
 
     alone(main)
 

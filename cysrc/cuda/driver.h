@@ -17,7 +17,8 @@
     F(cuDeviceTotalMem) F(cuDeviceGetP2PAttribute)                                               \
     F(cuDevicePrimaryCtxRetain) F(cuDevicePrimaryCtxRelease)                                     \
     F(cuCtxGetCurrent) F(cuCtxSetCurrent) F(cuCtxEnablePeerAccess)                               \
-    F(cuMemAlloc) F(cuMemFree) F(cuMemAllocAsync) F(cuMemFreeAsync)                              \
+    F(cuMemAlloc) F(cuMemFree) F(cuMemPoolCreate) F(cuMemPoolDestroy)                            \
+    F(cuMemAllocFromPoolAsync) F(cuMemFreeAsync)                                                 \
     F(cuMemHostAlloc) F(cuMemFreeHost) F(cuMemHostGetDevicePointer)                              \
     F(cuMemcpyAsync) F(cuMemcpyHtoDAsync) F(cuMemcpyDtoHAsync) F(cuMemsetD8Async)                \
     F(cuMemGetAddressRange) F(cuPointerGetAttribute)                                             \

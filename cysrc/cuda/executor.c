@@ -34,6 +34,7 @@ struct cuda_executor {
     const struct cuda_driver *cu;
     CUdevice device;
     CUcontext context;
+    CUmemoryPool pool;       /* of its own: a shared one may make a stream wait for another rank's */
     int arch;
     int stopped;             /* atomic: the next host wait, or the one that runs, ends at once  */
     uint64_t asked;          /* when a wait last looked for Ctrl-C                              */
@@ -688,6 +689,17 @@ static const char *op_last_error(void *self)
     return e->error;
 }
 
+static int make_pool(struct cuda_executor *e)
+{
+    CUmemPoolProps props = {
+        .allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+        .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = e->device},
+    };
+
+    TRY(cuMemPoolCreate, &e->pool, &props);
+    return EP_OK;
+}
+
 static int open_device(struct cuda_executor *e, int device)
 {
     int major = 0, minor = 0;
@@ -698,7 +710,7 @@ static int open_device(struct cuda_executor *e, int device)
     TRY(cuDeviceGetAttribute, &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, e->device);
     e->arch = 10 * major + minor;
     TRY(cuDevicePrimaryCtxRetain, &e->context, e->device);
-    return EP_OK;
+    return make_pool(e);
 }
 
 struct cuda_executor *cuda_executor_create(int device, const char **why)
@@ -752,6 +764,7 @@ void cuda_executor_destroy(struct cuda_executor *e)
     if (e->cu->p_cuCtxSetCurrent(e->context) == CUDA_SUCCESS)
         forget_times(e);
     e->cu->p_cuCtxSetCurrent(before);
+    e->cu->p_cuMemPoolDestroy(e->pool);
     e->cu->p_cuDevicePrimaryCtxRelease(e->device);
     free(e->opened);
     free(e);
@@ -849,7 +862,7 @@ int cuda_executor_alloc_async(struct cuda_executor *e, uint64_t bytes, void *str
     CUdeviceptr ptr = 0;
 
     ENTER();
-    TRY(cuMemAllocAsync, &ptr, bytes, stream);
+    TRY(cuMemAllocFromPoolAsync, &ptr, bytes, e->pool, stream);
     *out = ptr;
     return EP_OK;
 }
