@@ -44,22 +44,25 @@ static int refuse(struct ep_buffer *b, uint32_t code)
 }
 
 /* Take the records written since the last look into b->status, oldest first.  No kernel runs.
- * `local`: also what layout found, of which only this rank knows until a notify tells the others. */
+ * `local`: also what layout found, of which only this rank knows until a notify tells the others.
+ * Layout says nothing more before that, so it is the last such record that nobody was told of. */
 static void drain(struct ep_buffer *b, int local)
 {
-    uint32_t num_written = min_u32(b->ring->next, EP_STATUS_RECORDS), num_left = 0;
+    uint32_t num_written = min_u32(b->ring->next, EP_STATUS_RECORDS), untold = num_written;
+    if (!local && b->control.fault != EP_CODE_OK)
+        for (uint32_t i = 0; i < num_written; i++)
+            if (b->ring->record[i].valid && b->ring->record[i].code == EP_CODE_TOPK_RANGE)
+                untold = i;
     b->num_status = 0;
     for (uint32_t i = 0; i < num_written; i++) {
         struct ep_status_record record = b->ring->record[i];
         b->ring->record[i].valid = 0;
-        if (!record.valid)
-            continue;
-        if (local || record.code != EP_CODE_TOPK_RANGE)
+        if (record.valid && i != untold)
             b->status[b->num_status++] = record;
-        else
-            b->ring->record[num_left++] = record;
+        else if (i == untold)
+            b->ring->record[0] = record;
     }
-    b->ring->next = num_left;
+    b->ring->next = untold < num_written;
 }
 
 /* Waits for what was called so far and reads its verdict. */
@@ -69,7 +72,7 @@ static int look(struct ep_buffer *b, int local)
     TRY(exec->stream_synchronize(exec->self, b->stream));
     TRY(exec->copy_out(exec->self, &b->control, b->comm.heap, sizeof b->control, b->stream));
     b->unseen = 0;
-    drain(b, local || b->control.fault == EP_CODE_OK);
+    drain(b, local);
     if (local && b->control.fault) {     /* told: the next notify has nothing to tell          */
         b->control.fault = EP_CODE_OK;
         TRY(exec->fill(exec->self, b->comm.heap + offsetof(struct ep_control, fault), 0,
