@@ -88,10 +88,15 @@ def take_rows(call, x, num_tokens="num_tokens"):
 def take_output(call, x, handle):
     """The expert output that combine adds up, as `Array`."""
     array = _take_matrix(call, x, (BFLOAT16,), handle.num_recv)
+    check_hidden(array, handle)
+    return array
+
+
+def check_hidden(array, handle):
+    """Rows for which the dispatch that made the handle has seen to room."""
     if array.shape[1] > handle.hidden:
         raise ValueError(f"x: hidden must be at most that of the dispatch, {handle.hidden}, "
                          f"got {array.shape[1]}")
-    return array
 
 
 def _take_matrix(call, x, dtypes, rows):
@@ -146,7 +151,7 @@ def check_handle(handle, executor, num_ranks):
 def event_of(previous, executor):
     """The `Event` that a call starts after, or None: after the caller's stream.
 
-    On the CPU executor an event of other streams is waited for here and now.
+    An event of the other executor is waited for here and now.
 
     Raises:
         TypeError: `previous` is neither None, an `EventOverlap` nor an `EventHandle`.
@@ -159,7 +164,7 @@ def event_of(previous, executor):
         raise TypeError("previous_event: must be None, an EventOverlap or an EventHandle, got "
                         f"{type(previous).__name__}")
     event = previous._event
-    if event is not None and executor.name == "emu" and event.executor_name != "emu":
+    if event is not None and event.executor_name != executor.name:
         event.synchronize()
         return None
     return event

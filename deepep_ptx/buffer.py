@@ -9,12 +9,13 @@ from collections import deque
 
 from . import config as configs
 from . import select, symmetric
-from ._buffer import SLOT_ALIGN, Launch, Placement, Region
+from ._buffer import MAX_TOPK, SLOT_ALIGN, Launch, Placement, Region
 from ._executor import Event
 from .arguments import (
     check_config,
     check_experts,
     check_handle,
+    check_hidden,
     check_topk,
     checked_group,
     event_of,
@@ -35,6 +36,7 @@ from .event import EventHandle, EventOverlap
 from .handle import EPHandle
 
 DEFAULT_SMS = configs.DEFAULT_SMS
+MAX_WORST_TOKENS = (1 << 32) // MAX_TOPK - 1        # kernels count their choices in 32 bits
 
 # Buffers of GPUs that were left without the other ranks: their memory, code and context stay until
 # the process ends.  (On the CPU executor they end with the run, whose groups keep them.)
@@ -59,8 +61,8 @@ class Buffer:
     takes the library's current stream, else the array's `__cuda_array_interface__["stream"]`, else
     the legacy default stream.  On the CPU executor it must be None or 0.
     The host waits for the totals of `dispatch`, unless they are given; for the end of a call where
-    NumPy arrays are used, on the CPU executor (unless `async_finish`), and where ranks that are
-    threads share a GPU and the legacy default stream.
+    NumPy arrays are used, on the CPU executor (unless `async_finish`), and where ranks are threads
+    that share a GPU and the legacy default stream, or use CuPy.
     Errors that only the device can find (a rank that did not come, ranks that disagree) are raised
     by a call that waits for the host, on all ranks alike, or by `check()`.
     CUDA graphs.  `get_dispatch_layout`, `dispatch` with `num_worst_tokens` or a handle, and
@@ -130,7 +132,7 @@ class Buffer:
         self.timeout_s = timeout_s
         self.zero_copy = bool(zero_copy)
         self._copied_bytes = 0
-        self._in_flight = deque()       # (event, mappings, arrays) of calls nobody has waited for
+        self._in_flight = deque()       # calls nobody has waited for, oldest first
         self._library = None            # of the newest call
         kernels = {name: (variant, select.read_text(variant))
                    for name, variant in self.variants.items()}
@@ -143,8 +145,7 @@ class Buffer:
             raise ValueError(f"group: {self._ranks_here} ranks do not fit on one GPU, at most "
                              f"{core.max_resident('combine_reduce')} do")
         self._on_emu = group.executor.name == "emu"
-        # An event on a stream that ranks share would make one rank's call wait for another's.
-        self._shares_stream = self._ranks_here > 1 and group.executor.world is not None
+        self._is_thread = getattr(group.executor, "world", None) is not None
         self._core = core
 
     # -- growth, end ---------------------------------------------------------------------------
@@ -232,10 +233,10 @@ class Buffer:
             self._leave()
 
     def _is_busy(self):
-        """Whether a call in flight has not ended."""
+        """Whether a call has not ended."""
         with contextlib.suppress(DeepEPError):      # of a run that has failed: nothing runs
             self._forget_finished()
-            return bool(self._in_flight)
+            return bool(self._in_flight) or not _Flight(self._core, None, []).is_over()
         return False
 
     # -- settings and state --------------------------------------------------------------------
@@ -330,6 +331,8 @@ class Buffer:
         call = Call.of_library(core.executor, library, "like", stream)
         if rows == 0:
             return call.empty(shape, BFLOAT16).owner
+        if self._on_emu and not core.is_capturing(call.stream):
+            core.settle()           # the host stores to it, and is on no stream
         slot = core.reserve(rows * hidden * BFLOAT16.itemsize, call.stream)
         return call.part(slot, 0, shape, BFLOAT16, False)
 
@@ -364,16 +367,25 @@ class Buffer:
                                  "and async_finish")
             call.allocate_on(core.stream)
         captured = core.is_capturing(call.stream)
-        if captured and call.copies:
-            raise ValueError(f"{call.name}: must be on the GPU while the stream is captured")
-        waits = not captured and (
-            call.copies or (self._shares_stream and call.stream == 0)
-            or (self._on_emu and not (async_finish and self.zero_copy)))
+        if captured and (call.copies or not call.library.captures):
+            raise ValueError(f"{call.name}: must be an array of torch or CuPy on the GPU while the "
+                             "stream is captured")
+        waits = not captured and (call.copies or self._must_wait(call)
+                                  or (self._on_emu and not (async_finish and self.zero_copy)))
         if not captured:
             self._forget_finished()
         self._library = call.library
         return Launch(call.stream, previous, num_sms, waits, bool(async_finish) and not waits,
                       captured)
+
+    def _must_wait(self, call):
+        """Whether a rank that is a thread could keep another one from being served.
+
+        By an event on a stream that ranks share, or by a library's call that waits for a device on
+        which this rank's kernels wait for the other.
+        """
+        return self._is_thread and not self._on_emu and (
+            call.library.blocks or (self._ranks_here > 1 and call.stream == 0))
 
     def _checked_sms(self, config):
         check_config(config)
@@ -386,19 +398,28 @@ class Buffer:
                 f"{self._ranks_here} rank(s) on one GPU can have side by side; got {num_sms}")
         return num_sms
 
-    def _finish(self, call, launch, mappings, arrays):
-        """The call's `EventOverlap`.  `arrays` and `mappings` stay until it has ended."""
+    def _depart(self, launch, mappings, arrays):
+        """The `_Flight` of a call whose end nobody waits for; None where the caller's stream or the
+        host does."""
         if not launch.detached:
+            return None
+        flight = _Flight(self._core, mappings, list(arrays))
+        if not launch.captured:
+            self._in_flight.append(flight)
+        return flight
+
+    def _finish(self, call, flight, results):
+        """The call's `EventOverlap`, with its results there."""
+        if flight is None:
             return EventOverlap()
-        core = self._core
-        event = Event(core.executor)
-        event.record(core.stream)
-        call.share(array for array in arrays if array is not None)
-        if launch.captured:
-            return EventOverlap(EventHandle.of(event, call.current), arrays)
-        self._in_flight.append((event, mappings, arrays))
-        wait = functools.partial(self._wait_on_host, event) if self._on_emu else None
-        return EventOverlap(EventHandle.of(event, call.current, wait))
+        results = [array for array in results if array is not None]
+        call.share(results)
+        flight.arrays += results
+        flight.record()
+        if flight not in self._in_flight:       # captured: whoever has the event keeps the arrays
+            return EventOverlap(EventHandle._of(flight.event, call.current), flight.arrays)
+        wait = functools.partial(self._wait_on_host, flight.event) if self._on_emu else None
+        return EventOverlap(EventHandle._of(flight.event, call.current, wait))
 
     def _wait_on_host(self, event):
         event.synchronize()
@@ -407,14 +428,11 @@ class Buffer:
             self._core.check()
 
     def _forget_finished(self):
-        while self._in_flight and self._in_flight[0][0].done:
-            _, mappings, _ = self._in_flight.popleft()
-            if mappings is not None:
-                mappings.close()
+        while self._in_flight and self._in_flight[0].is_over():
+            self._in_flight.popleft().close()
 
     def _with_growth(self, run):
-        """`run()`, again with a larger arena while it has no room and may grow.  (What an earlier
-        call had no room for is lost.)
+        """`run()`, again with a larger arena while it has no room and may grow.
 
         All ranks get the same verdict, so all of them grow, or none.  Each turn adds a segment, of
         which there are few.
@@ -423,7 +441,7 @@ class Buffer:
             try:
                 return run()
             except CapacityError as error:
-                if self.num_nvl_bytes or not self._core.refused_newest:
+                if not self._core.may_grow:         # or it is an earlier call's
                     raise
                 needed = error.needed_bytes
             symmetric.grow(self.group, self._core, needed)
@@ -463,8 +481,9 @@ class Buffer:
         per_expert = call.empty((num_experts,), INT32)
         in_rank = call.empty((topk.shape[0], self.group_size), BOOL)
         mappings = core.layout(topk, per_rank, per_expert, in_rank, launch)
+        flight = self._depart(launch, mappings, [topk_idx])
         results = (per_rank.owner, per_expert.owner, in_rank.owner)
-        event = self._finish(call, launch, mappings, (topk_idx, *results))
+        event = self._finish(call, flight, results)
         return results[0], None, results[1], results[2], event
 
     def dispatch(self, x, handle=None, num_tokens_per_rank=None, num_tokens_per_rdma_rank=None,
@@ -527,7 +546,7 @@ class Buffer:
             raise ValueError("num_tokens_per_rdma_rank: must be None, all ranks share one NVLink "
                              "domain")
         check_int(expert_alignment, "expert_alignment", 1)
-        check_int(num_worst_tokens, "num_worst_tokens", 0, (1 << 31) - 1)
+        check_int(num_worst_tokens, "num_worst_tokens", 0, MAX_WORST_TOKENS)
         rows = take_rows(call, x)
         num_tokens, hidden = rows.array.shape
         per_rank = call.take(num_tokens_per_rank, "num_tokens_per_rank", (INT32,),
@@ -553,14 +572,16 @@ class Buffer:
             return core.dispatch(rows, topk, weights, at, num_worst_tokens, launch)
 
         received, mappings = run() if num_worst_tokens else self._with_growth(run)
+        pos, rank_prefix = at.pos.owner, at.rank_prefix.owner
+        flight = self._depart(launch, mappings, [
+            *_arrays(x), num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert, topk_idx,
+            topk_weights, pos, rank_prefix])
         recv_x, recv_idx, recv_weights, recv_src_idx = self._views(call, launch, received, rows,
                                                                    topk)
-        pos, rank_prefix = at.pos.owner, at.rank_prefix.owner
         for array in (pos, rank_prefix, recv_src_idx):
             call.freeze(array)
-        event = self._finish(call, launch, mappings, (
-            *_arrays(x), num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert, topk_idx,
-            topk_weights, pos, rank_prefix, *_arrays(recv_x), recv_idx, recv_weights))
+        event = self._finish(call, flight, [pos, rank_prefix, *_arrays(recv_x), recv_idx,
+                                            recv_weights, recv_src_idx])
         handle = EPHandle(
             rank_prefix, recv_src_idx=recv_src_idx, is_token_in_rank=is_token_in_rank,
             num_tokens=num_tokens, num_recv=received.rows, num_worst_tokens=num_worst_tokens,
@@ -575,12 +596,13 @@ class Buffer:
                          allocate_on_comm_stream):
         check_handle(handle, core.executor, self.group_size)
         rows = take_rows(call, x, handle.num_tokens)
+        check_hidden(rows.array, handle)
         launch = self._launch(call, config, previous_event, async_finish, allocate_on_comm_stream)
         at = self._placement(call, handle)
         received, mappings = core.dispatch(rows, None, None, at, handle.num_worst_tokens, launch)
+        flight = self._depart(launch, mappings, [*_arrays(x), handle])
         recv_x = self._views(call, launch, received, rows, None)[0]
-        event = self._finish(call, launch, mappings,
-                             (*_arrays(x), handle.pos, handle[0], *_arrays(recv_x)))
+        event = self._finish(call, flight, _arrays(recv_x))
         return recv_x, None, None, None, None, event
 
     def combine(self, x, handle, topk_weights=None, bias=None, config=None, previous_event=None,
@@ -628,9 +650,9 @@ class Buffer:
                                 handle.num_topk or self.group_size, self.zero_copy, launch)
 
         mappings = self._with_growth(run) if launch.wait else run()
+        flight = self._depart(launch, mappings, [x, topk_weights, *_arrays(bias), handle])
         results = out.owner, None if out_weights is None else out_weights.owner
-        event = self._finish(call, launch, mappings,
-                             (x, topk_weights, *_arrays(bias), handle.pos, handle[0], *results))
+        event = self._finish(call, flight, results)
         return results[0], results[1], event
 
     def _placement(self, call, handle):
@@ -647,8 +669,10 @@ class Buffer:
             self._copied_bytes += slot.nbytes
             if self._on_emu and not launch.wait:
                 self._core.check()      # host memory can be copied once the call has ended
-            elif launch.detached:
+            elif launch.detached and call.library.shares:
                 call.allocate_on(self._core.stream)     # the caller's stream does not wait
+            elif launch.detached:
+                self._core.executor.stream_wait(call.stream, self._core.stream)
 
         def part(offset, shape, dtype):
             if slot is None:
@@ -669,3 +693,34 @@ class Buffer:
 def _arrays(value):
     """The arrays of an argument that is one, a pair or None."""
     return value if isinstance(value, tuple) else (value,)
+
+
+class _Flight:
+    """A call whose end nobody waits for.
+
+    mappings: None, or what maps arrays of host memory.  arrays: alive until it has ended.
+    """
+
+    def __init__(self, core, mappings, arrays):
+        self.core = core
+        self.mappings = mappings
+        self.arrays = arrays
+        self.event = None
+
+    def record(self):
+        """What the buffer's stream has queued by now is the call."""
+        event = Event(self.core.executor)
+        event.record(self.core.stream)
+        self.event = event
+
+    def is_over(self):
+        """Whether the call has ended."""
+        if self.event is None:          # what made its results failed
+            self.record()
+        return self.event.done
+
+    def close(self):
+        """Let go of everything."""
+        if self.mappings is not None:
+            self.mappings.close()
+        self.arrays = []

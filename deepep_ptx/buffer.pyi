@@ -85,7 +85,9 @@ class Buffer:
         offset: int = 0,
         use_rdma_buffer: bool = False,
     ) -> _Array: ...
-    def get_combine_buffer(self, rows: int, hidden: int) -> _Array: ...
+    def get_combine_buffer(
+        self, rows: int, hidden: int, *, like: _Array | None = None, stream: _Stream = None
+    ) -> _Array: ...
     def get_dispatch_layout(
         self,
         topk_idx: _Array,

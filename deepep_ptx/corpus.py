@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Text to bfloat16 rows: what the main job (deepep_ptx/demo.py) sends around."""
+"""Text to bfloat16 rows: what the main job (deepep_ptx/demo) sends around."""
 
 import re
 from dataclasses import dataclass

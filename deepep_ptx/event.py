@@ -19,7 +19,7 @@ class EventHandle:
         self._wait_on_host = None
 
     @classmethod
-    def of(cls, event, current, wait_on_host=None):
+    def _of(cls, event, current, wait_on_host=None):
         """A handle of an `Event` of a buffer's.
 
         current(): number of the stream that `current_stream_wait` makes wait.  wait_on_host(): what

@@ -27,8 +27,8 @@ BF16_BYTES = 2
 BF16_NAN = 0x7FFF  # the one NaN that cvt.rn.bf16x2.f32 makes, whatever NaN goes in
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448
-FP8_NAN = 0x7F     # likewise, of cvt.rn.satfinite.e4m3x2.f32
-FP8_GROUP = 128    # consecutive elements of a row that share a scale
+FP8_NAN = 0x7F  # likewise, of cvt.rn.satfinite.e4m3x2.f32
+FP8_GROUP = 128  # consecutive elements of a row that share a scale
 FP8_MIN_AMAX = np.float32(1e-4)
 
 
@@ -273,7 +273,7 @@ def per_token_cast_to_fp8(x, round_scale=False):
     return elements.reshape(x.shape), scales
 
 
-def per_token_cast_back(x, scales, dtype=ml_dtypes.bfloat16):
+def per_token_cast_back(x, scales, dtype="bfloat16"):
     """What `per_token_cast_to_fp8` made, as bfloat16 or float32: element * scale in float32.
 
     Args:
@@ -293,11 +293,12 @@ def per_token_cast_back(x, scales, dtype=ml_dtypes.bfloat16):
     groups = x.astype(np.float32).reshape(*want, FP8_GROUP)
     with np.errstate(invalid="ignore", over="ignore"):  # Inf and NaN are values like others
         product = (groups * scales[:, :, None]).reshape(x.shape)
+    dtype = np.dtype(dtype)
     if dtype == np.float32:
         return product
     if dtype == ml_dtypes.bfloat16:
         return round_to_bf16(product)
-    raise ValueError(f"dtype: must be bfloat16 or float32, got {np.dtype(dtype)}")
+    raise ValueError(f"dtype: must be bfloat16 or float32, got {dtype}")
 
 
 def _bias_sum(bias, shape):

@@ -6,15 +6,21 @@ from typing import Any, TypeAlias
 import numpy as np
 
 _Array: TypeAlias = np.ndarray[Any, Any]
+_Pair: TypeAlias = tuple[_Array, _Array]
 
 MAX_TOPK: int
 BF16_BYTES: int
 BF16_NAN: int
+FP8: type
+FP8_MAX: int
+FP8_NAN: int
+FP8_GROUP: int
+FP8_MIN_AMAX: np.float32
 
 @dataclass(frozen=True, eq=False)
 class Received:
     rank: int
-    recv_x: _Array
+    recv_x: _Array | _Pair
     recv_topk_idx: _Array | None
     recv_topk_weights: _Array | None
     recv_src_idx: _Array
@@ -28,17 +34,22 @@ class Received:
 
 def layout(topk_idx: _Array, num_experts: int, num_ranks: int) -> tuple[_Array, _Array, _Array]: ...
 def dispatch(
-    xs: Sequence[_Array],
+    xs: Sequence[_Array] | Sequence[_Pair],
     topk_idxs: Sequence[_Array],
     topk_weights: Sequence[_Array] | None,
     num_experts: int,
     num_worst_tokens: int = 0,
 ) -> list[Received]: ...
+def cached_dispatch(
+    xs: Sequence[_Array] | Sequence[_Pair], received: Sequence[Received]
+) -> list[_Array] | list[_Pair]: ...
 def combine(
     ys: Sequence[_Array],
     received: Sequence[Received],
     topk_weights: Sequence[_Array] | None = None,
-    bias: Sequence[_Array | tuple[_Array, _Array] | None] | None = None,
+    bias: Sequence[_Array | _Pair | None] | None = None,
 ) -> list[tuple[_Array, _Array | None]]: ...
 def widen(x: _Array) -> _Array: ...
 def round_to_bf16(x: _Array) -> _Array: ...
+def per_token_cast_to_fp8(x: _Array, round_scale: bool = False) -> _Pair: ...
+def per_token_cast_back(x: _Array, scales: _Array, dtype: Any = "bfloat16") -> _Array: ...

@@ -60,7 +60,7 @@ def add_segment(group, core, nbytes):
 
     try:
         all_or_none(group, open_all, all_or_none(group, add))
-    except Exception:
+    except BaseException:           # all ranks come here, whatever one of them has met
         _drop(group, core, mine)
         raise
 

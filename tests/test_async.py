@@ -14,6 +14,7 @@ import pytest
 
 from deepep_ptx import Buffer, EventOverlap, reference, run_ranks
 from deepep_ptx._executor import Event
+from deepep_ptx.arrays.device_array import Device
 from deepep_ptx.errors import (
     CapacityError,
     DeepEPError,
@@ -84,7 +85,7 @@ class Side:
         """An `EventOverlap` of what `stream` has queued."""
         event = Event(self.executor)
         event.record(stream)
-        return EventOverlap(EventHandle.of(event, lambda: stream))
+        return EventOverlap(EventHandle._of(event, lambda: stream))
 
     @contextmanager
     def blocked(self, stream):
@@ -284,8 +285,12 @@ def test_a_chain_of_events(on_gpu, allocate):
     run_ranks(main, 2, executor="emu")
 
 
-def test_results_are_allocated_for_the_comm_stream():
-    """So nothing that the caller's stream has queued has to be over: it is held all the time."""
+@pytest.mark.parametrize("shares", [True, False])
+def test_results_are_allocated_for_the_comm_stream(monkeypatch, shares):
+    """So nothing that the caller's stream has queued has to be over: it is held all the time.  A
+    library that cannot tell an array's memory of a second stream allocates for the caller's."""
+    monkeypatch.setattr(Device, "shares", shares)
+
     def main(side, buffer):
         stream = side.executor.stream_create()
         call, want = prepared(side, buffer, "combine")
@@ -294,9 +299,11 @@ def test_results_are_allocated_for_the_comm_stream():
             for allocate in (False, True):
                 array, event = call(stream=stream, previous_event=start, async_finish=True,
                                     allocate_on_comm_stream=allocate)
-                assert array.stream == (buffer.get_comm_stream().cuda_stream if allocate
-                                        else stream)
-            np.testing.assert_array_equal(array.numpy(), want)
+                assert array.stream == (buffer.get_comm_stream().cuda_stream
+                                        if allocate and shares else stream)
+                event.event._event.synchronize()
+                look = side.copied(array, side.executor.stream_create())
+                np.testing.assert_array_equal(look(), want)
 
     alone(main)
 

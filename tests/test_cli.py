@@ -4,6 +4,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from deepep_ptx import __version__, _cuda, cli, cuda_ranks, demo
@@ -28,19 +29,20 @@ def test_options_reach_the_settings():
     args = cli.parser().parse_args(["demo", *SMALL, "--seed", "7", "--combine", "push", "--worst",
                                     "--arch", "sm_80", "--unit", "bytes", "--checks", "off",
                                     "--policy", "safe", "--text", "x", "--scheduler", "rr",
-                                    "--executor", "emu"])
+                                    "--executor", "emu", "--dtype", "bf16", "--input", "i",
+                                    "--save-input", "s", "--plot", "p"])
     assert demo.Settings(**cli.settings_of(args)) == demo.Settings(
         num_ranks=2, num_tokens=3, hidden=16, num_experts=4, num_groups=2, num_topk_groups=1,
         num_topk=2, seed=7, combine="push", worst=True, arch="sm_80", unit="bytes", checks="off",
-        policy="safe", text="x", executor="emu")
+        policy="safe", text="x", executor="emu", dtype="bf16", input="i", save_input="s", plot="p")
 
 
 def test_a_wrong_bit_is_exit_code_1(monkeypatch, capsys):
     honest = demo.check
 
-    def one_wrong(job, outputs, settings, bar):
+    def one_wrong(job, outputs, bar):
         outputs[1].arrays["recv_x"].view("u2")[0, 3] ^= 1
-        return honest(job, outputs, settings, bar)
+        return honest(job, outputs, bar)
 
     monkeypatch.setattr(demo, "check", one_wrong)
     assert cli.main(["demo", *SMALL]) == 1
@@ -62,6 +64,11 @@ def test_a_wrong_bit_is_exit_code_1(monkeypatch, capsys):
     (["--policy", "ld_wishful"], "--policy: "),
     (["--scheduler", "hope"], "--scheduler: "),
     (["--text", "no/such/file"], "--text: cannot read"),
+    (["--input", "no/such/file"], "--input: cannot read no/such/file: No such file"),
+    (["--save-input", "no/such/file"], "--save-input: cannot write no/such/file: No such file"),
+    (["--dtype", "fp8"], "--hidden: must be a multiple of 128 with dtype fp8, got 16"),
+    (["--dtype", "fp8", "--hidden", "128", "--combine", "pull"], "--combine: must be push"),
+    (["--compare-dtypes"], "--hidden: must be a multiple of 128 with dtype fp8, got 16"),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(argv, start, capsys):
     assert cli.main(["demo", *SMALL, *argv]) == 2
@@ -75,6 +82,36 @@ def test_empty_text(tmp_path, capsys):
     path.write_text("\n")
     assert cli.main(["demo", *SMALL, "--text", str(path)]) == 2
     assert capsys.readouterr().err.startswith("deepep-ptx: --text: must not be empty")
+
+
+def test_a_job_saved_and_run_again(tmp_path, capsys):
+    path = str(tmp_path / "job.npz")
+    assert cli.main(["demo", *SMALL, "--save-input", path]) == 0
+    table = capsys.readouterr().out.splitlines()[2:6]
+    assert cli.main(["demo", "--input", path]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[2:6] == table, "rows, instructions and bytes are the same"
+    assert f"2 ranks, 6 tokens ({path}), hidden 16, 4 experts, top-2, seed 0" == out[0]
+
+
+def test_entries_of_a_file_keep_their_names(tmp_path, capsys):
+    path = tmp_path / "job.npz"
+    with path.open("wb") as file:
+        np.savez(file, x=np.zeros((2, 8), np.uint16), dtype="bfloat16")
+    assert cli.main(["demo", "--input", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"deepep-ptx: --input: {path}: entry 'topk_idx' must be there")
+    assert "num_tokens" in err and err.count("\n") == 1
+
+
+def test_no_matplotlib_is_said_before_anything_runs(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    monkeypatch.setattr(demo, "run_ranks", lambda *args, **kw: pytest.fail("it ran"))
+    for more in [], ["--compare-dtypes", "--hidden", "128"]:
+        assert cli.main(["demo", *SMALL, "--plot", "p.png", *more]) == 2
+        assert capsys.readouterr().err == ("deepep-ptx: --plot: needs matplotlib, which is not "
+                                           "installed: pip install matplotlib\n")
 
 
 @pytest.mark.parametrize("argv", [["demo", "--ranks", "many"], ["demo", "--arch", "sm_70"],

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The main job: its input, its experts, its verdict, and whole small runs."""
 
+import copy
 from dataclasses import replace
 
 import ml_dtypes
@@ -8,16 +9,71 @@ import numpy as np
 import pytest
 
 from deepep_ptx import RankError, corpus, demo, reference
+from deepep_ptx.demo import plot, ranks
+from deepep_ptx.handle import EPHandle
 
 SMALL = {"num_ranks": 4, "num_tokens": 6, "hidden": 64, "num_experts": 16, "num_groups": 4,
          "num_topk_groups": 2, "num_topk": 3}
 
 
-class NoBar:
-    """Stands in for the progress bar."""
+FP8 = {**SMALL, "hidden": 256, "dtype": "fp8"}
+
+
+class Bar:
+    """Stands in for the progress bar, and counts."""
+
+    def __init__(self, total=None, **options):
+        self.total, self.moved, self.descriptions = total, 0, []
 
     def update(self):
+        self.moved += 1
+
+    def set_description(self, text):
+        self.descriptions.append(text)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
         pass
+
+
+class NumpyBuffer:
+    """Buffer's calls by the reference: the demo's own part, without kernels."""
+
+    last_launch = ("numpy",)
+
+    def __init__(self, comm, num_nvl_bytes=0, policy=None):
+        self.comm = comm
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def get_dispatch_layout(self, topk_idx, num_experts):
+        self.num_experts = num_experts
+        per_rank, per_expert, in_rank = reference.layout(topk_idx, num_experts, self.comm.size)
+        return per_rank, None, per_expert, in_rank, None
+
+    def dispatch(self, x, *, topk_idx, topk_weights, num_worst_tokens, **layout):
+        inputs = map(list, zip(*self.comm.allgather((x, topk_idx, topk_weights)), strict=True))
+        received = reference.dispatch(*inputs, self.num_experts, num_worst_tokens)
+        mine = received[self.comm.rank]
+        handle = EPHandle(mine.rank_prefix_matrix, recv_src_idx=mine.recv_src_idx,
+                          received=received)
+        return (copy.deepcopy(mine.recv_x), mine.recv_topk_idx, mine.recv_topk_weights,
+                mine.num_recv_tokens_per_expert_list, handle, None)
+
+    def combine(self, x, handle, topk_weights):
+        ys, weights = zip(*self.comm.allgather((x, topk_weights)), strict=True)
+        return *reference.combine(ys, handle.received, weights)[self.comm.rank], None
+
+
+@pytest.fixture
+def numpy_buffer(monkeypatch):
+    monkeypatch.setattr(ranks, "Buffer", NumpyBuffer)
 
 
 # -- corpus ----------------------------------------------------------------------------------
@@ -93,6 +149,17 @@ def test_experts_by_hand():
     assert not got[2].any()
 
 
+def test_experts_take_fp8_rows():
+    rng = np.random.default_rng(3)
+    experts = demo.Experts.seeded(4, rng)
+    x = rng.standard_normal((5, 256)).astype(ml_dtypes.bfloat16)
+    topk_idx, weights = rng.integers(-1, 4, (5, 3)), rng.random((5, 3), dtype=np.float32)
+    elements, scales = reference.per_token_cast_to_fp8(x)
+    rows = elements.astype(np.float32) * np.repeat(scales, 128, axis=1)
+    want = reference.round_to_bf16(experts.weighted_sum(rows, topk_idx, weights))
+    assert np.array_equal(experts.apply((elements, scales), topk_idx, weights, 0), want)
+
+
 def test_experts_do_not_depend_on_the_shape():
     rng = np.random.default_rng(2)
     experts = demo.Experts.seeded(4, rng)
@@ -107,10 +174,10 @@ def test_experts_do_not_depend_on_the_shape():
 
 def test_same_seed_same_job_and_the_load_is_skewed():
     settings = demo.Settings(hidden=256)
-    (a, _), (b, _) = demo.prepare(settings), demo.prepare(settings)
+    a, b = demo.prepare(settings), demo.prepare(settings)
     for left, right in ((a.xs, b.xs), (a.topk_idxs, b.topk_idxs)):
         assert all(np.array_equal(x, y) for x, y in zip(left, right, strict=True))
-    c, _ = demo.prepare(replace(settings, seed=1))
+    c = demo.prepare(replace(settings, seed=1))
     assert not np.array_equal(a.topk_idxs[0], c.topk_idxs[0])
     load = np.bincount(np.concatenate(a.topk_idxs).ravel(), minlength=64)
     assert load.max() > 1.5 * load.mean()
@@ -125,11 +192,79 @@ def test_same_seed_same_job_and_the_load_is_skewed():
     ({"num_topk_groups": 9}, "num_topk_groups"), ({"num_topk": 33}, "num_topk"),
     ({"num_topk": 9, "num_topk_groups": 1}, "num_topk"), ({"seed": -1}, "seed"),
     ({"arch": "sm_70"}, "arch"), ({"unit": "letters"}, "unit"), ({"combine": "carry"}, "combine"),
-    ({"checks": "some"}, "checks"),
+    ({"checks": "some"}, "checks"), ({"dtype": "fp4"}, "dtype"),
+    ({"dtype": "fp8", "hidden": 64}, "hidden"), ({"dtype": "fp8", "combine": "pull"}, "combine"),
 ])
 def test_bad_settings(change, name):
     with pytest.raises(ValueError, match=f"^{name}: must "):
         demo.Settings(**change)
+
+
+def test_fp8_rows_are_the_cast_of_bf16_rows():
+    settings = demo.Settings(**SMALL | {"hidden": 256})
+    bf16, fp8 = demo.prepare(settings), demo.prepare(replace(settings, dtype="fp8"))
+    assert (bf16.settings.combine, fp8.settings.combine) == ("pull", "push")
+    for x, (elements, scales) in zip(bf16.xs, fp8.xs, strict=True):
+        want = reference.per_token_cast_to_fp8(x)
+        assert elements.tobytes() == want[0].tobytes() and np.array_equal(scales, want[1])
+
+
+@pytest.mark.parametrize("dtype", demo.DTYPES)
+def test_a_saved_job_is_the_same_job(tmp_path, dtype):
+    path = str(tmp_path / "job.npz")
+    want = demo.prepare(demo.Settings(**FP8 | {"dtype": dtype, "seed": 5}))
+    want.save(path)
+    got = demo.prepare(demo.Settings(input=path, seed=5))
+    assert got.settings == replace(want.settings, input=path, num_groups=1, num_topk_groups=1,
+                                   num_tokens=got.settings.num_tokens)
+    for name in "topk_idxs", "topk_weights":
+        for a, b in zip(getattr(want, name), getattr(got, name), strict=True):
+            assert a.tobytes() == b.tobytes() and a.dtype == b.dtype
+    for a, b in zip(want.xs, got.xs, strict=True):
+        pairs = zip(a, b, strict=True) if dtype == "fp8" else [(a, b)]
+        assert all(x.tobytes() == y.tobytes() and x.dtype == y.dtype for x, y in pairs)
+    assert np.array_equal(want.experts.scale, got.experts.scale)
+    assert np.array_equal(want.experts.bias, got.experts.bias)
+
+
+def test_a_file_of_fp8_rows_runs_as_bf16_too(tmp_path):
+    path = str(tmp_path / "job.npz")
+    fp8 = demo.prepare(demo.Settings(**FP8))
+    fp8.save(path)
+    bf16 = demo.prepare(demo.Settings(input=path, dtype="bf16", combine="pull"))
+    for x, pair in zip(bf16.xs, fp8.xs, strict=True):
+        assert np.array_equal(x, reference.per_token_cast_back(*pair))
+
+
+@pytest.mark.parametrize("change, start", [
+    ({"num_ranks": 2}, "num_ranks: must be 4, as in "), ({"hidden": 64}, "hidden: must be 256, as"),
+    ({"num_topk": 2}, "num_topk: must be 3, as"), ({"num_experts": 32}, "num_experts: must be 16,"),
+    ({"text": "t"}, "text: must not be set with input, "),
+    ({"unit": "bytes"}, "unit: must not be set with input, "),
+    ({"num_tokens": 6}, "num_tokens: must not be set with input, "),
+    ({"num_groups": 4}, "num_groups: must not be set with input, "),
+    ({"num_topk_groups": 2}, "num_topk_groups: must not be set with input, "),
+    ({"dtype": "fp8", "combine": "pull"}, "combine: must be push with dtype fp8"),
+])
+def test_settings_that_contradict_the_file(tmp_path, change, start):
+    path = str(tmp_path / "job.npz")
+    demo.prepare(demo.Settings(**SMALL | {"hidden": 256})).save(path)
+    assert demo.prepare(demo.Settings(input=path, num_ranks=4)).settings.num_topk == 3
+    with pytest.raises(ValueError, match=f"^{start}"):
+        demo.prepare(demo.Settings(input=path, **change))
+
+
+def test_a_file_without_num_experts(tmp_path):
+    path = tmp_path / "job.npz"
+    parts = {"x": np.zeros((3, 8), np.uint16), "dtype": "bfloat16",
+             "topk_idx": np.array([[0], [9], [-1]]), "topk_weights": np.ones((3, 1), np.float32)}
+    np.savez(path, num_tokens=[1, 0, 2], **parts)
+    job = demo.prepare(demo.Settings(input=str(path), num_experts=12))
+    assert (job.settings.num_ranks, job.settings.num_experts) == (3, 12)
+    for num_experts, start in (9, "num_experts: must be more than the highest expert of"), \
+            (10, r"num_experts: must be a positive multiple of num_ranks \(3\), got 10"):
+        with pytest.raises(ValueError, match=start):
+            demo.prepare(demo.Settings(input=str(path), num_experts=num_experts))
 
 
 # -- verdict ---------------------------------------------------------------------------------
@@ -149,6 +284,7 @@ def test_compare_names_the_first_element():
 def reference_outputs(job, settings):
     """What a correct buffer returns, as `run` collects it."""
     received = reference.dispatch(job.xs, job.topk_idxs, job.topk_weights, settings.num_experts)
+    scales = [{"recv_scales": r.recv_x[1]} if settings.dtype == "fp8" else {} for r in received]
     local = settings.num_experts // settings.num_ranks
     ys = [job.experts.apply(r.recv_x, r.recv_topk_idx, r.recv_topk_weights, r.rank * local)
           for r in received]
@@ -157,7 +293,7 @@ def reference_outputs(job, settings):
         arrays={
             "rank_prefix_matrix": r.rank_prefix_matrix, "recv_src_idx": r.recv_src_idx,
             "recv_topk_idx": r.recv_topk_idx, "recv_topk_weights": r.recv_topk_weights,
-            "recv_x": r.recv_x,
+            "recv_x": r.recv_x[0] if settings.dtype == "fp8" else r.recv_x, **scales[r.rank],
             "num_recv_tokens_per_expert_list": np.array(r.num_recv_tokens_per_expert_list),
             "combined_x": x.copy(), "combined_topk_weights": weights,
         },
@@ -167,13 +303,22 @@ def reference_outputs(job, settings):
 
 
 def test_check_finds_one_wrong_bit():
-    settings = demo.Settings(**SMALL)
-    job, _ = demo.prepare(settings)
-    outputs = reference_outputs(job, settings)
-    assert demo.check(job, outputs, settings, NoBar()) == []
-    outputs[2].arrays["combined_x"].view(np.uint16)[1, 5] ^= 1
-    mismatch, = demo.check(job, outputs, settings, NoBar())
-    assert (mismatch.rank, mismatch.name, mismatch.index) == (2, "combined_x", (1, 5))
+    for settings in SMALL, FP8:
+        job = demo.prepare(demo.Settings(**settings))
+        outputs = reference_outputs(job, job.settings)
+        assert demo.check(job, outputs, Bar()) == []
+        outputs[2].arrays["combined_x"].view(np.uint16)[1, 5] ^= 1
+        mismatch, = demo.check(job, outputs, Bar())
+        assert (mismatch.rank, mismatch.name, mismatch.index) == (2, "combined_x", (1, 5))
+
+
+@pytest.mark.parametrize("name, bits", [("recv_x", np.uint8), ("recv_scales", np.uint32)])
+def test_check_finds_one_wrong_bit_of_an_fp8_row(name, bits):
+    job = demo.prepare(demo.Settings(**FP8))
+    outputs = reference_outputs(job, job.settings)
+    outputs[1].arrays[name].view(bits)[3, 1] ^= 1
+    mismatch, = demo.check(job, outputs, Bar())
+    assert (mismatch.rank, mismatch.name, mismatch.index) == (1, name, (3, 1))
 
 
 # -- whole runs ------------------------------------------------------------------------------
@@ -182,6 +327,7 @@ def test_check_finds_one_wrong_bit():
     {}, {"combine": "push"}, {"worst": True}, {"arch": "sm_80"}, {"unit": "bytes"},
     {"checks": "off"}, {"policy": "safe"}, {"num_ranks": 1}, {"num_tokens": 1},
     {"combine": "push", "worst": True},
+    {"dtype": "fp8", "hidden": 256}, {"dtype": "fp8", "hidden": 128, "worst": True},
 ], ids=str)
 def test_bit_exact(change):
     report = demo.run(**{**SMALL, **change})
@@ -199,25 +345,53 @@ def test_bit_exact(change):
 def test_a_report_without_counters():
     """What a GPU's run gives: nobody counted instructions, and no clock is virtual."""
     report = demo.run(**SMALL)
-    job, _ = demo.prepare(report.settings)
-    ranks = [demo._figures(rank, output, report.settings)
-             for rank, output in enumerate(reference_outputs(job, report.settings))]
-    report = replace(report, executor="cuda", ranks=ranks, virtual_ns=None)
+    job = demo.prepare(demo.Settings(**SMALL))
+    lines_of = [demo.figures(rank, output, report.settings)
+                for rank, output in enumerate(reference_outputs(job, report.settings))]
+    report = replace(report, executor="cuda", ranks=lines_of, virtual_ns=None)
     lines = str(report).splitlines()
     assert report.ns_per_warp_instruction is None
-    assert all(line.split()[-3:-1] == ["-", "-"] for line in lines[3:3 + len(ranks) + 1])
+    assert all(line.split()[-3:-1] == ["-", "-"] for line in lines[3:3 + len(lines_of) + 1])
     assert "executor      cuda, sm_90" in lines and "virtual" not in str(report)
 
 
 def test_wire_bytes_hold_the_payload():
     report = demo.run(**SMALL)
-    job, _ = demo.prepare(report.settings)
+    job = demo.prepare(demo.Settings(**SMALL))
     received = reference.dispatch(job.xs, job.topk_idxs, job.topk_weights, SMALL["num_experts"])
     off_rank = sum(r.num_recv - len(r.recv_x[r.rows_from(r.rank)]) for r in received)
     wire_bytes = sum(r.wire_bytes for r in report.ranks)
     assert wire_bytes >= 2 * off_rank * SMALL["hidden"] * 2
     assert sum(r.logical_bytes for r in report.ranks) == \
         2 * sum(r.num_recv for r in received) * SMALL["hidden"] * 2
+
+
+@pytest.mark.parametrize("worst", [False, True])
+def test_fp8_without_kernels(numpy_buffer, worst):
+    report = demo.run(**FP8, worst=worst)
+    assert report.bit_exact, [str(m) for m in report.mismatches]
+    assert "fp8 (e4m3)" in str(report) and "combine (push)" in str(report)
+    num_recv = sum(r.num_recv for r in report.ranks)
+    assert report.logical_bytes == num_recv * ((256 + 2 * 4) + 2 * 256)
+
+
+def test_fp8_wire_bytes_are_fewer():
+    """Of the payload's difference; flags and records are the same."""
+    fp8, bf16 = demo.run(**FP8), demo.run(**FP8 | {"dtype": "bf16", "combine": "push"})
+    off_rank = fp8.traffic.sum() - np.trace(fp8.traffic)
+    assert bf16.wire_bytes - fp8.wire_bytes == pytest.approx(off_rank * (512 - 264), rel=0.1)
+
+
+def test_traffic_and_load_are_the_choices():
+    report = demo.run(**SMALL)
+    job = demo.prepare(demo.Settings(**SMALL))
+    for source, idx in enumerate(job.topk_idxs):
+        for to in range(4):
+            assert report.traffic[source, to] == (idx // 4 == to).any(axis=1).sum()
+    assert report.expert_load.tolist() == \
+        [sum((idx == e).sum() for idx in job.topk_idxs) for e in range(16)]
+    assert [r.num_sent for r in report.ranks] == report.traffic.sum(axis=1).tolist()
+    assert [r.num_recv for r in report.ranks] == report.traffic.sum(axis=0).tolist()
 
 
 def test_same_seed_same_run():
@@ -236,6 +410,132 @@ def test_unknown_policy():
     with pytest.raises(RankError) as error:
         demo.run(**SMALL, policy="ld_wishful")
     assert isinstance(error.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize("compare", [False, True])
+def test_the_bar_moves_to_its_end(monkeypatch, numpy_buffer, compare):
+    bars = []
+    monkeypatch.setattr(demo, "tqdm", lambda **options: bars.append(Bar(**options)) or bars[-1])
+    (demo.compare_dtypes if compare else demo.run)(**FP8)
+    bar, = bars
+    assert bar.moved == bar.total == (36 if compare else 16)
+    assert bar.descriptions == (["float64", "bf16", "fp8"] if compare else [])
+
+
+def test_a_file_as_input(tmp_path):
+    path = str(tmp_path / "job.npz")
+    first = demo.run(**SMALL, save_input=path)
+    again = demo.run(input=path)
+    assert again.bit_exact and again.ranks == first.ranks
+    assert np.array_equal(again.traffic, first.traffic)
+    assert str(again).startswith(f"4 ranks, 24 tokens ({path}), hidden 64, 16 experts, top-3, ")
+
+
+def test_a_file_with_idle_ranks_unused_choices_and_any_bits(tmp_path):
+    path = tmp_path / "job.npz"
+    rng = np.random.default_rng(4)
+    topk_idx = rng.integers(-1, 6, (7, 2)).astype(np.int32)
+    topk_idx[0] = -1
+    np.savez(path, x=rng.integers(0, 1 << 16, (7, 64), dtype=np.uint16), dtype="bfloat16",
+             topk_idx=topk_idx, topk_weights=rng.standard_normal((7, 2)).astype(np.float32),
+             num_tokens=[0, 7, 0], num_experts=6)
+    for combine in demo.COMBINE_MODES:
+        report = demo.run(input=str(path), combine=combine)
+        assert report.bit_exact, [str(m) for m in report.mismatches]
+
+
+# -- two dtypes ------------------------------------------------------------------------------
+
+def test_errors_by_hand():
+    exact = [np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]])]     # RMS 2.5
+    got = [np.array([[3, 4.5]], ml_dtypes.bfloat16), np.array([[0, -1]], ml_dtypes.bfloat16)]
+    errors = demo.errors_of(got, exact)
+    assert errors.max == pytest.approx(1 / 2.5)
+    assert errors.rms == pytest.approx(np.sqrt((0.25 + 1) / 4) / 2.5)
+
+
+def compare_by_hand(settings):
+    """dtype -> (rms, max) of the reference's results, from their definitions."""
+    source = demo.load(settings)
+    found = {}
+    for dtype in demo.DTYPES:
+        job = source.cast(dtype)
+        outputs = reference_outputs(job, job.settings)
+        squares, differences = [], []
+        for x, idx, weights, output in zip(source.xs, job.topk_idxs, job.topk_weights, outputs,
+                                           strict=True):
+            for t in range(len(x)):
+                row, y = x[t].astype(np.float64), np.zeros(x.shape[1])
+                for e, w in zip(idx[t], weights[t], strict=True):
+                    z = float(job.experts.scale[e]) * row + float(job.experts.bias[e])
+                    y += float(w) * z * np.minimum(np.maximum(z + 3, 0), 6) / 6
+                squares.append(y**2)
+                differences.append(output.arrays["combined_x"][t].astype(np.float64) - y)
+        scale = np.mean(squares)**0.5
+        found[dtype] = (np.mean(np.square(differences))**0.5 / scale,
+                        np.abs(differences).max() / scale)
+    return found
+
+
+def test_compared_dtypes(numpy_buffer):
+    report = demo.compare_dtypes(**FP8)
+    want = compare_by_hand(demo.Settings(**FP8))
+    for dtype, errors in report.errors.items():
+        assert (errors.rms, errors.max) == pytest.approx(want[dtype], rel=1e-9)
+    assert report.errors["bf16"].rms < 0.01 < report.errors["fp8"].rms < 0.1
+    assert report.bit_exact
+    num_recv = sum(r.num_recv for r in report.reports["fp8"].ranks)
+    assert report.reports["bf16"].logical_bytes == num_recv * 4 * 256
+    assert report.reports["fp8"].logical_bytes == num_recv * (2 * 256 + 256 + 8)
+    lines = str(report).splitlines()
+    assert lines[2].split()[:2] == ["rows", "combine"]
+    assert lines[3].split()[:2] == ["bf16", "pull"] and lines[4].split()[:2] == ["fp8", "push"]
+    assert f"{report.errors['fp8'].rms:.2e}" in lines[4]
+    assert "wall time of the CPU executor, which says nothing about a GPU's" in str(report)
+
+
+def test_compared_dtypes_of_a_file_of_fp8_rows(tmp_path, numpy_buffer):
+    """The exact rows are element * scale: fp8 loses nothing on the way, bf16 a rounding."""
+    path = str(tmp_path / "job.npz")
+    demo.prepare(demo.Settings(**FP8)).save(path)
+    errors = demo.compare_dtypes(input=path).errors
+    assert errors["fp8"].rms < errors["bf16"].rms < 0.01
+
+
+def test_compared_dtypes_end_to_end():
+    report = demo.compare_dtypes(**FP8)
+    assert report.bit_exact
+    assert report.reports["fp8"].wire_bytes < report.reports["bf16"].wire_bytes
+
+
+# -- pictures --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("change", [
+    {}, {"num_ranks": 1}, {"num_ranks": 2}, {"num_ranks": 16}, {"num_ranks": 64, "num_experts": 64},
+], ids=str)
+def test_plot_draws_something(tmp_path, change, numpy_buffer):
+    image = pytest.importorskip("matplotlib.image", reason="matplotlib is not installed")
+    path = tmp_path / "traffic.png"
+    report = demo.run(**SMALL | change, plot=str(path))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    pixels = image.imread(path)
+    assert pixels.shape[0] > 500 and pixels.shape[1] > 1000
+    colours = {tuple(c) for c in (pixels[::3, ::3, :3].reshape(-1, 3) * 255).astype(int)}
+    assert len(colours) > 50 and (255, 255, 255) in colours
+    with_traffic = path.read_bytes()
+    plot.draw(replace(report, traffic=report.traffic * 0), path)
+    assert path.read_bytes() != with_traffic, "the picture is of the traffic"
+
+
+@pytest.mark.parametrize("path, start", [
+    ("traffic.docx", "plot: must be a file named .*.png.*, got traffic.docx"),
+    ("traffic", "plot: must be a file named "), ("no/such/traffic.png", "plot: cannot write "),
+])
+def test_where_no_picture_can_be(monkeypatch, path, start):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    monkeypatch.setattr(demo, "run_ranks", lambda *args, **kw: pytest.fail("it ran"))
+    with pytest.raises(ValueError, match=f"^{start}"):
+        demo.run(**SMALL, plot=path)
 
 
 def test_the_default_run_is_quick_enough():

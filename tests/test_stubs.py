@@ -19,8 +19,6 @@ PACKAGE = Path(deepep_ptx.__file__).parent
 STUBS = sorted(PACKAGE.rglob("*.pyi"))
 KINDS = inspect.Parameter
 
-# In the stubs and not in the code yet, as <module>.<name>.
-COMING = set()
 
 
 class Missing:
@@ -206,23 +204,17 @@ def compare_class(name, node, cls):
 
 def compare(name, nodes, value):
     kind = stub_kind_of(nodes[0])
-    if name in COMING:
-        if value is MISSING:
-            return []
-        lines = [f"{name}: the code has it now; take it out of COMING in {Path(__file__).name}"]
-    else:
-        lines = []
     if value is MISSING:
         # compare_class looks for attributes of instances; a handle gets its own when it is made.
         in_instance = name.count(".") >= 2 and (kind == "value" or name.startswith("handle."))
-        return lines if in_instance else [f"{name}: a {kind} in the stub, not in the code"]
+        return [] if in_instance else [f"{name}: a {kind} in the stub, not in the code"]
     if kind_of(value) != kind and kind != "value":
-        return [*lines, f"{name}: a {kind} in the stub, a {kind_of(value)} in the code"]
+        return [f"{name}: a {kind} in the stub, a {kind_of(value)} in the code"]
     if kind == "class":
-        return lines + compare_class(name, nodes[0], value)
+        return compare_class(name, nodes[0], value)
     if kind in ("function", "static method", "class method"):
-        return lines + compare_function(name, nodes, getattr(value, "__func__", value))
-    return lines
+        return compare_function(name, nodes, getattr(value, "__func__", value))
+    return []
 
 
 MODULES = [module_of(stub) for stub in STUBS if stub.name != "__init__.pyi"]

@@ -13,7 +13,7 @@
 struct ep_block {
     struct ep_block *prev, *next;
     struct ep_block *link;   /* owner's: retired and quarantined blocks form lists             */
-    void *stream;            /* owner's: of a retired block                                    */
+    void *streams[2];        /* owner's: of a retired block                                    */
     uint64_t offset, bytes;  /* multiples of EP_SLOT_ALIGN                                     */
     uint32_t segment;
     uint32_t used;           /* references; 0: free                                            */

@@ -81,6 +81,7 @@ int ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num
     b->grows = grows;
     b->comm = (struct ep_comm){.timeout_ns = timeout_ns, .rank = rank, .num_ranks = num_ranks,
                                .record_stride = record_stride(num_ranks)};
+    pthread_mutex_init(&b->order, NULL);
     pthread_mutex_init(&b->lock, NULL);
     int rc = allocate(b);
     if (rc != EP_OK) {
@@ -208,16 +209,26 @@ void ep_buffer_close_peers(struct ep_buffer *b)
 
 /* -- the end -------------------------------------------------------------------------------- */
 
-void ep_buffer_close(struct ep_buffer *b)
+/* The first to close, who then frees; a slot that dies meanwhile waits, and finds it closed. */
+static int begin_close(struct ep_buffer *b)
 {
-    const struct ep_executor *exec = b->exec;
+    pthread_mutex_lock(&b->order);
     pthread_mutex_lock(&b->lock);
     int closed = b->closed;
     b->closed = 1;
     ep_slots_release_quarantine(b);
     pthread_mutex_unlock(&b->lock);
-    if (closed || b->abandoned)
+    pthread_mutex_unlock(&b->order);
+    return !closed && !b->abandoned;
+}
+
+void ep_buffer_close(struct ep_buffer *b)
+{
+    const struct ep_executor *exec = b->exec;
+    if (!begin_close(b))
         return;
+    if (b->stream)               /* where it fails nothing runs any more                        */
+        exec->stream_synchronize(exec->self, b->stream);
     ep_slots_release_retired(b);
     if (b->landing)
         ep_slots_release(b, b->landing);
@@ -250,6 +261,7 @@ void ep_buffer_destroy(struct ep_buffer *b)
     if (orphan)
         return;
     ep_arena_clear(&b->arena);
+    pthread_mutex_destroy(&b->order);
     pthread_mutex_destroy(&b->lock);
     free(b);
 }
@@ -264,7 +276,8 @@ int ep_buffer_reset_begin(struct ep_buffer *b, uint64_t *epoch)
     TRY(exec->stream_synchronize(exec->self, b->abort_stream));
     TRY(exec->stream_synchronize(exec->self, b->stream));
     TRY(exec->copy_out(exec->self, &b->control, b->comm.heap, sizeof b->control, b->stream));
-    *epoch = b->control.epoch;
+    /* Captured calls have numbers and no epoch: neither may come again. */
+    *epoch = b->num_calls > b->control.epoch ? b->num_calls : b->control.epoch;
     return EP_OK;
 }
 
@@ -279,6 +292,7 @@ int ep_buffer_reset_end(struct ep_buffer *b, uint64_t max_epoch)
     TRY(exec->stream_synchronize(exec->self, b->stream));
     b->control = control;
     b->num_calls = control.epoch;        /* equal on all ranks again                       */
+    b->host_abort = 0;
     b->unseen = 0;
     b->num_status = 0;
     memset(b->ring, 0, sizeof *b->ring);

@@ -62,6 +62,8 @@ struct ep_buffer {
     uint64_t  num_calls;         /* collective calls made, also those that were only captured   */
     int       grows;             /* the arena grows: see landing                                */
     int       unseen;            /* calls were made since the host last looked                  */
+    int       may_grow;          /* the newest call, and no other, found no room                */
+    uint64_t  host_abort;        /* like control.abort, where the device could not be told      */
     void     *graph;             /* of the running call, NULL when it is not captured           */
 
     struct ep_control control;   /* as it was when the host last looked                         */
@@ -69,6 +71,7 @@ struct ep_buffer {
     uint32_t  num_status;
     uint32_t  launched[EP_NUM_KERNELS], num_launched;    /* kernels of the newest call          */
 
+    pthread_mutex_t order;       /* held while a dying slot is ordered on `stream`, and at its end */
     pthread_mutex_t lock;        /* guards all below                                           */
     struct ep_arena arena;
     /* Where the arena grows: the extent that no result keeps.  Rows pushed by a combine land in it,
@@ -127,12 +130,15 @@ int  ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing);
 int  ep_buffer_check(struct ep_buffer *b);
 
 /* -- slots ---------------------------------------------------------------------------------- */
-/* Gives a slot back that is used on the `num` streams; calls made later come after what these have
+/* Gives a slot back that is used on both streams; calls made later come after what these have
  * queued by now. */
-void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const *streams,
-                      uint32_t num);
-/* Room for a caller's array; EP_ERR_STATUS with a capacity record when there is none. */
-int  ep_buffer_reserve(struct ep_buffer *b, uint64_t bytes, struct ep_block **out, uint64_t *view);
+void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const streams[2]);
+/* Room for a caller's array on `stream`, which comes after all calls; EP_ERR_STATUS with a capacity
+ * record when there is none. */
+int  ep_buffer_reserve(struct ep_buffer *b, uint64_t bytes, void *stream, struct ep_block **out,
+                       uint64_t *view);
+/* Waits for the calls made so far; says nothing of what they found. */
+int  ep_buffer_settle(struct ep_buffer *b);
 /* Bytes in use, landing and quarantined slots included. */
 uint64_t ep_buffer_used(struct ep_buffer *b);
 

@@ -43,44 +43,64 @@ static int refuse(struct ep_buffer *b, uint32_t code)
     return EP_ERR_STATUS;
 }
 
-/* Take the records written since the last look into b->status, oldest first.  No kernel runs.
- * `local`: also what layout found, of which only this rank knows until a notify tells the others.
- * Layout says nothing more before that, so it is the last such record that nobody was told of. */
-static void drain(struct ep_buffer *b, int local)
+/* What a look at the device takes of what it has reported. */
+enum scope {
+    TOLD,                        /* what all ranks know of                                      */
+    UNTOLD,                      /* what layout found and no notify has told the others yet     */
+    ALL
+};
+
+/* Records that were written since the last look, up to this one, are known to all ranks: behind it
+ * layout may have found more. */
+static uint32_t num_told(const struct ep_buffer *b, uint32_t num_written)
 {
-    uint32_t num_written = min_u32(b->ring->next, EP_STATUS_RECORDS), untold = num_written;
-    if (!local && b->control.fault != EP_CODE_OK)
-        for (uint32_t i = 0; i < num_written; i++)
-            if (b->ring->record[i].valid && b->ring->record[i].code == EP_CODE_TOPK_RANGE)
-                untold = i;
+    for (uint32_t i = num_written; i > 0; i--) {
+        const struct ep_status_record *record = &b->ring->record[i - 1];
+        if (record->valid && record->code == EP_CODE_PEER_FAULT && record->peer == b->comm.rank)
+            return i;
+    }
+    return 0;
+}
+
+/* Take these records into b->status, oldest first; the others stay.  No kernel runs. */
+static void drain(struct ep_buffer *b, enum scope scope)
+{
+    uint32_t num_written = min_u32(b->ring->next, EP_STATUS_RECORDS), num_left = 0;
+    uint32_t told = num_told(b, num_written);
     b->num_status = 0;
     for (uint32_t i = 0; i < num_written; i++) {
         struct ep_status_record record = b->ring->record[i];
+        int untold = record.code == EP_CODE_TOPK_RANGE && i >= told;
         b->ring->record[i].valid = 0;
-        if (record.valid && i != untold)
+        if (!record.valid)
+            continue;
+        if (scope == ALL || untold == (scope == UNTOLD))
             b->status[b->num_status++] = record;
-        else if (i == untold)
-            b->ring->record[0] = record;
+        else
+            b->ring->record[num_left++] = record;
     }
-    b->ring->next = untold < num_written;
+    b->ring->next = num_left;
 }
 
 /* Waits for what was called so far and reads its verdict. */
-static int look(struct ep_buffer *b, int local)
+static int look(struct ep_buffer *b, enum scope scope)
 {
     const struct ep_executor *exec = b->exec;
     TRY(exec->stream_synchronize(exec->self, b->stream));
     TRY(exec->copy_out(exec->self, &b->control, b->comm.heap, sizeof b->control, b->stream));
-    b->unseen = 0;
-    drain(b, local);
-    if (local && b->control.fault) {     /* told: the next notify has nothing to tell          */
+    if (!b->control.abort)
+        b->control.abort = b->host_abort;
+    if (scope != UNTOLD)
+        b->unseen = 0;
+    drain(b, scope);
+    if (scope != TOLD && b->control.fault) {     /* the host has it: nothing is left to tell    */
         b->control.fault = EP_CODE_OK;
         TRY(exec->fill(exec->self, b->comm.heap + offsetof(struct ep_control, fault), 0,
                        sizeof b->control.fault, b->stream));
     }
     if (b->num_status)
         return EP_ERR_STATUS;
-    return b->control.abort ? refuse(b, EP_CODE_ABORTED) : EP_OK;
+    return b->control.abort && scope != UNTOLD ? refuse(b, EP_CODE_ABORTED) : EP_OK;
 }
 
 /* The errors of earlier calls, at a call that waits for the host on all ranks: they all learn of
@@ -89,12 +109,17 @@ static int look_back(struct ep_buffer *b)
 {
     TRY(b->exec->stream_synchronize(b->exec->self, b->stream));
     b->unseen = 0;
-    return __atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE) ? look(b, 0) : EP_OK;
+    return __atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE) ? look(b, TOLD) : EP_OK;
 }
 
 int ep_buffer_check(struct ep_buffer *b)
 {
-    return b->closed ? EP_ERR_DESTROYED : look(b, 1);
+    return b->closed ? EP_ERR_DESTROYED : look(b, ALL);
+}
+
+int ep_buffer_settle(struct ep_buffer *b)
+{
+    return b->closed ? EP_ERR_DESTROYED : b->exec->stream_synchronize(b->exec->self, b->stream);
 }
 
 int ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing)
@@ -110,7 +135,9 @@ int ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing)
 /* Whether the device has aborted since the host last looked: then nothing it is given runs. */
 static int has_aborted(const struct ep_buffer *b)
 {
-    uint32_t num = min_u32(__atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE), EP_STATUS_RECORDS);
+    uint32_t num = __atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE);
+    if (num >= EP_STATUS_RECORDS)        /* there may have been no room for it                  */
+        return 1;
     for (uint32_t i = 0; i < num; i++) {
         const struct ep_status_record *record = &b->ring->record[i];
         if (__atomic_load_n(&record->valid, __ATOMIC_ACQUIRE)
@@ -132,20 +159,20 @@ static int begin(struct ep_buffer *b, const struct ep_call *call)
     b->num_launched = 0;
     b->num_status = 0;
     b->graph = NULL;
+    b->may_grow = 0;
     if (b->control.abort)
         return refuse(b, EP_CODE_ABORTED);
     TRY(exec->capture(exec->self, call->caller_stream, &b->graph));
     if (!b->graph) {
         if (has_aborted(b))
-            return look(b, 1);
+            return look(b, ALL);
         if (b->retired)
             ep_slots_release_retired(b);
     }
-    if (call->previous)
-        TRY(exec->event_wait(exec->self, b->stream, call->previous));
-    else
+    /* A captured stream takes this one into its capture only if it is waited for. */
+    if (b->graph || !call->previous)
         TRY(exec->stream_wait(exec->self, b->stream, call->caller_stream));
-    return EP_OK;
+    return call->previous ? exec->event_wait(exec->self, b->stream, call->previous) : EP_OK;
 }
 
 static int end(struct ep_buffer *b, const struct ep_call *call)
@@ -162,8 +189,10 @@ static int end_collective(struct ep_buffer *b, const struct ep_call *call)
 {
     if (!(call->flags & EP_CALL_WAIT))
         return end(b, call);
-    TRY(look(b, 1));
-    return b->control.verdict == EP_CODE_OK ? EP_OK : refuse(b, b->control.verdict);
+    int rc = look(b, TOLD);
+    if (rc != EP_OK || b->control.verdict == EP_CODE_OK)
+        return rc;
+    return refuse(b, b->control.verdict);
 }
 
 static int launch_abort(struct ep_buffer *b)
@@ -189,10 +218,10 @@ static void abort_call(struct ep_buffer *b)
     const struct ep_executor *exec = b->exec;
     if (launch_abort(b) == EP_OK
         && exec->stream_synchronize(exec->self, b->abort_stream) == EP_OK)
-        look(b, 1);
+        look(b, ALL);
     /* Also where nothing could be launched: the device's state is unknown. */
     if (!b->control.abort)
-        b->control.abort = b->control.epoch << 8 | (b->comm.rank + 1);
+        b->host_abort = b->control.abort = b->control.epoch << 8 | (b->comm.rank + 1);
 }
 
 /* A call that failed with rc once it had begun, its slot included, NULL for none. */
@@ -212,10 +241,9 @@ static int fail(struct ep_buffer *b, const struct ep_call *call, struct ep_block
 
 /* -- layout --------------------------------------------------------------------------------- */
 
-int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
+static int launch_layout(struct ep_buffer *b, const struct ep_layout_args *a)
 {
     const struct ep_executor *exec = b->exec;
-    TRY(begin(b, &a->call));
     TRY(exec->fill(exec->self, a->rank_counts, 0, b->comm.num_ranks * sizeof(int32_t), b->stream));
     TRY(exec->fill(exec->self, a->expert_counts, 0, a->num_experts * sizeof(int32_t), b->stream));
     struct ep_layout_params params = {
@@ -225,8 +253,19 @@ int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
         .topk_idx_bytes = a->topk_idx_bytes};
     uint32_t warps = b->kernel[EP_KERNEL_LAYOUT].threads / WARP;     /* one token per warp */
     uint32_t ctas = (a->num_tokens + warps - 1) / warps;
-    TRY(LAUNCH(b, EP_KERNEL_LAYOUT, params, max_u32(1, min_u32(a->call.num_sms, ctas))));
-    return a->call.flags & EP_CALL_WAIT ? look(b, 1) : end(b, &a->call);
+    return LAUNCH(b, EP_KERNEL_LAYOUT, params, max_u32(1, min_u32(a->call.num_sms, ctas)));
+}
+
+/* Local: it takes nothing of what the ranks shall learn together. */
+int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
+{
+    TRY(begin(b, &a->call));
+    int rc = launch_layout(b, a);
+    if (rc == EP_OK)
+        return a->call.flags & EP_CALL_WAIT ? look(b, UNTOLD) : end(b, &a->call);
+    if (b->graph)
+        end(b, &a->call);
+    return rc;
 }
 
 /* -- room for a call's rows -------------------------------------------------------------------- */
@@ -373,10 +412,11 @@ static int settle(struct ep_buffer *b, const struct ep_dispatch_args *a, struct 
 {
     TRY(wait_totals(b));
     if (b->totals->verdict != EP_CODE_OK) {
-        if (b->totals->verdict == EP_CODE_CAPACITY && b->grows)
-            b->landing_want = max_u64(b->landing_want, ep_landing_bytes(b->totals->num_recv,
+        b->may_grow = b->totals->verdict == EP_CODE_CAPACITY && b->grows;
+        if (b->may_grow)
+            b->landing_want = max_u64(b->landing_want, ep_landing_bytes(b->totals->landing_rows,
                                                                         a->landing_bytes));
-        TRY(look(b, 1));
+        TRY(look(b, TOLD));
         return refuse(b, b->totals->verdict);
     }
     out->rows = b->totals->num_recv;
@@ -386,7 +426,8 @@ static int settle(struct ep_buffer *b, const struct ep_dispatch_args *a, struct 
     out->landed = block == b->landing;
     if (!out->landed)
         ep_slots_trim(b, block, out->slot.bytes);
-    if (!b->grows)               /* the next call of its size finds room, whatever lives by then   */
+    /* So that the next call of its size finds room, whatever lives by then. */
+    if (!b->grows && !out->landed)
         out->landed = ep_slots_room(b) < out->slot.bytes;
     return EP_OK;
 }
@@ -413,8 +454,13 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
     int waits = !a->rows && !a->handle;
     struct ep_block *block = NULL;
     TRY(begin(b, &a->call));
-    if (waits && b->unseen)
-        TRY(look_back(b));
+    if (waits && b->unseen) {
+        int rc = look_back(b);
+        if (rc == EP_ERR_INTERRUPTED || rc == EP_ERR_ABORTED)
+            abort_call(b);       /* the others go on to wait for this rank                      */
+        if (rc != EP_OK)
+            return rc;
+    }
     b->num_calls++;
     *out = (struct ep_dispatch_result){.rows = a->rows, .slot = slot_of(a, a->rows),
                                        .number = b->num_calls};
@@ -424,7 +470,7 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
     if (rc != EP_OK)
         return fail(b, &a->call, block, rc);
     b->landing_want = 0;
-    /* Without rows, or too small: then all ranks refuse the call. */
+    /* Too small: the device refuses the call, and nobody knows yet. */
     if (block && (out->rows == 0 || block->bytes < out->slot.bytes)) {
         ep_slots_release(b, block);
         block = NULL;
@@ -501,8 +547,16 @@ int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
         rc = combine_with(b, a, staging);
     if (rc == EP_OK)
         rc = ep_slots_keep(b, staging);
+    if (rc == EP_OK && a->mode & EP_MODE_PULL_X)
+        rc = ep_slots_keep_at(b, a->x_segment, a->x_offset);
+    if (rc == EP_OK && a->mode & EP_MODE_PULL_WEIGHTS && a->num_topk)
+        rc = ep_slots_keep_at(b, a->weights_segment, a->weights_offset);
     if (rc == EP_OK)
         rc = end_collective(b, &a->call);
+    if (rc == EP_ERR_STATUS && a->call.flags & EP_CALL_WAIT && b->grows)
+        b->may_grow = b->num_status && b->status[0].code == EP_CODE_CAPACITY
+                      && b->status[0].kernel == EP_KERNEL_COMBINE_NOTIFY
+                      && b->status[0].epoch == b->control.epoch;
     if (rc != EP_OK)
         return fail(b, &a->call, staging, rc);
     if (staging)                 /* whoever writes to it next has seen this rank's next record    */

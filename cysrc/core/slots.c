@@ -159,6 +159,18 @@ int ep_slots_keep(struct ep_buffer *b, struct ep_block *block)
     return rc;
 }
 
+int ep_slots_keep_at(struct ep_buffer *b, uint32_t segment, uint64_t offset)
+{
+    if (!b->graph)
+        return EP_OK;
+    pthread_mutex_lock(&b->lock);
+    struct ep_block *block = b->arena.segment[segment].first;
+    while (block && offset >= block->offset + block->bytes)
+        block = block->next;
+    pthread_mutex_unlock(&b->lock);
+    return ep_slots_keep(b, block);
+}
+
 /* -- ends ----------------------------------------------------------------------------------- */
 
 void ep_slots_quarantine(struct ep_buffer *b, struct ep_block *block)
@@ -184,30 +196,35 @@ static int is_captured(const struct ep_buffer *b, void *stream)
     return b->exec->capture(b->exec->self, stream, &graph) == EP_OK && graph;
 }
 
-void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const *streams,
-                      uint32_t num)
+/* Whether the slot can be given back now.  With `order` held. */
+static int order_after(struct ep_buffer *b, void *const streams[2])
 {
-    const struct ep_executor *exec = b->exec;
-    pthread_mutex_lock(&b->lock);
-    /* A graph that holds it too orders its own replays; a closed buffer makes no more calls. */
-    int ordered = b->closed || slot->used > 1;
-    pthread_mutex_unlock(&b->lock);
-    if (!ordered) {
-        int captured = is_captured(b, b->stream);
-        for (uint32_t i = 0; i < num; i++)
-            captured |= is_captured(b, streams[i]);
-        if (captured) {          /* an edge from here would be a part of that graph */
-            pthread_mutex_lock(&b->lock);
-            slot->stream = streams[0];
-            slot->link = b->retired;
-            b->retired = slot;
-            pthread_mutex_unlock(&b->lock);
-            return;
-        }
-        for (uint32_t i = 0; i < num; i++)
-            exec->stream_wait(exec->self, b->stream, streams[i]);
+    if (b->closed)               /* no more calls                                               */
+        return 1;
+    /* An edge between a captured stream and one that is not would break the capture. */
+    if (is_captured(b, b->stream) || is_captured(b, streams[0]) || is_captured(b, streams[1]))
+        return 0;
+    b->exec->stream_wait(b->exec->self, b->stream, streams[0]);
+    if (streams[1] != streams[0])
+        b->exec->stream_wait(b->exec->self, b->stream, streams[1]);
+    return 1;
+}
+
+void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const streams[2])
+{
+    pthread_mutex_lock(&b->order);
+    int ordered = order_after(b, streams);
+    pthread_mutex_unlock(&b->order);
+    if (ordered) {
+        ep_slots_release(b, slot);
+        return;
     }
-    ep_slots_release(b, slot);
+    pthread_mutex_lock(&b->lock);
+    slot->streams[0] = streams[0];
+    slot->streams[1] = streams[1];
+    slot->link = b->retired;
+    b->retired = slot;
+    pthread_mutex_unlock(&b->lock);
 }
 
 void ep_slots_release_retired(struct ep_buffer *b)
@@ -218,24 +235,41 @@ void ep_slots_release_retired(struct ep_buffer *b)
     pthread_mutex_unlock(&b->lock);
     while (slot) {
         struct ep_block *next = slot->link;
-        void *stream = slot->stream;
-        ep_buffer_retire(b, slot, &stream, 1);
+        void *streams[2] = {slot->streams[0], slot->streams[1]};
+        ep_buffer_retire(b, slot, streams);
         slot = next;
     }
 }
 
-int ep_buffer_reserve(struct ep_buffer *b, uint64_t bytes, struct ep_block **out, uint64_t *view)
+static int reserve_on(struct ep_buffer *b, uint64_t bytes, void *stream, struct ep_block **out)
+{
+    int rc = b->exec->capture(b->exec->self, stream, &b->graph);
+    if (rc == EP_OK)
+        rc = ep_slots_exact(b, bytes, out);
+    if (rc != EP_OK || !*out)
+        return rc;
+    /* It may have been staging or a result that is still in use.  A graph's order with what came
+     * before it is the caller's. */
+    rc = b->graph ? ep_slots_keep(b, *out) : b->exec->stream_wait(b->exec->self, stream, b->stream);
+    if (rc != EP_OK)
+        ep_slots_release(b, *out);
+    return rc;
+}
+
+int ep_buffer_reserve(struct ep_buffer *b, uint64_t bytes, void *stream, struct ep_block **out,
+                      uint64_t *view)
 {
     if (b->closed)
         return EP_ERR_DESTROYED;
-    int rc = ep_slots_exact(b, bytes, out);
+    *out = NULL;
+    int rc = reserve_on(b, bytes, stream, out);
     if (rc != EP_OK)
         return rc;
     if (!*out) {
         b->num_status = 1;
         b->status[0] = (struct ep_status_record){
             .code = EP_CODE_CAPACITY, .peer = b->comm.rank, .what = EP_CAPACITY_ARRAY,
-            .expected = b->arena.in_use + ep_align_slot(bytes), .seen = bytes, .valid = 1};
+            .expected = ep_buffer_used(b) + ep_align_slot(bytes), .seen = bytes, .valid = 1};
         return EP_ERR_STATUS;
     }
     *view = b->arena.segment[(*out)->segment].view + (*out)->offset;

@@ -22,6 +22,8 @@ int  ep_slots_make_landing(struct ep_buffer *b, uint64_t bytes);
 
 /* The running call's graph holds `block` from now on; nothing where the call is not captured. */
 int  ep_slots_keep(struct ep_buffer *b, struct ep_block *block);
+/* The same for what lies at `offset` of a segment. */
+int  ep_slots_keep_at(struct ep_buffer *b, uint32_t segment, uint64_t offset);
 /* Until reset: a peer may still write to it. */
 void ep_slots_quarantine(struct ep_buffer *b, struct ep_block *block);
 /* With the lock held: quarantined slots are free again. */

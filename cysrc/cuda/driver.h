@@ -25,7 +25,7 @@
     F(cuStreamCreateWithPriority) F(cuStreamDestroy) F(cuStreamSynchronize) F(cuStreamQuery)     \
     F(cuCtxGetStreamPriorityRange) F(cuEventCreate) F(cuEventDestroy) F(cuEventRecord)           \
     F(cuEventSynchronize) F(cuEventQuery) F(cuEventElapsedTime) F(cuStreamWaitEvent)             \
-    F(cuStreamIsCapturing) F(cuStreamGetCaptureInfo)                                             \
+    F(cuStreamGetCaptureInfo) F(cuThreadExchangeStreamCaptureMode)                               \
     F(cuUserObjectCreate) F(cuGraphRetainUserObject)                                             \
     F(cuLibraryLoadData) F(cuLibraryUnload) F(cuLibraryGetKernel) F(cuKernelGetFunction)         \
     F(cuKernelGetParamInfo) F(cuFuncLoad) F(cuFuncGetAttribute) F(cuFuncSetAttribute)            \

@@ -105,14 +105,35 @@ static int check(struct cuda_executor *e, CUresult code, const char *call)
     } while (0)
 #define ENTER() TRY(cuCtxSetCurrent, e->context)
 
+/* Somebody else's capture shall not forbid what concerns none of its streams. */
+#define IN_ANY_CAPTURE(call)                                                                     \
+    do {                                                                                         \
+        CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;                              \
+        e->cu->p_cuThreadExchangeStreamCaptureMode(&mode_);                                      \
+        int code_ = (call);                                                                      \
+        e->cu->p_cuThreadExchangeStreamCaptureMode(&mode_);                                      \
+        return code_;                                                                            \
+    } while (0)
+
 /* Finalisers run in whatever thread drops the last reference: that thread's context stays its own. */
+static int keeping_context(struct cuda_executor *e, CUcontext before, int code)
+{
+    e->cu->p_cuCtxSetCurrent(before);
+    return code;
+}
+
+static CUcontext current_context(struct cuda_executor *e)
+{
+    CUcontext context = NULL;
+
+    e->cu->p_cuCtxGetCurrent(&context);
+    return context;
+}
+
 #define KEEPING_CONTEXT(call)                                                                    \
     do {                                                                                         \
-        CUcontext before_ = NULL;                                                                \
-        e->cu->p_cuCtxGetCurrent(&before_);                                                      \
-        int code_ = (call);                                                                      \
-        e->cu->p_cuCtxSetCurrent(before_);                                                       \
-        return code_;                                                                            \
+        CUcontext before_ = current_context(e);                                                  \
+        IN_ANY_CAPTURE(keeping_context(e, before_, call));                                       \
     } while (0)
 
 static int op_alloc(void *self, uint64_t bytes, const char *name, ep_dptr_t *out)
@@ -164,13 +185,18 @@ static int op_host_alloc(void *self, uint64_t bytes, const char *name, void **ho
     return EP_OK;
 }
 
+static int host_free_now(struct cuda_executor *e, void *host)
+{
+    ENTER();
+    TRY(cuMemFreeHost, host);
+    return EP_OK;
+}
+
 static int op_host_free(void *self, void *host)
 {
     EXECUTOR(self);
 
-    ENTER();
-    TRY(cuMemFreeHost, host);
-    return EP_OK;
+    KEEPING_CONTEXT(host_free_now(e, host));
 }
 
 /* Pageable source memory is staged by the driver before the call returns. */
@@ -277,13 +303,18 @@ static int op_stream_create(void *self, void **out)
     return EP_OK;
 }
 
+static int destroy_stream(struct cuda_executor *e, void *stream)
+{
+    ENTER();
+    TRY(cuStreamDestroy, stream);
+    return EP_OK;
+}
+
 static int op_stream_destroy(void *self, void *stream)
 {
     EXECUTOR(self);
 
-    ENTER();
-    TRY(cuStreamDestroy, stream);
-    return EP_OK;
+    KEEPING_CONTEXT(destroy_stream(e, stream));
 }
 
 /* Whether stop() asks this wait to end.  It ends one wait: what cleans up afterwards may wait. */
@@ -314,9 +345,8 @@ static int asked_to_stop(struct cuda_executor *e)
 }
 
 /* A peer may never come, so this wait can be stopped, which cuStreamSynchronize cannot. */
-static int op_stream_synchronize(void *self, void *stream)
+static int synchronize(struct cuda_executor *e, void *stream)
 {
-    EXECUTOR(self);
     CUresult found;
 
     ENTER();
@@ -327,6 +357,13 @@ static int op_stream_synchronize(void *self, void *stream)
         sched_yield();
     }
     return check(e, found, "cuStreamQuery");
+}
+
+static int op_stream_synchronize(void *self, void *stream)
+{
+    EXECUTOR(self);
+
+    IN_ANY_CAPTURE(synchronize(e, stream));
 }
 
 static int op_launch(void *self, const struct ep_launch *launch)
@@ -436,9 +473,9 @@ int cuda_executor_time_copy(struct cuda_executor *e, ep_dptr_t dst, ep_dptr_t sr
     return code;
 }
 
-static int op_wait_word(void *self, const uint64_t *word, uint64_t want, uint64_t timeout_ns)
+static int wait_word(struct cuda_executor *e, const uint64_t *word, uint64_t want,
+                     uint64_t timeout_ns)
 {
-    EXECUTOR(self);
     uint64_t start = now_ns(), looked = start, now;
     CUresult found;
 
@@ -461,6 +498,13 @@ static int op_wait_word(void *self, const uint64_t *word, uint64_t want, uint64_
             return check(e, found, "cuStreamQuery");
     }
     return EP_OK;
+}
+
+static int op_wait_word(void *self, const uint64_t *word, uint64_t want, uint64_t timeout_ns)
+{
+    EXECUTOR(self);
+
+    IN_ANY_CAPTURE(wait_word(e, word, want, timeout_ns));
 }
 
 /* A kernel that failed breaks the context for good and shows at any later call: asked for before a
@@ -549,10 +593,9 @@ static int op_event_wait(void *self, void *stream, void *event)
     return EP_OK;
 }
 
-/* As op_stream_synchronize: it can be ended. */
-static int op_event_synchronize(void *self, void *event)
+/* As synchronize(): it can be ended. */
+static int wait_event(struct cuda_executor *e, void *event)
 {
-    EXECUTOR(self);
     CUresult found;
 
     ENTER();
@@ -565,15 +608,28 @@ static int op_event_synchronize(void *self, void *event)
     return check(e, found, "cuEventQuery");
 }
 
-static int op_event_query(void *self, void *event, int *done)
+static int op_event_synchronize(void *self, void *event)
 {
     EXECUTOR(self);
+
+    IN_ANY_CAPTURE(wait_event(e, event));
+}
+
+static int query_event(struct cuda_executor *e, void *event, int *done)
+{
     CUresult found;
 
     ENTER();
     found = e->cu->p_cuEventQuery(event);
     *done = found == CUDA_SUCCESS;
     return found == CUDA_ERROR_NOT_READY ? EP_OK : check(e, found, "cuEventQuery");
+}
+
+static int op_event_query(void *self, void *event, int *done)
+{
+    EXECUTOR(self);
+
+    IN_ANY_CAPTURE(query_event(e, event, done));
 }
 
 static int find_capture(struct cuda_executor *e, void *stream, void **graph)
@@ -691,8 +747,11 @@ struct cuda_executor *cuda_executor_create(int device, const char **why)
 
 void cuda_executor_destroy(struct cuda_executor *e)
 {
+    CUcontext before = current_context(e);
+
     if (e->cu->p_cuCtxSetCurrent(e->context) == CUDA_SUCCESS)
         forget_times(e);
+    e->cu->p_cuCtxSetCurrent(before);
     e->cu->p_cuDevicePrimaryCtxRelease(e->device);
     free(e->opened);
     free(e);

@@ -63,6 +63,7 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t num_launched
         void *stream
         int closed
+        int may_grow
         ep_control control
         ep_arena arena
         ep_block *landing
@@ -163,8 +164,10 @@ cdef extern from "core/buffer.h" nogil:
     int ep_buffer_reset_end(ep_buffer *b, uint64_t max_epoch)
     int ep_buffer_is_capturing(ep_buffer *b, void *stream, int *capturing)
     int ep_buffer_check(ep_buffer *b)
-    void ep_buffer_retire(ep_buffer *b, ep_block *slot, void **streams, uint32_t num)
-    int ep_buffer_reserve(ep_buffer *b, uint64_t bytes, ep_block **out, uint64_t *view)
+    void ep_buffer_retire(ep_buffer *b, ep_block *slot, void **streams)
+    int ep_buffer_reserve(ep_buffer *b, uint64_t bytes, void *stream, ep_block **out,
+                          uint64_t *view)
+    int ep_buffer_settle(ep_buffer *b)
     uint64_t ep_buffer_used(ep_buffer *b)
     int ep_buffer_layout(ep_buffer *b, const ep_layout_args *args)
     int ep_buffer_dispatch(ep_buffer *b, const ep_dispatch_args *args, ep_dispatch_result *out)

@@ -21,7 +21,7 @@ from gen.params cimport (
 
 from deepep_ptx._array cimport IN_HOST_MEMORY, Array
 from deepep_ptx._errors cimport Report, check
-from deepep_ptx._executor cimport EP_HANDLE_BYTES, Event, Executor, ep_dptr_t, ep_executor
+from deepep_ptx._executor cimport EP_HANDLE_BYTES, Event, Executor, ep_dptr_t
 
 from deepep_ptx._errors import KERNELS
 from deepep_ptx.errors import DeepEPError
@@ -277,10 +277,10 @@ cdef class CoreBuffer:
                                            offset)
 
     def reserve(self, uint64_t nbytes, size_t stream):
-        """A `Slot` of nbytes for a caller's array on `stream`."""
+        """A `Slot` of nbytes for a caller's array on `stream`, which then comes after all calls."""
         cdef ep_block *block = NULL
         cdef uint64_t view = 0
-        self.raise_for(ep_buffer_reserve(self.core, nbytes, &block, &view))
+        self.raise_for(ep_buffer_reserve(self.core, nbytes, <void *>stream, &block, &view))
         if block.segment in self.views:
             self.executor.written(self.core.arena.segment[block.segment].base + block.offset,
                                   nbytes)
@@ -292,6 +292,18 @@ cdef class CoreBuffer:
         with nogil:
             code = ep_buffer_check(self.core)
         self.raise_for(code)
+
+    def settle(self):
+        """Wait for the calls made so far, whatever they found."""
+        cdef int code
+        with nogil:
+            code = ep_buffer_settle(self.core)
+        check(code, self.executor)
+
+    @property
+    def may_grow(self):
+        """Whether the newest call, and no other, found no room in an arena that grows."""
+        return self.core.may_grow != 0
 
     def is_capturing(self, size_t stream):
         """Whether what is queued on `stream` is being captured."""
@@ -310,15 +322,6 @@ cdef class CoreBuffer:
     def has_news(self):
         """Whether the device has reported something that was not raised yet."""
         return self.core.ring.next != 0
-
-    @property
-    def refused_newest(self):
-        """Whether what was raised last is about the newest call alone."""
-        cdef uint32_t i
-        for i in range(self.core.num_status):
-            if self.core.status[i].epoch != self.core.control.epoch:
-                return False
-        return self.core.num_launched != 0
 
     @property
     def landing_bytes(self):
@@ -497,10 +500,12 @@ cdef class Mappings:
 
     cdef CoreBuffer buffer
     cdef list mapped
+    cdef list arrays            # keeps what is mapped
 
     def __cinit__(self, CoreBuffer buffer not None):
         self.buffer = buffer
         self.mapped = []
+        self.arrays = []
 
     def __enter__(self):
         return self
@@ -530,6 +535,7 @@ cdef class Mappings:
             return None
         rest = Mappings(self.buffer)
         rest.mapped, self.mapped = self.mapped, rest.mapped
+        rest.arrays = self.arrays
         if launch.captured:
             self.buffer.captured.append(rest)
             return None
@@ -563,14 +569,16 @@ cdef class Mappings:
             return address
         dptr = self.buffer.executor.map_array(address, nbytes, writable, name)
         self.mapped.append(dptr)
+        self.arrays.append(array)
         return dptr
 
 
 cdef class Received:
     """What dispatch found.
 
-    rows: of the result.  offsets: of x, scales, topk_idx, topk_weights and src_idx in `slot`, bytes.
-    slot: None without rows.  landed: the slot is to be copied out before the next call.
+    rows: of the result.  offsets: of x, scales, topk_idx, topk_weights and src_idx in `slot`, in
+    bytes.  slot: None without rows, or without room for them.  landed: the slot is to be copied out
+    before the next call.
     expert_counts: tokens of each local expert, [] unless the host waited for the totals.
     number: of the call, for handles.
     """
@@ -609,15 +617,14 @@ cdef class Slot:
 
     def __dealloc__(self):
         cdef void *streams[2]
-        cdef uint32_t num = 1
         if self.block == NULL:
             return
-        streams[0] = self.stream
+        streams[0] = streams[1] = self.stream
         if self.current is not None:
-            streams[1] = <void *><size_t>self.current()
-            num += streams[1] != streams[0]
+            with contextlib.suppress(Exception):    # of a library that is going, at the very end
+                streams[1] = <void *><size_t>self.current()
         with nogil:
-            ep_buffer_retire(self.buffer.core, self.block, streams, num)
+            ep_buffer_retire(self.buffer.core, self.block, streams)
 
     @property
     def address(self):

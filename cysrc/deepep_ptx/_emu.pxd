@@ -68,6 +68,7 @@ cdef extern from "emu/host.h" nogil:
     struct host_world
     struct host_stream
     struct host_kernel
+    struct host_graph
 
     enum host_run_result "host_run":
         HOST_RUN_IDLE
@@ -114,6 +115,10 @@ cdef extern from "emu/host.h" nogil:
     int host_copy_out(host_world *h, uint32_t rank, void *dst, ep_dptr_t src, uint64_t nbytes,
                       host_stream *stream)
     int host_launch(host_world *h, uint32_t rank, const ep_launch *launch)
+    int host_capture_begin(host_world *h, uint32_t rank, host_stream *stream)
+    int host_capture_end(host_world *h, uint32_t rank, host_stream *stream, host_graph **out)
+    int host_graph_replay(host_world *h, uint32_t rank, host_graph *graph, host_stream *stream)
+    int host_graph_destroy(host_world *h, uint32_t rank, host_graph *graph)
     host_kernel *host_kernel_load(host_world *h, const emu_kernel_image *image)
     int host_max_resident(host_world *h, uint32_t rank, const host_kernel *kernel, uint32_t block,
                           uint32_t smem, uint32_t *ctas)
@@ -161,3 +166,12 @@ cdef class EmuExecutor(Executor):
     cdef emu_executor *executor     # owned; `table` points into it
 
     cdef int call(self, int code) except -1
+
+
+cdef class EmuGraph:
+    cdef readonly EmuExecutor executor
+    cdef host_graph *graph          # owned; NULL: none
+    cdef host_stream *stream        # that is captured
+    cdef bint capturing
+
+    cdef int end(self) noexcept

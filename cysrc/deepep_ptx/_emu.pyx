@@ -2,7 +2,8 @@
 # cython: language_level=3
 """The CPU executor: virtual GPUs that run the rendered PTX, and the threads of their ranks.
 
-`World` is one run's set of virtual GPUs, `EmuExecutor` one rank of it as the core sees a machine.
+`World` is one run's set of virtual GPUs, `EmuExecutor` one rank of it as the core sees a machine,
+`EmuGraph` work that was captured instead of run.
 `deepep_ptx.run_ranks` makes both; using them directly is for tests and embedders.
 
 Threads: under `run_ranks` exactly one rank's thread runs at a time, from one wait to the next; a
@@ -22,6 +23,7 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -739,6 +741,17 @@ cdef class EmuExecutor(Executor):
         self.call(self.table.event_query(self.table.self, <void *><size_t>event, &done))
         return bool(done)
 
+    def capture(self, stream=0):
+        """A context that yields an `EmuGraph`: what `stream` and the streams that wait for it queue
+        inside of it is recorded instead of run; see `EmuGraph`."""
+        return new_graph(self, stream)
+
+    def captured(self, stream=0):
+        """Whether `stream` is being captured."""
+        cdef void *graph = NULL
+        self.call(self.table.capture(self.table.self, <void *><size_t>stream, &graph))
+        return graph != NULL
+
     def launch(self, Kernel kernel not None, bytes params not None, grid, block, smem=0, *,
                stream=0):
         """Queue a launch of `grid` CTAs of `block` threads; see `World.launch`."""
@@ -775,3 +788,93 @@ cdef class EmuExecutor(Executor):
 
     cdef int call(self, int code) except -1:
         return self.world.check(code, self.rank)
+
+
+cdef EmuGraph new_graph(EmuExecutor executor, stream):
+    cdef EmuGraph self = EmuGraph.__new__(EmuGraph)
+    self.executor = executor
+    self.stream = <host_stream *><size_t>stream
+    return self
+
+
+cdef void drop_object(void *what) noexcept with gil:
+    Py_DECREF(<object>what)
+
+
+@cython.no_gc_clear     # __dealloc__ uses the executor
+cdef class EmuGraph:
+    """Work captured by `EmuExecutor.capture`, to be queued as often as one likes.
+
+        with executor.capture(stream) as graph:
+            ...                              # recorded, not run
+        graph.replay(stream)
+
+    Rules, those of CUDA: launches, fills and copies to the device are recorded, with the parameters
+    and bytes that they have then; a stream that waits for captured work (`event_wait`,
+    `stream_wait`) joins the capture and must be joined back before its end; nothing in a capture
+    waits for work outside of it, and the host for none of its work.  `DeepEPError` where a rule is
+    broken, again at the end of the block, and for a free on a captured stream.  The capture is
+    dropped when the block raises, or its end does.
+    """
+
+    def __init__(self):
+        raise TypeError("EmuGraph: made by EmuExecutor.capture() only")
+
+    def __enter__(self):
+        cdef void *graph = NULL
+        cdef EmuExecutor ex = self.executor
+        if self.graph != NULL:
+            raise ValueError("capture: one block for one graph")
+        ex.call(host_capture_begin(ex.world.host, ex.rank, self.stream))
+        self.capturing = True
+        ex.call(ex.table.capture(ex.table.self, self.stream, &graph))
+        self.graph = <host_graph *>graph
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        cdef int code = self.end()
+        if kind is not None:
+            self.close()
+        else:
+            self.executor.call(code)
+
+    def __dealloc__(self):
+        if self.capturing:
+            self.end()
+        self.close()
+
+    cdef int end(self) noexcept:
+        """Ends the capture; an error leaves no graph."""
+        cdef EmuExecutor ex = self.executor
+        cdef int code
+        self.capturing = False
+        self.graph = NULL
+        with nogil:
+            code = host_capture_end(ex.world.host, ex.rank, self.stream, &self.graph)
+        return code
+
+    def replay(self, stream=0):
+        """Queue the work on `stream`, in the order in which it was captured; returns at once.
+
+        Memory that it uses must still be there when it runs, as for any launch.  On a stream that
+        is captured, it becomes a part of that capture.  `ValueError` before the end of the capture
+        and after `close`.
+        """
+        cdef EmuExecutor ex = self.executor
+        ex.call(host_graph_replay(ex.world.host, ex.rank, self.graph,
+                                  <host_stream *><size_t>stream))
+
+    def keep(self, what):
+        """Keep the object `what` until the graph is closed and its replays are over."""
+        cdef EmuExecutor ex = self.executor
+        ex.call(ex.table.graph_keep(ex.table.self, self.graph, <void *>what, drop_object))
+        Py_INCREF(what)
+
+    def close(self):
+        """Forget the work; replays already queued still run.  Closing twice does nothing."""
+        cdef EmuExecutor ex = self.executor
+        cdef host_graph *graph = self.graph
+        self.graph = NULL
+        if graph != NULL:
+            with nogil:
+                host_graph_destroy(ex.world.host, ex.rank, graph)

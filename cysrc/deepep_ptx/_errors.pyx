@@ -14,6 +14,7 @@ from gen.params cimport (
     EP_CAPACITY_WORST,
     EP_CODE_ABORTED,
     EP_CODE_CAPACITY,
+    EP_CODE_DEAD_HANDLE,
     EP_CODE_IN_CALL,
     EP_CODE_MISMATCH,
     EP_CODE_PEER_ABORT,
@@ -149,6 +150,9 @@ cdef object status_error(const ep_status_record *record, uint32_t rank):
             f"num_tokens_per_rank: {record.seen} tokens for rank {record.what}, "
             f"is_token_in_rank has {record.expected}"
         )
+    if code == EP_CODE_DEAD_HANDLE:
+        return ValueError("handle: must be of a dispatch that was carried out; the one that made "
+                          "it was refused, which check() tells")
     if code == EP_CODE_PEER_FAULT:
         return DeepEPError(f"rank {record.peer} reported bad arguments; no rows were moved")
     if code == EP_CODE_IN_CALL:
@@ -165,6 +169,9 @@ cdef object report_error(const Report *report):
     first = status_error(&report.records[0], report.rank)
     texts = {str(first)}
     for i in range(1, report.num_records):
+        if (report.records[i].code == EP_CODE_PEER_FAULT
+                and report.records[i].peer == report.rank):
+            continue        # that the others were told of what stands before it
         other = str(status_error(&report.records[i], report.rank))
         if other not in texts:
             texts.add(other)

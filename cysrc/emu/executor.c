@@ -170,9 +170,20 @@ static int op_event_query(void *self, void *event, int *done)
     return host_event_query(e->host, e->rank, event, done);
 }
 
-static int op_capture_tmp(void *self, void *stream, void **graph)
+static int op_capture(void *self, void *stream, void **graph)
 {
-    (void)self; (void)stream; *graph = NULL; return EP_OK;
+    EXECUTOR(self);
+    struct host_graph *g = NULL;
+    int code = host_capture_of(e->host, e->rank, stream, &g);
+
+    *graph = g;
+    return code;
+}
+
+static int op_graph_keep(void *self, void *graph, void *what, void (*release)(void *what))
+{
+    EXECUTOR(self);
+    return host_graph_keep(e->host, e->rank, graph, what, release);
 }
 
 static int op_launch(void *self, const struct ep_launch *launch)
@@ -229,7 +240,8 @@ struct emu_executor *emu_executor_create(struct host_world *host, uint32_t rank)
         .event_wait = op_event_wait,
         .event_synchronize = op_event_synchronize,
         .event_query = op_event_query,
-        .capture = op_capture_tmp,
+        .capture = op_capture,
+        .graph_keep = op_graph_keep,
         .launch = op_launch,
         .wait_word = op_wait_word,
         .max_resident = op_max_resident,

@@ -584,10 +584,12 @@ void host_destroy(struct host_world *h)
     }
     for (uint32_t i = 0; i < h->num_ranks; i++) {
         host_free_events(&h->ranks[i]);
-        host_free_streams(&h->ranks[i]);
+        host_free_streams(h, &h->ranks[i]);
+        host_free_graphs(h, &h->ranks[i]);
         host_free_segments(&h->ranks[i]);
         pthread_cond_destroy(&h->ranks[i].turn);
     }
+    host_release(h->gone);
     free(h->ranks);
     pthread_mutex_destroy(&h->lock);
     free(h);

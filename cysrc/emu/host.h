@@ -3,10 +3,11 @@
  * The host side of one emulated world: the threads of its ranks, their streams and their waits.
  *
  * Baton.  host_start() makes every rank a thread that runs only while it holds the baton.  A
- * thread gives the baton away only where it waits (host_wait_word, host_synchronize,
- * host_event_synchronize, host_yield) and when it leaves; the next holder is the first rank after it, in rank order, that can go on.
- * When none can, the waiting holder steps the world until one can, the lowest first.  So the order
- * in which host code and kernels run is a function of the world's options and of the host code.
+ * thread gives the baton away only where it waits (host_wait_word, host_synchronize, host_copy_out,
+ * host_event_synchronize, host_yield) and when it leaves; the next holder is the first rank after
+ * it, in rank order, that can go on.  When none can, the waiting holder steps the world until one
+ * can, the lowest first.  So the order in which host code and kernels run is a function of the
+ * world's options and of the host code.
  *
  * Time.  A world that is idle or stalled jumps to the earliest limit that a kernel or a host wait
  * has.  If there is none: kernels that wait are a fault, ranks that wait for each other get
@@ -27,6 +28,7 @@
 struct host_world;
 struct host_stream;
 struct host_event;
+struct host_graph;
 struct host_kernel;
 
 /* wait_limit_ns: limit of waits that name none, EP_FOREVER = no limit. */
@@ -120,6 +122,28 @@ int host_event_wait(struct host_world *h, uint32_t rank, struct host_stream *str
                     struct host_event *event);
 /* Whether the work before it is done.  Nothing runs meanwhile: who polls has to yield. */
 int host_event_query(struct host_world *h, uint32_t rank, struct host_event *event, int *done);
+
+/* -- capture: as in CUDA ------------------------------------------------------------------------
+ * While a stream is captured its launches, copies and fills are recorded instead of run.  A stream
+ * that waits for captured work joins the capture.  Not for a capture, and an error that breaks it:
+ * host waits for its work, and streams in it that wait for work outside of it. */
+int host_capture_begin(struct host_world *h, uint32_t rank, struct host_stream *stream);
+/* On the stream that it began on.  An error drops the capture: it is broken, or `stream` did not
+ * wait for all the work of the streams that joined. */
+int host_capture_end(struct host_world *h, uint32_t rank, struct host_stream *stream,
+                     struct host_graph **out);
+/* What captures `stream`, NULL: nothing. */
+int host_capture_of(struct host_world *h, uint32_t rank, struct host_stream *stream,
+                    struct host_graph **out);
+/* Queues what was captured, in the order in which it was, or captures that. */
+int host_graph_replay(struct host_world *h, uint32_t rank, struct host_graph *graph,
+                      struct host_stream *stream);
+/* Replays already queued still run. */
+int host_graph_destroy(struct host_world *h, uint32_t rank, struct host_graph *graph);
+/* release(what), once, when `graph` was destroyed and its replays are over: from the end of any
+ * call of the host, without the world's lock. */
+int host_graph_keep(struct host_world *h, uint32_t rank, struct host_graph *graph, void *what,
+                    void (*release)(void *what));
 
 /* -- kernels: live as long as the world -------------------------------------------------------*/
 struct host_kernel *host_kernel_load(struct host_world *h, const struct emu_kernel_image *image);

@@ -23,7 +23,9 @@ struct mark *host_mark(struct host_world *h, uint32_t rank, struct host_stream *
         return NULL;
     }
     mark->refs = 1;
-    mark->passed = !stream->head;
+    mark->graph = stream->graph;
+    mark->captured = stream->graph != NULL;
+    mark->passed = host_runs_at_once(stream);
     if (mark->passed)
         return mark;
     op = host_new_op(h, rank, OP_MARK, NULL, 0);
@@ -37,28 +39,64 @@ struct mark *host_mark(struct host_world *h, uint32_t rank, struct host_stream *
     return mark;
 }
 
+/* The host asks for what only a graph holds. */
+static int refuse_captured(struct host_world *h, uint32_t rank, struct mark *mark, const char *what)
+{
+    if (!mark->graph)
+        return host_error(h, rank, EP_ERR_ARGUMENT,
+                          "event: was recorded in a capture, which is over; record it again");
+    mark->graph->broken = 1;
+    return host_error(h, rank, EP_ERR_EXECUTOR, "%s: the work is captured, it does not run before "
+                      "its graph is replayed; this broke the capture", what);
+}
+
 int host_wait_mark(struct host_world *h, uint32_t rank, struct mark *mark, const char *what)
 {
     struct wait w = { .kind = WAIT_MARK, .what = what, .mark = mark };
-    int code = host_wait(h, rank, &w, EP_FOREVER);
+    int code = host_failure_code(h, rank);
 
+    if (code == EP_OK)
+        code = mark->captured ? refuse_captured(h, rank, mark, what)
+                              : host_wait(h, rank, &w, EP_FOREVER);
     host_drop_mark(mark);
     return code;
+}
+
+/* Nothing in a capture waits for what is outside of it. */
+static int check_wait(struct host_world *h, uint32_t rank, struct host_stream *stream,
+                      struct mark *mark)
+{
+    if (mark->captured ? mark->graph && (!stream->graph || stream->graph == mark->graph)
+                       : !stream->graph)
+        return EP_OK;
+    if (stream->graph)
+        stream->graph->broken = 1;
+    if (mark->graph) {
+        mark->graph->broken = 1;
+        return host_error(h, rank, EP_ERR_EXECUTOR, "stream: is captured and cannot wait for work "
+                          "of another capture; this broke both");
+    }
+    if (mark->captured)
+        return refuse_captured(h, rank, mark, NULL);
+    return host_error(h, rank, EP_ERR_EXECUTOR, "stream: is captured and cannot wait for work "
+                      "outside of its capture; this broke it");
 }
 
 /* What is queued on `stream` from now on runs after `mark`. */
 static int wait_for(struct host_world *h, uint32_t rank, struct host_stream *stream,
                     struct mark *mark)
 {
+    int code = check_wait(h, rank, stream, mark);
     struct op *op;
 
-    if (mark->passed)
-        return EP_OK;
+    if (code != EP_OK || mark->passed)
+        return code;
     op = host_new_op(h, rank, OP_WAIT, NULL, 0);
     if (!op)
         return EP_ERR_MEMORY;
     mark->refs++;
     op->mark = mark;
+    stream->graph = mark->graph;
     host_append(h, stream, op);
     return EP_OK;
 }
@@ -203,6 +241,8 @@ int host_event_query(struct host_world *h, uint32_t rank, struct host_event *eve
     e = find(h, rank, event);
     if (code == EP_OK && !e)
         code = EP_ERR_ARGUMENT;
+    else if (code == EP_OK && e->mark && e->mark->captured)
+        code = refuse_captured(h, rank, e->mark, "event_query");
     else if (code == EP_OK)
         *done = !e->mark || e->mark->passed;
     unlock(h);

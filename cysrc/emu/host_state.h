@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * What the parts of the host side share: host.c (threads and waits), host_memory.c, host_stream.c,
- * host_event.c.
- * All functions here want the world's lock held. */
+ * host_event.c, host_graph.c.
+ * All functions here but host_release() want the world's lock held. */
 #ifndef DEEPEP_PTX_EMU_HOST_STATE_H
 #define DEEPEP_PTX_EMU_HOST_STATE_H
 
@@ -31,10 +31,13 @@ struct wait {
 
 enum op_kind { OP_LAUNCH, OP_COPY, OP_FILL, OP_FREE, OP_MARK, OP_WAIT };
 
-/* A place in a stream's work, and whether the stream is past it. */
+/* A place in a stream's work, and whether the stream is past it.  In a capture: a place in that. */
 struct mark {
     int refs;
     int passed;
+    int captured;
+    int joined;              /* the end of the capture's origin lies behind it */
+    struct host_graph *graph;            /* captured: where; NULL once the capture is over */
 };
 
 struct op {
@@ -47,6 +50,8 @@ struct op {
     uint32_t grid, block, smem;
     struct emu_grid *running;
     struct mark *mark;       /* of OP_MARK, which passes it, and of the OP_WAIT for that */
+    struct host_stream *stream;          /* during a capture: what it was queued on */
+    struct host_graph *graph;            /* what a replay cloned it from, kept until it is over */
     unsigned char data[];    /* parameters or copied bytes */
 };
 
@@ -56,6 +61,24 @@ struct host_stream {
     struct op *head, *tail;
     uint32_t rank;
     int closing;                         /* destroyed by its owner, still has work */
+    struct host_graph *graph;            /* that captures it, NULL: none */
+    int joined;                          /* see struct mark */
+};
+
+struct keep {
+    struct keep *next;
+    void *what;
+    void (*release)(void *what);
+};
+
+struct host_graph {
+    struct host_graph *next;             /* of the rank's graphs that have an owner */
+    struct op *ops;                      /* in order of capture; the newest first during it */
+    struct host_stream *origin;          /* whose end ends the capture, NULL: it is over */
+    int broken;                          /* something that no capture may have was asked for */
+    int refs;                            /* of the owner and of cloned ops */
+    uint32_t rank;
+    struct keep *kept;
 };
 
 struct host_event {
@@ -83,6 +106,7 @@ struct rank {
     struct host_stream *streams;         /* the default stream is the last one */
     struct host_stream *stream0;
     struct host_event *events;
+    struct host_graph *graphs;
     struct segment *segments;
     uint32_t num_segments, room_segments;
     const char *error;
@@ -110,13 +134,21 @@ struct host_world {
     int failed_rank;
     struct host_stream *active;
     struct host_kernel *kernels;
+    struct keep *gone;                   /* of graphs that are gone, to be released */
     struct rank *ranks;
     char report[REPORT_BYTES];           /* text of a failure or of a host deadlock */
 };
 
+void host_release(struct keep *kept);
+
+/* What graphs kept is released here: its owner may need the GIL, or locks of its own. */
 static inline void unlock(struct host_world *h)
 {
+    struct keep *gone = h->gone;
+
+    h->gone = NULL;
     pthread_mutex_unlock(&h->lock);
+    host_release(gone);
 }
 
 static inline void lock(struct host_world *h)
@@ -149,12 +181,18 @@ struct host_stream *host_stream_new(struct host_world *h, uint32_t rank);
 /* The rank's stream, NULL = its default one; returns NULL with an error for any other pointer. */
 struct host_stream *host_stream_find(struct host_world *h, uint32_t rank,
                                      const struct host_stream *stream);
-void host_free_streams(struct rank *r);
+/* Whether what is queued now need not wait: nothing is there before it, and nothing captures it. */
+static inline int host_runs_at_once(const struct host_stream *stream)
+{
+    return !stream->head && !stream->graph;
+}
+void host_delete_stream(struct host_world *h, struct host_stream *stream);
+void host_free_streams(struct host_world *h, struct rank *r);
 /* NULL with an error: no memory.  `bytes` of `data` are copied. */
 struct op *host_new_op(struct host_world *h, uint32_t rank, enum op_kind kind, const void *data,
                        uint64_t bytes);
-void host_free_op(struct op *op);
-/* The op is the stream's from now on. */
+void host_free_op(struct host_world *h, struct op *op);
+/* The op is the stream's from now on, or that of the graph that captures it. */
 void host_append(struct host_world *h, struct host_stream *stream, struct op *op);
 /* Moves every stream as far as it goes.  Returns whether anything ended or began. */
 int host_pump(struct host_world *h);
@@ -163,9 +201,13 @@ int host_pump(struct host_world *h);
  * error: no memory. */
 struct mark *host_mark(struct host_world *h, uint32_t rank, struct host_stream *stream);
 void host_drop_mark(struct mark *mark);
-/* The host waits until `mark` is passed; takes the caller's reference. */
+/* The host waits until `mark` is passed; takes the caller's reference.  An error in a capture. */
 int host_wait_mark(struct host_world *h, uint32_t rank, struct mark *mark, const char *what);
 void host_free_events(struct rank *r);
+
+/* Takes a reference away.  With the last one the ops go, and what it keeps becomes h->gone. */
+void host_drop_graph(struct host_world *h, struct host_graph *graph);
+void host_free_graphs(struct host_world *h, struct rank *r);
 
 /* Waits as host.h says; `w` has kind, what and what the kind needs. */
 int host_wait(struct host_world *h, uint32_t rank, struct wait *w, uint64_t timeout_ns);

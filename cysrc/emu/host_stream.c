@@ -20,7 +20,7 @@ struct host_stream *host_stream_new(struct host_world *h, uint32_t rank)
     return s;
 }
 
-static void delete_stream(struct host_world *h, struct host_stream *stream)
+void host_delete_stream(struct host_world *h, struct host_stream *stream)
 {
     struct host_stream **link = &h->ranks[stream->rank].streams;
 
@@ -48,9 +48,11 @@ static int launch_now(struct host_world *h, uint32_t rank, struct op *op)
                       op->block, op->smem, &op->running);
 }
 
-void host_free_op(struct op *op)
+void host_free_op(struct host_world *h, struct op *op)
 {
     host_drop_mark(op->mark);
+    if (op->graph)
+        host_drop_graph(h, op->graph);
     free(op);
 }
 
@@ -118,7 +120,7 @@ int host_pump(struct host_world *h)
             }
             changed = 1;
             stream->head = op->next;
-            host_free_op(op);
+            host_free_op(h, op);
         }
         if (stream->head) {
             link = &stream->next_active;
@@ -127,8 +129,8 @@ int host_pump(struct host_world *h)
         stream->tail = NULL;
         *link = stream->next_active;
         stream->next_active = NULL;
-        if (stream->closing)
-            delete_stream(h, stream);
+        if (stream->closing && !stream->graph)
+            host_delete_stream(h, stream);
     }
     return changed;
 }
@@ -152,6 +154,12 @@ struct op *host_new_op(struct host_world *h, uint32_t rank, enum op_kind kind, c
 
 void host_append(struct host_world *h, struct host_stream *stream, struct op *op)
 {
+    if (stream->graph) {
+        op->stream = stream;
+        op->next = stream->graph->ops;
+        stream->graph->ops = op;
+        return;
+    }
     if (stream->tail) {
         stream->tail->next = op;
     } else {
@@ -195,10 +203,12 @@ int host_stream_destroy(struct host_world *h, uint32_t rank, struct host_stream 
     else if (s == h->ranks[rank].stream0)
         code = host_error(h, rank, EP_ERR_ARGUMENT,
                           "stream: the default stream cannot be destroyed");
-    else if (s->head)
+    else if (s->graph && s->graph->origin == s)
+        code = host_error(h, rank, EP_ERR_ARGUMENT, "stream: its capture must end first");
+    else if (s->head || s->graph)
         s->closing = 1;
     else
-        delete_stream(h, s);
+        host_delete_stream(h, s);
     unlock(h);
     return code;
 }
@@ -216,7 +226,7 @@ static int store(struct host_world *h, uint32_t rank, ep_dptr_t dst, const void 
         return code;
     if (!s)
         return EP_ERR_ARGUMENT;
-    if (!s->head) {
+    if (host_runs_at_once(s)) {
         result = src ? emu_host_write(h->world, rank, dst, src, bytes)
                      : emu_host_fill(h->world, rank, dst, value, bytes);
         h->touched = 1;
@@ -274,6 +284,9 @@ int host_free(struct host_world *h, uint32_t rank, ep_dptr_t va, struct host_str
         code = host_error(h, rank, EP_ERR_ARGUMENT,
                           "ptr: 0x%llx is not the start of an allocation of rank %u",
                           (unsigned long long)va, rank);
+    } else if (s->graph && h->failure == HOST_OK) {
+        code = host_error(h, rank, EP_ERR_EXECUTOR,
+                          "stream: is captured, and a free cannot be; free on another stream");
     } else if (s->head && h->failure == HOST_OK) {
         op = host_new_op(h, rank, OP_FREE, NULL, 0);
         code = op ? EP_OK : EP_ERR_MEMORY;
@@ -329,7 +342,7 @@ static int launch_on(struct host_world *h, uint32_t rank, const struct ep_launch
     op->grid = launch->grid;
     op->block = launch->block;
     op->smem = launch->smem;
-    if (!s->head) {
+    if (host_runs_at_once(s)) {
         int result = launch_now(h, rank, op);
 
         if (result != EMU_OK) {
@@ -381,7 +394,7 @@ int host_copy_out(struct host_world *h, uint32_t rank, void *dst, ep_dptr_t src,
     lock(h);
     s = host_stream_find(h, rank, stream);
     if (s)
-        code = s->head ? synchronize(h, rank, s) : host_failure_code(h, rank);
+        code = host_runs_at_once(s) ? host_failure_code(h, rank) : synchronize(h, rank, s);
     if (code == EP_OK && bytes) {
         int result = emu_host_read(h->world, rank, dst, src, bytes);
 
@@ -392,7 +405,7 @@ int host_copy_out(struct host_world *h, uint32_t rank, void *dst, ep_dptr_t src,
     return code;
 }
 
-void host_free_streams(struct rank *r)
+void host_free_streams(struct host_world *h, struct rank *r)
 {
     while (r->streams) {
         struct host_stream *stream = r->streams;
@@ -402,7 +415,7 @@ void host_free_streams(struct rank *r)
             struct op *op = stream->head;
 
             stream->head = op->next;
-            host_free_op(op);
+            host_free_op(h, op);
         }
         free(stream);
     }

@@ -96,9 +96,9 @@ def _rounds(comm, plan, calls, order, bar):
 def _checked(comm, job, call, bar):
     """(the first wrong array or None, what was measured) of one call."""
     got, measured = call.measured()
+    wanted = job.wanted[comm.rank]
     wrong = first_wrong(call.contender.name, comm.rank,
-                        {name: call.machine.get(array) for name, array in got.items()},
-                        job.wanted[comm.rank])
+                        {name: call.machine.get(got[name]) for name in wanted}, wanted)
     if comm.rank == 0:
         bar.update()
     return wrong, measured

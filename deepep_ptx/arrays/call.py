@@ -55,9 +55,9 @@ class Call:
         self.results_on = self.stream
 
     def allocate_on(self, stream):
-        """Allocate results for `stream`, on which they are made; `share` says who else uses them.
-        """
-        if self.library.on_gpu and self.executor.name != "emu":
+        """Allocate results for `stream`, on which they are made, if the library can; `share` says
+        who else uses them."""
+        if self.library.shares and self.executor.name != "emu":
             self.results_on = stream
 
     def share(self, arrays):

@@ -13,6 +13,9 @@ class CuPy:
 
     name = "CuPy"
     on_gpu = True
+    blocks = True
+    shares = False
+    captures = True
 
     def __init__(self, cupy):
         self.cupy = cupy

@@ -96,6 +96,9 @@ class Device:
 
     name = "CUDA"
     on_gpu = True
+    blocks = False
+    shares = False
+    captures = False
 
     def take(self, value, name, stream):
         """See `library.Library`."""

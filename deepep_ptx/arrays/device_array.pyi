@@ -9,9 +9,11 @@ class DeviceArray:
     nbytes: int
     address: int
     device: int
+    stream: int
 
     def __init__(
-        self, owner: Any, executor: Any, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+        self, owner: Any, executor: Any, address: int, shape: tuple[int, ...],
+        dtype: np.dtype[Any], stream: int = 0,
     ) -> None: ...
     def __len__(self) -> int: ...
     @property

@@ -19,10 +19,16 @@ class Library(Protocol):
     """How arrays of one library are read and made.
 
     name: as error texts call it.  on_gpu: whether the cuda executor uses its arrays in place.
+    blocks: whether its allocations and kernels' loads may wait for a whole device.  shares: whether
+    `share` works: an array may be allocated for one stream and used on another.  captures: whether
+    it allocates while a stream is captured.
     """
 
     name: str
     on_gpu: bool
+    blocks: bool
+    shares: bool
+    captures: bool
 
     def take(self, value, name, stream):
         """The `Array` of argument `name`, ready on `stream`; TypeError if it is none."""

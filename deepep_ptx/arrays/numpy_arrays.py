@@ -21,6 +21,9 @@ class NumPy:
 
     name = "NumPy"
     on_gpu = False
+    blocks = False
+    shares = False
+    captures = True
 
     def take(self, value, name, stream):
         """See `library.Library`."""

@@ -20,6 +20,9 @@ class Torch:
 
     name = "torch"
     on_gpu = True
+    blocks = False
+    shares = True
+    captures = True
 
     def __init__(self, torch):
         self.torch = torch

@@ -8,7 +8,7 @@ from deepep_ptx import _emu, corpus, demo
 from deepep_ptx.cli.options import HELP, OPTIONS
 
 _CHOICES = {"arch": demo.ARCHS, "unit": corpus.UNITS, "combine": demo.COMBINE_MODES,
-            "checks": demo.CHECKS, "executor": demo.EXECUTORS}
+            "checks": demo.CHECKS, "executor": demo.EXECUTORS, "dtype": demo.DTYPES}
 _COLUMNS = """\
 columns of the report:
   rows sent     rows that this rank's tokens became: one for each rank that a token goes to
@@ -18,8 +18,9 @@ columns of the report:
   warp instr    warp instructions that this rank's kernels executed (- on GPUs: not counted)
   wire MB       bytes stored to, or loaded from, other ranks by this rank's kernels, flags and
                 records included, 10**6 bytes (- on GPUs)
-  logical MB    payload rows received and given back: 2 * rows recv * hidden * 2 bytes, also those
-                that stay on the rank
+  logical MB    payload rows received and given back, also those that stay on the rank: rows recv *
+                (there + back); back 2 * hidden bytes, there the same or, with fp8, hidden bytes
+                and 4 for every 128 of them
 """
 
 
@@ -29,6 +30,9 @@ def add(commands):
         epilog=_COLUMNS, formatter_class=argparse.RawDescriptionHelpFormatter)
     for setting in fields(demo.Settings):
         _add_option(run, setting)
+    run.add_argument("--compare-dtypes", action="store_true",
+                     help="run the job with bf16 and with fp8 rows, and print the error of each "
+                          "against float64, its bytes and its time")
     run.set_defaults(command=_demo)
 
 
@@ -46,6 +50,8 @@ def _add_option(run, setting):
         option["choices"] = _CHOICES[name]
     elif isinstance(default, int):
         option |= {"type": int, "metavar": "N"}
+    elif name in ("input", "save_input", "plot", "text"):
+        option["metavar"] = "FILE"
     elif name == "scheduler":          # checked where it is used, named here
         option["metavar"] = f"{{{','.join(_emu.SCHEDULERS)}}}"
     if default is not None and default is not False:
@@ -54,6 +60,7 @@ def _add_option(run, setting):
 
 
 def _demo(args):
-    report = demo.run(**settings_of(args))
+    run = demo.compare_dtypes if args.compare_dtypes else demo.run
+    report = run(**settings_of(args))
     print(report)
     return 0 if report.bit_exact else 1

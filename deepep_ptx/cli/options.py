@@ -7,6 +7,7 @@ import re
 OPTIONS = {
     "num_ranks": "ranks", "num_tokens": "tokens", "num_experts": "experts",
     "num_groups": "groups", "num_topk_groups": "topk-groups", "num_topk": "topk",
+    "save_input": "save-input",
 }
 HELP = {
     "num_ranks": "ranks, each a virtual GPU",
@@ -25,9 +26,17 @@ HELP = {
     "arch": "target whose kernels run (default: the best that runs)",
     "text": "file to send around (default: the text that ships)",
     "unit": "what a token is",
-    "combine": "pull: experts write over what they received; push: into arrays of their own",
+    "dtype": "of the rows on their way to the experts: bf16, or fp8 (e4m3) with a float32 scale "
+             "per 128 elements (default: the input's, which is bf16 for a text)",
+    "combine": "pull: experts write over what they received; push: into arrays of their own "
+               "(default: pull; push with fp8, which needs it)",
     "checks": "of the CPU executor; off: leave out the check for uninitialised reads",
     "worst": "worst-case mode: results have the size of the worst case, nobody waits for totals",
+    "input": "an .npz file with the job in place of a text; it says how many ranks, tokens and so "
+             "on (see docs/demo.md)",
+    "save_input": "write the job to a file that --input takes",
+    "plot": "draw traffic between ranks and load of experts into this picture (.png, .svg, .pdf); "
+            "needs matplotlib",
 }
 # Settings' names in errors; other names are words of the language too, and start a text at most.
 _NAMES = re.compile(rf"\b({'|'.join(OPTIONS)})\b")
@@ -38,5 +47,7 @@ def in_options(text):
     name = text.partition(":")[0]
     if name not in HELP:
         return text
-    rest = _NAMES.sub(lambda match: f"--{OPTIONS[match[1]]}", text[len(name):])
+    rest = text[len(name):]
+    if name != "input":     # the entries of a file have names of their own
+        rest = _NAMES.sub(lambda match: f"--{OPTIONS[match[1]]}", rest)
     return f"--{OPTIONS.get(name, name)}{rest}"

@@ -56,6 +56,7 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_CODE_RANK_COUNTS 7                /* num_tokens_per_rank is not is_token_in_rank's */
 #define EP_CODE_PEER_FAULT 8                 /* a peer reported bad arguments in its record  */
 #define EP_CODE_ABORTED 9                    /* the buffer was aborted before this call      */
+#define EP_CODE_DEAD_HANDLE 10               /* the dispatch that made the handle was refused */
 
 /* -- `what` of a capacity record: what has no room --------------------------------------------- */
 #define EP_CAPACITY_ROWS 0                   /* rows received, or pushed in a combine        */
@@ -176,6 +177,8 @@ struct ep_totals {                           /* ptx: TOT */
     uint64_t ticket;         /* the host's call number, stored last                             */
     uint32_t verdict;        /* EP_CODE_*                                                       */
     uint32_t num_recv;       /* rows this rank receives                                         */
+    uint32_t landing_rows;   /* that its landing must hold                                      */
+    uint32_t reserved[3];
 };
 
 /* ============================================================================================
@@ -220,7 +223,8 @@ struct ep_notify_params {                    /* ptx: NOTIFY */
     ep_dptr_t expert_counts; /* in  i32[num_experts]                                            */
     ep_dptr_t pos;           /* out i32[num_tokens][num_ranks]: index among my rows there, -1   */
     ep_dptr_t sent;          /* out u32[num_ranks]: rows I send to each rank                    */
-    ep_dptr_t rank_prefix;   /* out i32[num_ranks][num_ranks]: [s][d] = rows of ranks 0..s to d */
+    ep_dptr_t rank_prefix;   /* out i32[num_ranks][num_ranks]: [s][d] = rows of ranks 0..s to d;
+                              * all -1 when the call is refused                                  */
     ep_dptr_t dest;          /* out struct ep_dest[num_ranks]                                   */
     ep_dptr_t totals;        /* out struct ep_totals, pinned                                    */
     uint64_t  ticket;        /* stored to totals last                                           */

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""Calls that do not wait: order on streams, events, lifetimes, errors that come later."""
+
+import gc
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from deepep_ptx import Buffer, EventHandle, EventOverlap, run_ranks  # noqa: E402
+from deepep_ptx.errors import DeepEPError, DeepEPTimeoutError, RankMismatchError  # noqa: E402
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
+
+T, H, K, E = 128, 1024, 4, 16
+SLEEP = 200_000_000                 # cycles: a tenth of a second
+
+
+def make(rank, seed=0):
+    generator = torch.Generator(device="cuda").manual_seed(1000 * seed + rank)
+    device = torch.device("cuda", torch.cuda.current_device())
+    x = torch.randint(-8, 9, (T, H), generator=generator, device=device).bfloat16()
+    weights, idx = torch.rand(T, E, generator=generator, device=device).topk(K)
+    return x, idx, weights
+
+
+def on_ranks(main, devices=(0, 1), **buffer):
+    def rank_main(comm):
+        torch.cuda.set_device(comm.executor.device)
+        with Buffer(comm, **({"timeout_s": 20.0} | buffer)) as made:
+            return main(comm, made)
+
+    return run_ranks(rank_main, len(devices), executor="cuda", devices=list(devices))
+
+
+def layout_of(buffer, idx, **how):
+    per_rank, _, per_expert, in_rank, event = buffer.get_dispatch_layout(idx, E, **how)
+    return {"num_tokens_per_rank": per_rank, "num_tokens_per_expert": per_expert,
+            "is_token_in_rank": in_rank}, event
+
+
+@pytest.mark.parametrize("how", ["stream", "event", "comm stream"])
+def test_a_layer_that_never_waits(two_gpus, how):
+    """Everything is queued behind a long kernel; only the last line waits."""
+    def main(comm, buffer):
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for number in range(20):
+                x, idx, weights = make(comm.rank, number)
+                torch.cuda._sleep(SLEEP // 20)
+                later = {}
+                if how != "stream":
+                    later = {"previous_event": EventOverlap(EventHandle()), "async_finish": True,
+                             "allocate_on_comm_stream": how == "comm stream"}
+                layout, event = layout_of(buffer, idx, **later)
+                if later:
+                    later["previous_event"] = event
+                recv_x, _, recv_weights, counts, handle, event = buffer.dispatch(
+                    x, **layout, topk_idx=idx, topk_weights=weights, **later)
+                if later:
+                    event.current_stream_wait()
+                recv_x.mul_(2)
+                if later:
+                    later["previous_event"] = buffer.capture()
+                out, out_weights, event = buffer.combine(recv_x, handle, topk_weights=recv_weights,
+                                                         **later)
+                if later:
+                    later["previous_event"] = event
+                again, _, _, _, nothing, event2 = buffer.dispatch(x, handle=handle, **later)
+                event2.current_stream_wait()
+                with event:
+                    copies = layout["is_token_in_rank"].sum(1, keepdim=True)
+                sums = again.float().sum()
+                del recv_x, again
+                gc.collect()
+            side.synchronize()
+            assert torch.equal(out.float(), 2 * copies * x.float())
+            torch.testing.assert_close(out_weights, weights)
+            assert sum(counts) >= handle.num_recv and nothing is None and sums.isfinite()
+        buffer.check()
+
+    on_ranks(main)
+
+
+def test_the_host_does_not_wait(two_gpus):
+    def main(comm, buffer):
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            x, idx, weights = make(comm.rank)
+            layout, _ = layout_of(buffer, idx)
+            recv_x, _, _, _, handle, _ = buffer.dispatch(x, **layout, topk_idx=idx,
+                                                         topk_weights=weights)
+            side.synchronize()
+            comm.barrier()
+            torch.cuda._sleep(2 * SLEEP)
+            y = recv_x * 2
+            out, _, _ = buffer.combine(y, handle)
+            again, *_ = buffer.dispatch(x, handle=handle)
+            waited = side.query()                   # true: everything is over already
+            side.synchronize()
+            copies = layout["is_token_in_rank"].sum(1, keepdim=True)
+            assert torch.equal(out.float(), 2 * copies * x.float())
+            assert torch.equal(again, recv_x)
+        return waited
+
+    assert on_ranks(main) == [False, False]
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "float16"])
+def test_rows_of_other_types(two_gpus, dtype):
+    def main(comm, buffer):
+        x, idx, weights = make(comm.rank)
+        bits = torch.randint(-128, 128, (T, H * (2 if dtype == "float16" else 1)), device=x.device,
+                             dtype=torch.int8)
+        rows = bits.view(getattr(torch, dtype))
+        scales = torch.randn(H // 128, T, device=x.device).t()       # column-major
+        pair = (rows, scales) if rows.element_size() == 1 else rows
+        layout, _ = layout_of(buffer, idx)
+        recv, _, _, _, handle, _ = buffer.dispatch(pair, **layout, topk_idx=idx,
+                                                   topk_weights=weights)
+        if rows.element_size() == 1:
+            recv, recv_scales = recv
+            assert recv_scales.is_contiguous() and recv_scales.dtype == scales.dtype
+        mine = slice(int(handle[0][comm.rank - 1, comm.rank]) if comm.rank else 0,
+                     int(handle[0][comm.rank, comm.rank]))
+        tokens = handle.recv_src_idx[mine].long()
+        assert torch.equal(recv[mine].view(torch.uint8), rows[tokens].view(torch.uint8))
+        if rows.element_size() == 1:
+            assert torch.equal(recv_scales[mine], scales[tokens])
+        return recv.dtype == rows.dtype
+
+    assert on_ranks(main) == [True, True]
+
+
+def test_errors_come_later_and_to_all(two_gpus):
+    def main(comm, buffer):
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            x, idx, weights = make(comm.rank)
+            layout, _ = layout_of(buffer, idx)
+            recv_x, _, _, _, handle, _ = buffer.dispatch(x, **layout, topk_idx=idx,
+                                                         topk_weights=weights)
+            y = recv_x[:, :H // 2].contiguous() if comm.rank else recv_x
+            buffer.combine(y, handle)               # hidden differs: refused by all, later
+            with pytest.raises(RankMismatchError, match="^hidden: "):
+                buffer.dispatch(x, **layout, topk_idx=idx, topk_weights=weights)
+            bad = idx.clone()
+            bad[3, 1] = E if comm.rank else 0
+            layout_of(buffer, bad)
+            error = ValueError if comm.rank else DeepEPError
+            with pytest.raises(error):
+                buffer.dispatch(x, **layout, topk_idx=idx, topk_weights=weights)
+            recv_x, _, _, _, handle, _ = buffer.dispatch(x, **layout, topk_idx=idx,
+                                                         topk_weights=weights)
+            out, _, _ = buffer.combine(recv_x, handle)
+            side.synchronize()
+            copies = layout["is_token_in_rank"].sum(1, keepdim=True)
+            assert torch.equal(out.float(), copies * x.float())
+
+    on_ranks(main)
+
+
+def test_a_rank_that_does_not_come(two_gpus):
+    def main(comm, buffer):
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            x, idx, weights = make(comm.rank)
+            layout, _ = layout_of(buffer, idx)
+            recv_x, _, _, _, handle, _ = buffer.dispatch(x, **layout, topk_idx=idx,
+                                                         topk_weights=weights)
+            side.synchronize()
+            if comm.rank == 0:
+                buffer.combine(recv_x, handle)
+                with pytest.raises(DeepEPTimeoutError) as caught:
+                    buffer.check()
+                assert caught.value.peer == 1
+                with pytest.raises(DeepEPError, match="reset"):
+                    buffer.combine(recv_x, handle)
+            comm.barrier()
+            buffer.reset()
+            out, _, _ = buffer.combine(recv_x, handle)
+            side.synchronize()
+            copies = layout["is_token_in_rank"].sum(1, keepdim=True)
+            assert torch.equal(out.float(), copies * x.float())
+
+    on_ranks(main, timeout_s=0.5)
+
+
+def test_ranks_that_share_a_gpu_and_the_legacy_stream():
+    def main(comm, buffer):
+        x, idx, weights = make(comm.rank)
+        layout, _ = layout_of(buffer, idx)
+        for _ in range(10):
+            recv_x, _, _, _, handle, event = buffer.dispatch(
+                x, **layout, topk_idx=idx, topk_weights=weights, async_finish=True)
+            event.current_stream_wait()
+            out, _, event = buffer.combine(recv_x, handle, async_finish=True)
+            event.current_stream_wait()
+        copies = layout["is_token_in_rank"].sum(1, keepdim=True)
+        return torch.equal(out.float(), copies * x.float())
+
+    assert all(on_ranks(main, devices=(0, 0, 0, 0)))
+
+
+def test_ten_thousand_calls_leave_nothing(two_gpus):
+    def main(comm, buffer):
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            x, idx, weights = make(comm.rank)
+            x = x[:, :64].contiguous()
+            layout, _ = layout_of(buffer, idx)
+            kept, marks = [], []
+            for number in range(10_000 // 4):
+                recv_x, _, _, _, handle, _ = buffer.dispatch(x, **layout, topk_idx=idx,
+                                                             topk_weights=weights)
+                out, _, _ = buffer.combine(recv_x, handle)
+                again, *_ = buffer.dispatch(x, handle=handle)
+                pushed, _, _ = buffer.combine(again.clone(), handle)
+                kept = [*kept[-3:], (recv_x, again)]
+                if number % 500 == 499:
+                    side.synchronize()
+                    marks.append((torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0],
+                                  buffer.stats()["arena_used_bytes"]))
+            assert torch.equal(out, pushed)
+            del kept, recv_x, again, handle
+            gc.collect()
+            side.synchronize()
+        return marks[1:], buffer.stats()["arena_used_bytes"]
+
+    for marks, left in on_ranks(main):
+        assert left == 0 and len(set(marks)) == 1, marks
