@@ -301,10 +301,9 @@ def test_results_are_allocated_for_the_comm_stream(monkeypatch, shares):
                                     allocate_on_comm_stream=allocate)
                 assert array.stream == (buffer.get_comm_stream().cuda_stream
                                         if allocate and shares else stream)
-            if shares:
-                np.testing.assert_array_equal(array.numpy(), want)
-        event.current_stream_wait()
-        np.testing.assert_array_equal(array.numpy(), want)
+                event.event._event.synchronize()
+                look = side.copied(array, side.executor.stream_create())
+                np.testing.assert_array_equal(look(), want)
 
     alone(main)
 
@@ -771,6 +770,54 @@ def test_bad_expert_that_a_worst_case_dispatch_has_told(told_by, on_gpu):
 
     results = run_ranks(main, 3, executor="emu")
     assert results == [(DeepEPError, FAULT), (ValueError, TOPK), (DeepEPError, FAULT)]
+
+
+def bad_layout(side, buffer, idx, num_worst_tokens=0):
+    """A layout, and a dispatch by it that tells the other ranks."""
+    idx, = side.give(idx)
+    per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, E)
+    if num_worst_tokens:
+        x, _, weights = side.give(*tokens(side.comm.rank))
+        buffer.dispatch(x, num_tokens_per_rank=per_rank, is_token_in_rank=in_rank,
+                        num_tokens_per_expert=per_expert, topk_idx=idx, topk_weights=weights,
+                        num_worst_tokens=num_worst_tokens)
+
+
+def test_bad_experts_told_and_untold():
+    """The first layout's were told, so this rank raises with the others; then the second's are."""
+    def main(comm):
+        side, errors = Side(comm), []
+        with Buffer(side.comm, ROOM, timeout_s=0.5) as buffer:
+            bad = with_bad_expert(comm.rank, 1)[1]
+            bad_layout(side, buffer, bad, WORST)
+            bad_layout(side, buffer, bad)
+            for _ in range(2):
+                error = raised(side.dispatch, buffer)
+                assert not getattr(error, "__notes__", []), error.__notes__
+                errors.append((type(error), str(error)))
+            side.check_round(buffer)
+            return errors
+
+    ours, theirs = run_ranks(main, 2, executor="emu")
+    assert ours == [(DeepEPError, FAULT)] * 2 and theirs == [(ValueError, TOPK)] * 2
+
+
+def test_many_bad_experts_leave_room_for_what_all_ranks_must_learn():
+    """Of one layout, more than there are records: a mismatch behind them is still told here."""
+    def main(comm):
+        side, errors = Side(comm), []
+        with Buffer(side.comm, ROOM, timeout_s=0.5) as buffer:
+            recv_x, handle = zip(*[side.dispatch(buffer)[:5:4] for _ in range(2)], strict=True)
+            idx = tokens(comm.rank)[1]
+            bad_layout(side, buffer, idx + E if comm.rank else idx)
+            buffer.combine(recv_x[comm.rank], handle[comm.rank])
+            for _ in range(2):
+                errors.append(type(raised(side.dispatch, buffer)))
+            side.check_round(buffer)
+            return errors
+
+    assert run_ranks(main, 2, executor="emu") == [[RankMismatchError, DeepEPError],
+                                                  [RankMismatchError, ValueError]]
 
 
 def test_bad_expert_found_by_check_is_not_told_again():
