@@ -8,6 +8,12 @@ from deepep_ptx._cuda import CudaExecutor, device_count, why_not
 from deepep_ptx.errors import Aborted, DeepEPError, DeepEPTimeoutError
 
 
+def ask_for_queues():
+    """Before a GPU's context is made: kernels that wait for each other need hardware queues of
+    their own."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+
+
 class CudaWorld:
     """The GPUs of one run: what `_emu.World` is to the CPU executor, as far as ranks see it.
 
@@ -24,9 +30,7 @@ class CudaWorld:
             raise ValueError(f"devices: must be below {available}, the GPUs there are; got "
                              f"{list(devices)}")
         if num_ranks > len(set(devices)):
-            # Kernels that wait for each other need hardware queues of their own; read when the
-            # context is made.
-            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+            ask_for_queues()
         self.num_ranks = num_ranks
         self.timeout_s = timeout_s
         self.executors = [CudaExecutor(devices[rank], arch=arch, rank=rank, world=self)

@@ -615,3 +615,26 @@ def test_buffers_leave_nothing():
 
     for since in run_ranks(main, 2, executor="emu", checks="off"):
         assert min(since) < 1024, since
+
+
+# -- small results and large ones ----------------------------------------------------------------
+
+def test_small_results_leave_room_for_the_largest_seen():
+    """In a hard limit for one large call and its combine, many small results live beside it."""
+    large, small, hidden = 24, 2, 64
+    def main(comm):
+        with Buffer(comm, get_size_hint(large, hidden, K, 2)) as buffer:
+            kept = [dispatch(buffer, *tokens(comm.rank, large, hidden))[4]]
+            for _ in range(60):
+                kept.append(dispatch(buffer, *tokens(comm.rank, small, hidden))[0])
+            recv_x, _, _, _, handle, _ = dispatch(buffer, *tokens(comm.rank, large, hidden))
+            rows = np.array(recv_x)
+            out = buffer.combine(rows, handle)[0]
+            return len(kept), np.array(out), buffer.stats()["copied_bytes"] > 0
+
+    inputs = [tokens(rank, large, hidden) for rank in range(2)]
+    received = reference.dispatch(*map(list, zip(*inputs, strict=True)), E)
+    want = reference.combine([r.recv_x for r in received], received)
+    for rank, (number, out, copied) in enumerate(run_ranks(main, 2, executor="emu")):
+        assert number == 61 and copied
+        assert_bits(out, first(want[rank]))

@@ -78,10 +78,11 @@ struct ep_buffer {
      * and results that the arena has no room for, which are copied out at once.  Every dispatch sees
      * to it that landing can take what combines and cached dispatches with its handle need, so these
      * need no verdict on the host.  In an arena of fixed size pushed rows land in what is free, and
-     * a result stays only while as much room is left as it takes. */
+     * a result stays only while as much room is left as the largest so far took. */
     struct ep_block *landing;
     uint64_t  landing_want;      /* bytes that the next dispatch shall make it: a refused call asked
                                   * for them, or it had them before segments were recycled      */
+    uint64_t  largest_slot;      /* bytes of the largest result so far                          */
     struct ep_block *quarantine; /* slots of aborted calls, until reset                        */
     struct ep_block *retired;    /* slots that died during a capture                            */
     uint32_t  num_kept;          /* blocks held by graphs                                       */

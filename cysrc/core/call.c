@@ -426,9 +426,10 @@ static int settle(struct ep_buffer *b, const struct ep_dispatch_args *a, struct 
     out->landed = block == b->landing;
     if (!out->landed)
         ep_slots_trim(b, block, out->slot.bytes);
-    /* So that the next call of its size finds room, whatever lives by then. */
+    /* So that the next call finds room, whatever lives by then. */
+    b->largest_slot = max_u64(b->largest_slot, out->slot.bytes);
     if (!b->grows && !out->landed)
-        out->landed = ep_slots_room(b) < out->slot.bytes;
+        out->landed = ep_slots_room(b) < b->largest_slot;
     return EP_OK;
 }
 

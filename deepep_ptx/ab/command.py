@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deepep_ptx import _cuda, measure
 from deepep_ptx.ab import job, plan, report, run, sass
+from deepep_ptx.cuda_ranks import ask_for_queues
 from deepep_ptx.errors import DeepEPError
 from deepep_ptx.runtime import ARCHS, EXECUTORS
 from deepep_ptx.toolchain.ptxas import ToolError
@@ -59,6 +60,7 @@ def add(commands):
 
 def command(args):
     """Run `ab`; returns its exit code."""
+    ask_for_queues()            # ranks may share a GPU
     planned = _plan(args)
     if args.dry_run:
         print(report.dry_run(planned))

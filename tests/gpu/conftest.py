@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tests that need GPUs, `make gpu-test`: all are marked `gpu`, and skip without one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import pytest
 from deepep_ptx._cuda import device_count, why_not
 
 HERE = Path(__file__).parent
+
+# Ranks that share a GPU need hardware queues of their own, also where an earlier test has made the
+# context for ranks that share none.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
 def pytest_collection_modifyitems(items):

@@ -2,8 +2,10 @@
 """One process per GPU over a gloo group: peers mapped with CUDA IPC; a peer that is killed."""
 
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -65,6 +67,23 @@ def survive(rank, group, policy):
     assert ones.sum().item() == 1 << 20
     idx = torch.zeros(4, 1, dtype=torch.int64, device="cuda")
     assert ones.device.index == rank and idx.sum().item() == 0
+
+
+def interrupt(rank, group, policy):
+    buffer = Buffer(group, policy=policy, timeout_s=60.0)
+    assert moe_layer.run(buffer, torch.device("cuda")) == 0
+    if rank == 1:
+        time.sleep(6)                 # never comes
+        return
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        moe_layer.run(buffer, torch.device("cuda"))
+    assert 0.5 < time.monotonic() - began < 4
+
+
+def test_ctrl_c_ends_a_wait(two_gpus):
+    assert spawn(interrupt, "fast") == [0, 0]
 
 
 @pytest.mark.parametrize("policy", ["fast", "bulk"])
