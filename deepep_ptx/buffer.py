@@ -10,7 +10,6 @@ from collections import deque
 from . import config as configs
 from . import select, symmetric
 from ._buffer import MAX_TOPK, SLOT_ALIGN, Launch, Placement, Region
-from ._executor import Event
 from .arguments import (
     check_config,
     check_experts,
@@ -33,6 +32,7 @@ from .checks import check_int, check_shape
 from .comm import all_or_none
 from .errors import CapacityError, DeepEPError, DestroyedError
 from .event import EventHandle, EventOverlap
+from .flight import Flight
 from .handle import EPHandle
 
 DEFAULT_SMS = configs.DEFAULT_SMS
@@ -236,7 +236,7 @@ class Buffer:
         """Whether a call has not ended."""
         with contextlib.suppress(DeepEPError):      # of a run that has failed: nothing runs
             self._forget_finished()
-            return bool(self._in_flight) or not _Flight(self._core, None, []).is_over()
+            return bool(self._in_flight) or not Flight(self._core, None, []).is_over()
         return False
 
     # -- settings and state --------------------------------------------------------------------
@@ -399,11 +399,11 @@ class Buffer:
         return num_sms
 
     def _depart(self, launch, mappings, arrays):
-        """The `_Flight` of a call whose end nobody waits for; None where the caller's stream or the
+        """The `Flight` of a call whose end nobody waits for; None where the caller's stream or the
         host does."""
         if not launch.detached:
             return None
-        flight = _Flight(self._core, mappings, list(arrays))
+        flight = Flight(self._core, mappings, list(arrays))
         if not launch.captured:
             self._in_flight.append(flight)
         return flight
@@ -693,34 +693,3 @@ class Buffer:
 def _arrays(value):
     """The arrays of an argument that is one, a pair or None."""
     return value if isinstance(value, tuple) else (value,)
-
-
-class _Flight:
-    """A call whose end nobody waits for.
-
-    mappings: None, or what maps arrays of host memory.  arrays: alive until it has ended.
-    """
-
-    def __init__(self, core, mappings, arrays):
-        self.core = core
-        self.mappings = mappings
-        self.arrays = arrays
-        self.event = None
-
-    def record(self):
-        """What the buffer's stream has queued by now is the call."""
-        event = Event(self.core.executor)
-        event.record(self.core.stream)
-        self.event = event
-
-    def is_over(self):
-        """Whether the call has ended."""
-        if self.event is None:          # what made its results failed
-            self.record()
-        return self.event.done
-
-    def close(self):
-        """Let go of everything."""
-        if self.mappings is not None:
-            self.mappings.close()
-        self.arrays = []

@@ -2,9 +2,8 @@
  *
  * The calls: parameter blocks, launch order, what the host waits for, and what happens to a slot
  * when a call fails.  docs/protocols.md says why each order is safe. */
-#include <stddef.h>
-
 #include "core/slots.h"
+#include "core/status.h"
 
 #define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
 
@@ -33,121 +32,6 @@ static int launch_on(struct ep_buffer *b, void *stream, uint32_t kernel, const v
 #define LAUNCH(b, kernel, params, grid) \
     launch_on(b, (b)->stream, kernel, &(params), sizeof(params), grid)
 
-/* -- what the device says -------------------------------------------------------------------- */
-
-static int refuse(struct ep_buffer *b, uint32_t code)
-{
-    b->num_status = 1;
-    b->status[0] = (struct ep_status_record){.epoch = b->control.epoch, .code = code,
-                                             .peer = EP_NO_PEER, .valid = 1};
-    return EP_ERR_STATUS;
-}
-
-/* What a look at the device takes of what it has reported. */
-enum scope {
-    TOLD,                        /* what all ranks know of                                      */
-    UNTOLD,                      /* what layout found and no notify has told the others yet     */
-    ALL
-};
-
-/* Records that were written since the last look, up to this one, are known to all ranks: behind it
- * layout may have found more. */
-static uint32_t num_told(const struct ep_buffer *b, uint32_t num_written)
-{
-    for (uint32_t i = num_written; i > 0; i--) {
-        const struct ep_status_record *record = &b->ring->record[i - 1];
-        if (record->valid && record->code == EP_CODE_PEER_FAULT && record->peer == b->comm.rank)
-            return i;
-    }
-    return 0;
-}
-
-/* Take these records into b->status, oldest first; the others stay.  No kernel runs. */
-static void drain(struct ep_buffer *b, enum scope scope)
-{
-    uint32_t num_written = min_u32(b->ring->next, EP_STATUS_RECORDS), num_left = 0;
-    uint32_t told = num_told(b, num_written);
-    b->num_status = 0;
-    for (uint32_t i = 0; i < num_written; i++) {
-        struct ep_status_record record = b->ring->record[i];
-        int untold = record.code == EP_CODE_TOPK_RANGE && i >= told;
-        b->ring->record[i].valid = 0;
-        if (!record.valid)
-            continue;
-        if (scope == ALL || untold == (scope == UNTOLD))
-            b->status[b->num_status++] = record;
-        else
-            b->ring->record[num_left++] = record;
-    }
-    b->ring->next = num_left;
-}
-
-/* Waits for what was called so far and reads its verdict. */
-static int look(struct ep_buffer *b, enum scope scope)
-{
-    const struct ep_executor *exec = b->exec;
-    TRY(exec->stream_synchronize(exec->self, b->stream));
-    TRY(exec->copy_out(exec->self, &b->control, b->comm.heap, sizeof b->control, b->stream));
-    if (!b->control.abort)
-        b->control.abort = b->host_abort;
-    if (scope != UNTOLD)
-        b->unseen = 0;
-    drain(b, scope);
-    if (scope != TOLD && b->control.fault) {     /* the host has it: nothing is left to tell    */
-        b->control.fault = EP_CODE_OK;
-        TRY(exec->fill(exec->self, b->comm.heap + offsetof(struct ep_control, fault), 0,
-                       sizeof b->control.fault, b->stream));
-    }
-    if (b->num_status)
-        return EP_ERR_STATUS;
-    return b->control.abort && scope != UNTOLD ? refuse(b, EP_CODE_ABORTED) : EP_OK;
-}
-
-/* The errors of earlier calls, at a call that waits for the host on all ranks: they all learn of
- * them here.  An abort leaves a record, so without one there is nothing to read. */
-static int look_back(struct ep_buffer *b)
-{
-    TRY(b->exec->stream_synchronize(b->exec->self, b->stream));
-    b->unseen = 0;
-    return __atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE) ? look(b, TOLD) : EP_OK;
-}
-
-int ep_buffer_check(struct ep_buffer *b)
-{
-    return b->closed ? EP_ERR_DESTROYED : look(b, ALL);
-}
-
-int ep_buffer_settle(struct ep_buffer *b)
-{
-    return b->closed ? EP_ERR_DESTROYED : b->exec->stream_synchronize(b->exec->self, b->stream);
-}
-
-int ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing)
-{
-    void *graph = NULL;
-    if (b->closed)
-        return EP_ERR_DESTROYED;
-    TRY(b->exec->capture(b->exec->self, stream, &graph));
-    *capturing = graph != NULL;
-    return EP_OK;
-}
-
-/* Whether the device has aborted since the host last looked: then nothing it is given runs. */
-static int has_aborted(const struct ep_buffer *b)
-{
-    uint32_t num = __atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE);
-    if (num >= EP_STATUS_RECORDS)        /* there may have been no room for it                  */
-        return 1;
-    for (uint32_t i = 0; i < num; i++) {
-        const struct ep_status_record *record = &b->ring->record[i];
-        if (__atomic_load_n(&record->valid, __ATOMIC_ACQUIRE)
-            && (record->code == EP_CODE_TIMEOUT || record->code == EP_CODE_PEER_ABORT
-                || record->code == EP_CODE_IN_CALL))
-            return 1;
-    }
-    return 0;
-}
-
 /* -- begin and end of a call ------------------------------------------------------------------ */
 
 /* The call's kernels run after `previous`, or after what the caller's stream has queued. */
@@ -161,11 +45,11 @@ static int begin(struct ep_buffer *b, const struct ep_call *call)
     b->graph = NULL;
     b->may_grow = 0;
     if (b->control.abort)
-        return refuse(b, EP_CODE_ABORTED);
+        return ep_status_refuse(b, EP_CODE_ABORTED);
     TRY(exec->capture(exec->self, call->caller_stream, &b->graph));
     if (!b->graph) {
-        if (has_aborted(b))
-            return look(b, ALL);
+        if (ep_status_has_aborted(b))
+            return ep_status_look(b, EP_ALL);
         if (b->retired)
             ep_slots_release_retired(b);
     }
@@ -189,10 +73,10 @@ static int end_collective(struct ep_buffer *b, const struct ep_call *call)
 {
     if (!(call->flags & EP_CALL_WAIT))
         return end(b, call);
-    int rc = look(b, TOLD);
+    int rc = ep_status_look(b, EP_TOLD);
     if (rc != EP_OK || b->control.verdict == EP_CODE_OK)
         return rc;
-    return refuse(b, b->control.verdict);
+    return ep_status_refuse(b, b->control.verdict);
 }
 
 static int launch_abort(struct ep_buffer *b)
@@ -218,7 +102,7 @@ static void abort_call(struct ep_buffer *b)
     const struct ep_executor *exec = b->exec;
     if (launch_abort(b) == EP_OK
         && exec->stream_synchronize(exec->self, b->abort_stream) == EP_OK)
-        look(b, ALL);
+        ep_status_look(b, EP_ALL);
     /* Also where nothing could be launched: the device's state is unknown. */
     if (!b->control.abort)
         b->host_abort = b->control.abort = b->control.epoch << 8 | (b->comm.rank + 1);
@@ -262,7 +146,7 @@ int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
     TRY(begin(b, &a->call));
     int rc = launch_layout(b, a);
     if (rc == EP_OK)
-        return a->call.flags & EP_CALL_WAIT ? look(b, UNTOLD) : end(b, &a->call);
+        return a->call.flags & EP_CALL_WAIT ? ep_status_look(b, EP_UNTOLD) : end(b, &a->call);
     if (b->graph)
         end(b, &a->call);
     return rc;
@@ -416,8 +300,8 @@ static int settle(struct ep_buffer *b, const struct ep_dispatch_args *a, struct 
         if (b->may_grow)
             b->landing_want = max_u64(b->landing_want, ep_landing_bytes(b->totals->landing_rows,
                                                                         a->landing_bytes));
-        TRY(look(b, TOLD));
-        return refuse(b, b->totals->verdict);
+        TRY(ep_status_look(b, EP_TOLD));
+        return ep_status_refuse(b, b->totals->verdict);
     }
     out->rows = b->totals->num_recv;
     out->slot = slot_of(a, out->rows);
@@ -456,7 +340,7 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
     struct ep_block *block = NULL;
     TRY(begin(b, &a->call));
     if (waits && b->unseen) {
-        int rc = look_back(b);
+        int rc = ep_status_look_back(b);
         if (rc == EP_ERR_INTERRUPTED || rc == EP_ERR_ABORTED)
             abort_call(b);       /* the others go on to wait for this rank                      */
         if (rc != EP_OK)

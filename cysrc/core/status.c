@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/status.h"
+
+#include <stddef.h>
+
+#define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
+
+static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+int ep_status_refuse(struct ep_buffer *b, uint32_t code)
+{
+    b->num_status = 1;
+    b->status[0] = (struct ep_status_record){.epoch = b->control.epoch, .code = code,
+                                             .peer = EP_NO_PEER, .valid = 1};
+    return EP_ERR_STATUS;
+}
+
+/* Records that were written since the last look, up to this one, are known to all ranks: behind it
+ * layout may have found more. */
+static uint32_t num_told(const struct ep_buffer *b, uint32_t num_written)
+{
+    for (uint32_t i = num_written; i > 0; i--) {
+        const struct ep_status_record *record = &b->ring->record[i - 1];
+        if (record->valid && record->code == EP_CODE_PEER_FAULT && record->peer == b->comm.rank)
+            return i;
+    }
+    return 0;
+}
+
+/* Take these records into b->status, oldest first; the others stay.  No kernel runs. */
+static void drain(struct ep_buffer *b, enum ep_scope scope)
+{
+    uint32_t num_written = min_u32(b->ring->next, EP_STATUS_RECORDS), num_left = 0;
+    uint32_t told = num_told(b, num_written);
+    b->num_status = 0;
+    for (uint32_t i = 0; i < num_written; i++) {
+        struct ep_status_record record = b->ring->record[i];
+        int untold = record.code == EP_CODE_TOPK_RANGE && i >= told;
+        b->ring->record[i].valid = 0;
+        if (!record.valid)
+            continue;
+        if (scope == EP_ALL || untold == (scope == EP_UNTOLD))
+            b->status[b->num_status++] = record;
+        else
+            b->ring->record[num_left++] = record;
+    }
+    b->ring->next = num_left;
+}
+
+int ep_status_look(struct ep_buffer *b, enum ep_scope scope)
+{
+    const struct ep_executor *exec = b->exec;
+    TRY(exec->stream_synchronize(exec->self, b->stream));
+    TRY(exec->copy_out(exec->self, &b->control, b->comm.heap, sizeof b->control, b->stream));
+    if (!b->control.abort)
+        b->control.abort = b->host_abort;
+    if (scope != EP_UNTOLD)
+        b->unseen = 0;
+    drain(b, scope);
+    if (scope != EP_TOLD && b->control.fault) {     /* the host has it: nothing is left to tell    */
+        b->control.fault = EP_CODE_OK;
+        TRY(exec->fill(exec->self, b->comm.heap + offsetof(struct ep_control, fault), 0,
+                       sizeof b->control.fault, b->stream));
+    }
+    if (b->num_status)
+        return EP_ERR_STATUS;
+    return b->control.abort && scope != EP_UNTOLD ? ep_status_refuse(b, EP_CODE_ABORTED) : EP_OK;
+}
+
+int ep_status_look_back(struct ep_buffer *b)
+{
+    TRY(b->exec->stream_synchronize(b->exec->self, b->stream));
+    b->unseen = 0;
+    return __atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE) ? ep_status_look(b, EP_TOLD) : EP_OK;
+}
+
+int ep_status_has_aborted(const struct ep_buffer *b)
+{
+    uint32_t num = __atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE);
+    if (num >= EP_STATUS_RECORDS)        /* there may have been no room for it                  */
+        return 1;
+    for (uint32_t i = 0; i < num; i++) {
+        const struct ep_status_record *record = &b->ring->record[i];
+        if (__atomic_load_n(&record->valid, __ATOMIC_ACQUIRE)
+            && (record->code == EP_CODE_TIMEOUT || record->code == EP_CODE_PEER_ABORT
+                || record->code == EP_CODE_IN_CALL))
+            return 1;
+    }
+    return 0;
+}
+
+int ep_buffer_check(struct ep_buffer *b)
+{
+    return b->closed ? EP_ERR_DESTROYED : ep_status_look(b, EP_ALL);
+}
+
+int ep_buffer_settle(struct ep_buffer *b)
+{
+    return b->closed ? EP_ERR_DESTROYED : b->exec->stream_synchronize(b->exec->self, b->stream);
+}
+
+int ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing)
+{
+    void *graph = NULL;
+    if (b->closed)
+        return EP_ERR_DESTROYED;
+    TRY(b->exec->capture(b->exec->self, stream, &graph));
+    *capturing = graph != NULL;
+    return EP_OK;
+}

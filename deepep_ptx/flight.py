@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+"""Calls on their way."""
+
+from ._executor import Event
+
+
+class Flight:
+    """A call whose end nobody waits for.
+
+    mappings: None, or what maps arrays of host memory.  arrays: alive until it has ended.
+    """
+
+    def __init__(self, core, mappings, arrays):
+        self.core = core
+        self.mappings = mappings
+        self.arrays = arrays
+        self.event = None
+
+    def record(self):
+        """What the buffer's stream has queued by now is the call."""
+        event = Event(self.core.executor)
+        event.record(self.core.stream)
+        self.event = event
+
+    def is_over(self):
+        """Whether the call has ended."""
+        if self.event is None:          # what made its results failed
+            self.record()
+        return self.event.done
+
+    def close(self):
+        """Let go of everything."""
+        if self.mappings is not None:
+            self.mappings.close()
+        self.arrays = []
