@@ -188,7 +188,7 @@ class Buffer:
             return
         failure = None
         try:
-            if not self._core.is_aborted:
+            if self._core.has_news or not self._core.is_aborted:
                 self.check()
         except (DeepEPError, ValueError) as error:
             failure = error
@@ -236,7 +236,7 @@ class Buffer:
         """Whether a call has not ended."""
         with contextlib.suppress(DeepEPError):      # of a run that has failed: nothing runs
             self._forget_finished()
-            return bool(self._in_flight) or not Flight(self._core, None, []).is_over()
+            return bool(self._in_flight) or not Flight(self._core, None, []).ends_within(0.01)
         return False
 
     # -- settings and state --------------------------------------------------------------------
@@ -668,7 +668,7 @@ class Buffer:
         if slot is not None and copy:
             self._copied_bytes += slot.nbytes
             if self._on_emu and not launch.wait:
-                self._core.check()      # host memory can be copied once the call has ended
+                self._core.settle()     # host memory can be copied once the call has ended
             elif launch.detached and call.library.shares:
                 call.allocate_on(self._core.stream)     # the caller's stream does not wait
             elif launch.detached:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Calls on their way."""
 
+import time
+
 from ._executor import Event
 
 
@@ -27,6 +29,14 @@ class Flight:
         if self.event is None:          # what made its results failed
             self.record()
         return self.event.done
+
+    def ends_within(self, seconds):
+        """Whether it is over by then; a stream without work says so a moment late."""
+        end = time.monotonic() + seconds
+        while not self.is_over():
+            if time.monotonic() > end:
+                return False
+        return True
 
     def close(self):
         """Let go of everything."""

@@ -127,6 +127,8 @@ int  ep_buffer_reset_end(struct ep_buffer *b, uint64_t max_epoch);
 
 /* Whether what is queued on `stream` is being captured. */
 int  ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing);
+/* Whether only a reset makes the buffer usable again, as far as the device has said. */
+int  ep_buffer_is_aborted(const struct ep_buffer *b);
 /* Waits for the calls made so far; EP_ERR_STATUS when one of them failed. */
 int  ep_buffer_check(struct ep_buffer *b);
 
@@ -189,6 +191,7 @@ struct ep_combine_args {
     struct ep_call call;
     ep_dptr_t x, weights;        /* 0 when pulled, or without weights                           */
     uint64_t  x_offset, weights_offset;          /* when pulled                                 */
+    uint64_t  x_bytes, weights_bytes;            /* likewise; 0: nothing is read                */
     uint32_t  x_segment, weights_segment;
     uint32_t  mode;              /* EP_MODE_*                                                   */
     uint32_t  num_tokens, hidden_bytes, num_topk;

@@ -44,8 +44,8 @@ static int begin(struct ep_buffer *b, const struct ep_call *call)
     b->num_status = 0;
     b->graph = NULL;
     b->may_grow = 0;
-    if (b->control.abort)
-        return ep_status_refuse(b, EP_CODE_ABORTED);
+    if (b->control.abort)        /* what made it so may not have been raised yet                */
+        return b->ring->next ? ep_status_look(b, EP_ALL) : ep_status_refuse(b, EP_CODE_ABORTED);
     TRY(exec->capture(exec->self, call->caller_stream, &b->graph));
     if (!b->graph) {
         if (ep_status_has_aborted(b))
@@ -54,8 +54,12 @@ static int begin(struct ep_buffer *b, const struct ep_call *call)
             ep_slots_release_retired(b);
     }
     /* A captured stream takes this one into its capture only if it is waited for. */
-    if (b->graph || !call->previous)
-        TRY(exec->stream_wait(exec->self, b->stream, call->caller_stream));
+    if (b->graph || !call->previous) {
+        pthread_mutex_lock(&b->order);       /* no slot that dies may be ordered in between     */
+        int rc = exec->stream_wait(exec->self, b->stream, call->caller_stream);
+        pthread_mutex_unlock(&b->order);
+        TRY(rc);
+    }
     return call->previous ? exec->event_wait(exec->self, b->stream, call->previous) : EP_OK;
 }
 
@@ -432,9 +436,9 @@ int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
         rc = combine_with(b, a, staging);
     if (rc == EP_OK)
         rc = ep_slots_keep(b, staging);
-    if (rc == EP_OK && a->mode & EP_MODE_PULL_X)
+    if (rc == EP_OK && a->x_bytes)
         rc = ep_slots_keep_at(b, a->x_segment, a->x_offset);
-    if (rc == EP_OK && a->mode & EP_MODE_PULL_WEIGHTS && a->num_topk)
+    if (rc == EP_OK && a->weights_bytes)
         rc = ep_slots_keep_at(b, a->weights_segment, a->weights_offset);
     if (rc == EP_OK)
         rc = end_collective(b, &a->call);

@@ -141,22 +141,30 @@ static void release_kept(void *what)
         ep_buffer_destroy(b);
 }
 
-int ep_slots_keep(struct ep_buffer *b, struct ep_block *block)
+/* `block` has one reference more, which the graph takes over. */
+static int hand_over(struct ep_buffer *b, struct ep_block *block)
 {
-    if (!b->graph || !block)
-        return EP_OK;
     struct kept *kept = malloc(sizeof *kept);
-    if (!kept)
+    if (!kept) {
+        ep_slots_release(b, block);
         return EP_ERR_MEMORY;
+    }
     *kept = (struct kept){.b = b, .block = block};
     pthread_mutex_lock(&b->lock);
-    block->used++;
     b->num_kept++;
     pthread_mutex_unlock(&b->lock);
     int rc = b->exec->graph_keep(b->exec->self, b->graph, kept, release_kept);
     if (rc != EP_OK)
         release_kept(kept);
     return rc;
+}
+
+int ep_slots_keep(struct ep_buffer *b, struct ep_block *block)
+{
+    if (!b->graph || !block)
+        return EP_OK;
+    ep_slots_hold(b, block);
+    return hand_over(b, block);
 }
 
 int ep_slots_keep_at(struct ep_buffer *b, uint32_t segment, uint64_t offset)
@@ -167,8 +175,12 @@ int ep_slots_keep_at(struct ep_buffer *b, uint32_t segment, uint64_t offset)
     struct ep_block *block = b->arena.segment[segment].first;
     while (block && offset >= block->offset + block->bytes)
         block = block->next;
+    if (block && !block->used)       /* a view of the whole arena may lie over free extents      */
+        block = NULL;
+    if (block)
+        block->used++;
     pthread_mutex_unlock(&b->lock);
-    return ep_slots_keep(b, block);
+    return block ? hand_over(b, block) : EP_OK;
 }
 
 /* -- ends ----------------------------------------------------------------------------------- */
@@ -214,17 +226,17 @@ void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const st
 {
     pthread_mutex_lock(&b->order);
     int ordered = order_after(b, streams);
-    pthread_mutex_unlock(&b->order);
-    if (ordered) {
-        ep_slots_release(b, slot);
-        return;
+    if (!ordered) {
+        pthread_mutex_lock(&b->lock);
+        slot->streams[0] = streams[0];
+        slot->streams[1] = streams[1];
+        slot->link = b->retired;
+        b->retired = slot;
+        pthread_mutex_unlock(&b->lock);
     }
-    pthread_mutex_lock(&b->lock);
-    slot->streams[0] = streams[0];
-    slot->streams[1] = streams[1];
-    slot->link = b->retired;
-    b->retired = slot;
-    pthread_mutex_unlock(&b->lock);
+    pthread_mutex_unlock(&b->order);
+    if (ordered)
+        ep_slots_release(b, slot);
 }
 
 void ep_slots_release_retired(struct ep_buffer *b)
@@ -244,6 +256,8 @@ void ep_slots_release_retired(struct ep_buffer *b)
 static int reserve_on(struct ep_buffer *b, uint64_t bytes, void *stream, struct ep_block **out)
 {
     int rc = b->exec->capture(b->exec->self, stream, &b->graph);
+    if (rc == EP_OK && !b->graph)
+        ep_slots_release_retired(b);
     if (rc == EP_OK)
         rc = ep_slots_exact(b, bytes, out);
     if (rc != EP_OK || !*out)

@@ -21,7 +21,8 @@ static uint32_t num_told(const struct ep_buffer *b, uint32_t num_written)
 {
     for (uint32_t i = num_written; i > 0; i--) {
         const struct ep_status_record *record = &b->ring->record[i - 1];
-        if (record->valid && record->code == EP_CODE_PEER_FAULT && record->peer == b->comm.rank)
+        if (record->valid && record->code == EP_CODE_PEER_FAULT
+            && record->kernel == EP_KERNEL_NOTIFY && record->peer == b->comm.rank)
             return i;
     }
     return 0;
@@ -76,17 +77,12 @@ int ep_status_look_back(struct ep_buffer *b)
 
 int ep_status_has_aborted(const struct ep_buffer *b)
 {
-    uint32_t num = __atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE);
-    if (num >= EP_STATUS_RECORDS)        /* there may have been no room for it                  */
-        return 1;
-    for (uint32_t i = 0; i < num; i++) {
-        const struct ep_status_record *record = &b->ring->record[i];
-        if (__atomic_load_n(&record->valid, __ATOMIC_ACQUIRE)
-            && (record->code == EP_CODE_TIMEOUT || record->code == EP_CODE_PEER_ABORT
-                || record->code == EP_CODE_IN_CALL))
-            return 1;
-    }
-    return 0;
+    return __atomic_load_n(&b->ring->aborted, __ATOMIC_ACQUIRE) != 0;
+}
+
+int ep_buffer_is_aborted(const struct ep_buffer *b)
+{
+    return b->control.abort != 0 || (!b->closed && ep_status_has_aborted(b));
 }
 
 int ep_buffer_check(struct ep_buffer *b)

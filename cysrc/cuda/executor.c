@@ -210,14 +210,19 @@ static int op_copy_in(void *self, ep_dptr_t dst, const void *src, uint64_t bytes
     return EP_OK;
 }
 
-static int op_copy_out(void *self, void *dst, ep_dptr_t src, uint64_t bytes, void *stream)
+static int copy_out(struct cuda_executor *e, void *dst, ep_dptr_t src, uint64_t bytes, void *stream)
 {
-    EXECUTOR(self);
-
     ENTER();
     TRY(cuMemcpyDtoHAsync, dst, src, bytes, stream);
     TRY(cuStreamSynchronize, stream);
     return EP_OK;
+}
+
+static int op_copy_out(void *self, void *dst, ep_dptr_t src, uint64_t bytes, void *stream)
+{
+    EXECUTOR(self);
+
+    IN_ANY_CAPTURE(copy_out(e, dst, src, bytes, stream));
 }
 
 static int op_fill(void *self, ep_dptr_t dst, uint8_t value, uint64_t bytes, void *stream)
@@ -275,10 +280,8 @@ static int op_import_memory(void *self, const void *handle, ep_dptr_t *out)
 
 /* Memory of this process was never opened, and an owner may have freed it by now: only what was
  * opened is closed. */
-static int op_release_memory(void *self, ep_dptr_t imported)
+static int close_memory(struct cuda_executor *e, ep_dptr_t imported)
 {
-    EXECUTOR(self);
-
     ENTER();
     for (uint32_t i = 0; i < e->num_opened; i++) {
         if (e->opened[i].address == imported) {
@@ -289,6 +292,13 @@ static int op_release_memory(void *self, ep_dptr_t imported)
         }
     }
     return EP_OK;
+}
+
+static int op_release_memory(void *self, ep_dptr_t imported)
+{
+    EXECUTOR(self);
+
+    KEEPING_CONTEXT(close_memory(e, imported));
 }
 
 static int op_stream_create(void *self, void **out)
@@ -367,9 +377,8 @@ static int op_stream_synchronize(void *self, void *stream)
     IN_ANY_CAPTURE(synchronize(e, stream));
 }
 
-static int op_launch(void *self, const struct ep_launch *launch)
+static int launch_kernel(struct cuda_executor *e, const struct ep_launch *launch)
 {
-    EXECUTOR(self);
     const struct cuda_kernel *kernel = launch->kernel;
     void *params[1] = { (void *)(uintptr_t)launch->params };
     CUlaunchConfig config = {
@@ -391,6 +400,14 @@ static int op_launch(void *self, const struct ep_launch *launch)
     }
     e->last_stream = launch->stream;
     return EP_OK;
+}
+
+static int op_launch(void *self, const struct ep_launch *launch)
+{
+    EXECUTOR(self);
+    CUcontext before = current_context(e);
+
+    return keeping_context(e, before, launch_kernel(e, launch));
 }
 
 static void forget_times(struct cuda_executor *e)
@@ -557,15 +574,21 @@ static int op_stream_wait(void *self, void *waiter, void *waited)
     KEEPING_CONTEXT(wait_stream(e, waiter, waited));
 }
 
-static int op_event_create(void *self, void **out)
+static int create_event(struct cuda_executor *e, void **out)
 {
-    EXECUTOR(self);
     CUevent event = NULL;
 
     ENTER();
     TRY(cuEventCreate, &event, CU_EVENT_DISABLE_TIMING);
     *out = event;
     return EP_OK;
+}
+
+static int op_event_create(void *self, void **out)
+{
+    EXECUTOR(self);
+
+    KEEPING_CONTEXT(create_event(e, out));
 }
 
 static int op_event_destroy(void *self, void *event)
@@ -576,13 +599,19 @@ static int op_event_destroy(void *self, void *event)
     return EP_OK;
 }
 
-static int op_event_record(void *self, void *event, void *stream)
+static int record_event(struct cuda_executor *e, void *event, void *stream)
 {
-    EXECUTOR(self);
-
     ENTER();
     TRY(cuEventRecord, event, stream);
     return EP_OK;
+}
+
+static int op_event_record(void *self, void *event, void *stream)
+{
+    EXECUTOR(self);
+    CUcontext before = current_context(e);
+
+    return keeping_context(e, before, record_event(e, event, stream));
 }
 
 static int op_event_wait(void *self, void *stream, void *event)
@@ -630,7 +659,7 @@ static int op_event_query(void *self, void *event, int *done)
 {
     EXECUTOR(self);
 
-    IN_ANY_CAPTURE(query_event(e, event, done));
+    KEEPING_CONTEXT(query_event(e, event, done));
 }
 
 static int find_capture(struct cuda_executor *e, void *stream, void **graph)
@@ -710,7 +739,10 @@ static int open_device(struct cuda_executor *e, int device)
     TRY(cuDeviceGetAttribute, &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, e->device);
     e->arch = 10 * major + minor;
     TRY(cuDevicePrimaryCtxRetain, &e->context, e->device);
-    return make_pool(e);
+    if (make_pool(e) == EP_OK)
+        return EP_OK;
+    e->cu->p_cuDevicePrimaryCtxRelease(e->device);
+    return EP_ERR_EXECUTOR;
 }
 
 struct cuda_executor *cuda_executor_create(int device, const char **why)

@@ -126,6 +126,8 @@ cdef extern from "core/buffer.h" nogil:
         ep_dptr_t weights
         uint64_t x_offset
         uint64_t weights_offset
+        uint64_t x_bytes
+        uint64_t weights_bytes
         uint32_t x_segment
         uint32_t weights_segment
         uint32_t mode
@@ -168,6 +170,7 @@ cdef extern from "core/buffer.h" nogil:
     int ep_buffer_reserve(ep_buffer *b, uint64_t bytes, void *stream, ep_block **out,
                           uint64_t *view)
     int ep_buffer_settle(ep_buffer *b)
+    bint ep_buffer_is_aborted(const ep_buffer *b)
     uint64_t ep_buffer_used(ep_buffer *b)
     int ep_buffer_layout(ep_buffer *b, const ep_layout_args *args)
     int ep_buffer_dispatch(ep_buffer *b, const ep_dispatch_args *args, ep_dispatch_result *out)

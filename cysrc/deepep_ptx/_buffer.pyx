@@ -250,8 +250,10 @@ cdef class CoreBuffer:
         args.handle = at.handle
         if self.is_pulled(x, zero_copy, &args.x_segment, &args.x_offset):
             args.mode |= EP_MODE_PULL_X
+            args.x_bytes = x.nbytes
         if self.is_pulled(topk_weights, zero_copy, &args.weights_segment, &args.weights_offset):
             args.mode |= EP_MODE_PULL_WEIGHTS
+            args.weights_bytes = 0 if topk_weights is None else topk_weights.nbytes
         with maps:
             if not args.mode & EP_MODE_PULL_X:
                 args.x = maps.add(x, False, "x")
@@ -280,7 +282,10 @@ cdef class CoreBuffer:
         """A `Slot` of nbytes for a caller's array on `stream`, which then comes after all calls."""
         cdef ep_block *block = NULL
         cdef uint64_t view = 0
-        self.raise_for(ep_buffer_reserve(self.core, nbytes, <void *>stream, &block, &view))
+        cdef int code
+        with nogil:
+            code = ep_buffer_reserve(self.core, nbytes, <void *>stream, &block, &view)
+        self.raise_for(code)
         if block.segment in self.views:
             self.executor.written(self.core.arena.segment[block.segment].base + block.offset,
                                   nbytes)
@@ -388,8 +393,8 @@ cdef class CoreBuffer:
 
     @property
     def is_aborted(self):
-        """Whether only a reset makes the buffer usable again."""
-        return self.core.control.abort != 0
+        """Whether only a reset makes the buffer usable again, as far as the device has said."""
+        return ep_buffer_is_aborted(self.core)
 
     def close(self):
         """Free everything but segments with slots in use; those go with their last slot."""

@@ -168,7 +168,8 @@ struct ep_status_record {                    /* ptx: STAT */
 
 struct ep_status_ring {                      /* ptx: RING */
     uint32_t next;           /* records ever written                                            */
-    uint32_t reserved[15];
+    uint32_t aborted;        /* 1: the rank has aborted, whether there was room for a record    */
+    uint32_t reserved[14];
     struct ep_status_record record[EP_STATUS_RECORDS];
 };
 
