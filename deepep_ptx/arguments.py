@@ -136,8 +136,8 @@ def take_bias(call, bias, num_tokens, hidden):
                  for i, array in enumerate(bias))
 
 
-def check_handle(handle, executor, num_ranks):
-    """An `EPHandle` that a buffer of `num_ranks` ranks on `executor` can use."""
+def check_handle(handle, executor, rank, num_ranks):
+    """An `EPHandle` that rank `rank` of `num_ranks` can use on `executor`."""
     if not isinstance(handle, EPHandle):
         raise TypeError(f"handle: must be what dispatch returned, got {type(handle).__name__}")
     if handle.executor != executor.name:
@@ -146,6 +146,8 @@ def check_handle(handle, executor, num_ranks):
     if len(handle[0]) != num_ranks:
         raise ValueError(f"handle: made by a group of {len(handle[0])} ranks, this one has "
                          f"{num_ranks}")
+    if handle.rank != rank:
+        raise ValueError(f"handle: made by rank {handle.rank}, this is rank {rank}")
 
 
 def event_of(previous, executor):

@@ -549,6 +549,12 @@ class Buffer:
         check_int(num_worst_tokens, "num_worst_tokens", 0, MAX_WORST_TOKENS)
         rows = take_rows(call, x)
         num_tokens, hidden = rows.array.shape
+        for name, value in (("num_tokens_per_rank", num_tokens_per_rank),
+                            ("num_tokens_per_expert", num_tokens_per_expert),
+                            ("is_token_in_rank", is_token_in_rank)):
+            if value is None:
+                raise TypeError(f"{name}: must be given without a handle; get_dispatch_layout "
+                                "returns it")
         per_rank = call.take(num_tokens_per_rank, "num_tokens_per_rank", (INT32,),
                              (self.group_size,))
         per_expert = call.take(num_tokens_per_expert, "num_tokens_per_expert", (INT32,),
@@ -586,7 +592,7 @@ class Buffer:
             rank_prefix, recv_src_idx=recv_src_idx, is_token_in_rank=is_token_in_rank,
             num_tokens=num_tokens, num_recv=received.rows, num_worst_tokens=num_worst_tokens,
             num_topk=0 if topk is None else topk.shape[1], hidden=hidden,
-            number=received.number, pos=pos, executor=core.executor.name,
+            number=received.number, pos=pos, executor=core.executor.name, rank=self.rank,
         )
         aligned = [-(-count // expert_alignment) * expert_alignment
                    for count in received.expert_counts]
@@ -594,7 +600,7 @@ class Buffer:
 
     def _cached_dispatch(self, core, call, x, handle, config, previous_event, async_finish,
                          allocate_on_comm_stream):
-        check_handle(handle, core.executor, self.group_size)
+        check_handle(handle, core.executor, self.rank, self.group_size)
         rows = take_rows(call, x, handle.num_tokens)
         check_hidden(rows.array, handle)
         launch = self._launch(call, config, previous_event, async_finish, allocate_on_comm_stream)
@@ -629,7 +635,7 @@ class Buffer:
             As `dispatch`; what the device finds, a call that waits for the host raises.
         """
         core = self._live_core()
-        check_handle(handle, core.executor, self.group_size)
+        check_handle(handle, core.executor, self.rank, self.group_size)
         call = Call(core.executor, x, "x", stream)
         rows = take_output(call, x, handle)
         hidden = rows.shape[1]

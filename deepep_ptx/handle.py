@@ -9,6 +9,7 @@ class EPHandle(tuple):
     Any number of SMs may use it.
 
     Attributes:
+        rank: whose it is.
         executor: "emu" or "cuda", where it was made; arrays are of the library of dispatch's x.
         recv_src_idx: int32 [num_recv], each received row's token at its source rank.
         is_token_in_rank: bool [num_tokens, R], as given to dispatch.

@@ -110,8 +110,8 @@ def _read(path, file):
         try:
             entries[name] = archive[name]
         except Exception as error:
-            raise ValueError(f"input: {path}: entry {name!r} must be an array of numbers or text, "
-                             f"not pickled objects; it cannot be read "
+            raise ValueError(f"input: {path}: entry {name!r} must be a whole array of numbers or "
+                             f"text, not pickled objects; it cannot be read "
                              f"({_first_line(error)})") from error
     return entries
 

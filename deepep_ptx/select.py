@@ -156,6 +156,11 @@ def _require_known(policy, table, arch, origin):
     known = [*table["aliases"], *table["policies"], *sorted(_bare_paths(variants))]
     if policy in known or policy in symbols:
         return
+    others = {variant["arch"] for variant in table["variants"]
+              if policy in (variant["symbol"], variant["policy"] or variant.get("path"))}
+    if others:
+        raise ValueError(f"{origin}: {policy!r} has no variant that runs on {arch}, only on "
+                         f"{', '.join(sorted(others))}")
     nearest = difflib.get_close_matches(policy, [*known, *symbols], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
     raise ValueError(f"{origin}: unknown policy {policy!r}; {hint}"

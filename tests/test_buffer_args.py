@@ -42,6 +42,7 @@ def handle():
         np.array([[T, 0], [T, 0]], np.int32), recv_src_idx=np.arange(T, dtype=np.int32),
         is_token_in_rank=np.zeros((T, R), np.bool_), num_tokens=T, num_recv=T, num_topk=K,
         num_worst_tokens=0, hidden=H, number=1, pos=np.zeros((T, R), np.int32), executor="emu",
+        rank=0,
     )
 
 
@@ -169,7 +170,8 @@ def strided(array):
     ("x", strided, ValueError, "x: must be C-contiguous"),
     ("x", lambda a: np.zeros(T * H + 8, BF16)[1:T * H + 1].reshape(T, H), ValueError,
      "x: the first byte must be 16-byte aligned"),
-    ("num_tokens_per_rank", lambda a: None, TypeError, "num_tokens_per_rank: takes"),
+    ("num_tokens_per_rank", lambda a: None, TypeError,
+     "num_tokens_per_rank: must be given without a handle"),
     ("num_tokens_per_rank", lambda a: a.astype(np.int64), TypeError,
      "num_tokens_per_rank: dtype must be int32"),
     ("num_tokens_per_rank", lambda a: a[:1], ValueError, "num_tokens_per_rank: shape must be [2]"),
@@ -242,6 +244,12 @@ def test_combine(buffer, handle, change, error, text):
 def test_handle_of_another_group(buffer, handle):
     other = EPHandle(np.zeros((3, 3), np.int32), **vars(handle))
     expect(buffer, ValueError, "handle: made by a group of 3 ranks", buffer.combine,
+           np.zeros((T, H), BF16), other)
+
+
+def test_handle_of_another_rank(buffer, handle):
+    other = EPHandle(handle[0], **(vars(handle) | {"rank": 1}))
+    expect(buffer, ValueError, "handle: made by rank 1, this is rank 0", buffer.combine,
            np.zeros((T, H), BF16), other)
 
 

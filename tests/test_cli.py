@@ -180,3 +180,43 @@ def test_a_reader_that_leaves_early(command):
     done = subprocess.run(f"{sys.executable} -m deepep_ptx {command} | head -c 1",
                           shell=True, capture_output=True, text=True, timeout=120)
     assert len(done.stdout) == 1 and done.stderr == ""
+
+
+@pytest.mark.parametrize(("argv", "start"), [
+    (["demo", "--tokens", "1e3"], "deepep-ptx: --tokens: invalid int value: '1e3'"),
+    (["demo", "--tok", "3"], "deepep-ptx: unrecognized arguments: --tok 3"),
+    (["dmeo"], "deepep-ptx: COMMAND: invalid choice: 'dmeo' (choose from "),
+    (["render", "ep_layout", "--arch", "sm_70"], "deepep-ptx: --arch: invalid choice: 'sm_70'"),
+])
+def test_what_the_parser_refuses_is_one_line_too(argv, start, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and err.startswith(start) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("value", "code", "text"), [
+    ("gpu", 2, "DEEPEP_PTX_EXECUTOR: 'gpu' is not one of 'emu', 'cuda'"),
+    ("cuda", 1, "DEEPEP_PTX_EXECUTOR: 'cuda' is asked for, and nothing would run; gpu: "),
+])
+def test_info_with_an_executor_that_is_not_there(value, code, text, monkeypatch, capsys):
+    monkeypatch.setenv("DEEPEP_PTX_EXECUTOR", value)
+    monkeypatch.setattr(_cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(_cuda, "why_not", lambda: "for the test")
+    assert cli.main(["info"]) == code
+    assert capsys.readouterr().err.startswith(f"deepep-ptx: {text}")
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted(**settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", interrupted)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "deepep-ptx: interrupted\n"
+
+
+def test_a_policy_of_other_targets_is_not_unknown(capsys):
+    assert cli.main(["info", "--arch", "sm_80", "--policy", "bulk"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "deepep-ptx: --policy: 'bulk' has no variant that runs on sm_80, only on sm_90")

@@ -98,7 +98,8 @@ cdef object timeout_error(const ep_status_record *record, uint32_t rank):
     peer = record.peer
     if record.code == EP_CODE_TIMEOUT:
         text = (f"rank {rank}: {kernel} reached the time limit waiting for the {wait} of rank "
-                f"{peer} (flag {record.seen:#x}, wanted {record.expected:#x})")
+                f"{peer}: did it make the same call? (flag {record.seen:#x}, wanted "
+                f"{record.expected:#x})")
     else:
         text = (f"rank {rank}: {kernel} waited for the {wait} of rank {record.seen}, which has "
                 f"aborted and blames rank {peer}")

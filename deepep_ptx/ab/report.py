@@ -201,7 +201,10 @@ def _shape_lines(made):
     yield (f"{shape['ranks']} ranks, {shape['tokens']} tokens each, hidden {shape['hidden']}, "
            f"top-{shape['topk']} of {shape['experts']} experts, {shape['sms']} SMs, "
            f"seed {made['seed']}")
-    if made["wrong"] or made["executor"] == "emu":
+    if made["wrong"]:
+        return
+    yield "bits equal to the reference's on all ranks, for every variant"
+    if made["executor"] == "emu":
         return
     yield (f"{made['rounds']} rounds of all variants after {made['warmup']}, each in an order of "
            "its own; L2 flushed before each call; the slower rank's time")

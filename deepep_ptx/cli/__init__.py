@@ -34,6 +34,8 @@ def main(argv=None):
         # Whoever read the report has read enough; leave nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
     except ValueError as error:
         return _refuse(error)
     except RankError as error:
@@ -45,10 +47,20 @@ def main(argv=None):
         return _complain(f"{error}; `deepep-ptx doctor` looks for the cause", 1)
 
 
+class Parser(argparse.ArgumentParser):
+    """Bad input is one line on stderr; no option is taken for another that it begins like."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message):
+        text = message.removeprefix("argument ")
+        self.exit(2, f"deepep-ptx: {text}; see {self.prog} --help\n")
+
+
 def parser(names=COMMANDS):
     """The command line, of all commands or of some."""
-    top = argparse.ArgumentParser(
-        prog="deepep-ptx", description="MoE dispatch and combine in hand-written PTX")
+    top = Parser(prog="deepep-ptx", description="MoE dispatch and combine in hand-written PTX")
     top.add_argument("--version", action="version", version=f"deepep-ptx {deepep_ptx.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name in names:

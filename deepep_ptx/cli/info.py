@@ -36,6 +36,12 @@ def _facts(args):
     chosen = select.choose(policy, arch, origin=origin)
     table = select.load_table()
     executor = os.environ.get("DEEPEP_PTX_EXECUTOR") or ("cuda" if gpu_arch else "emu")
+    if executor not in demo.EXECUTORS:
+        raise ValueError(f"DEEPEP_PTX_EXECUTOR: {executor!r} is not one of "
+                         f"{', '.join(map(repr, demo.EXECUTORS))}")
+    if executor == "cuda" and not gpu_arch:
+        raise DeepEPError("DEEPEP_PTX_EXECUTOR: 'cuda' is asked for, and nothing would run; gpu: "
+                          f"{gpu}")
     yield "deepep_ptx", deepep_ptx.__version__
     yield "python", f"{platform.python_version()}, " + ", ".join(
         f"{name} {metadata.version(name)}" for name in ("numpy", "ml_dtypes"))

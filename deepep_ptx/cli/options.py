@@ -22,7 +22,7 @@ HELP = {
                 "DEEPEP_PTX_EXECUTOR, else cuda where a GPU is usable, else emu)",
     "scheduler": "order of warps on the CPU executor",
     "policy": "how payload moves: fast, safe, aggressive, bulk, a policy or a variant's symbol "
-              "(default: DEEPEP_PTX_POLICY, else fast)",
+              "(default: DEEPEP_PTX_POLICY, then DISABLE_AGGRESSIVE_PTX_INSTRS, else fast)",
     "arch": "target whose kernels run (default: the best that runs)",
     "text": "file to send around (default: the text that ships)",
     "unit": "what a token is",
