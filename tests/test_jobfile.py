@@ -152,7 +152,7 @@ def test_pickled_objects_are_not_loaded(tmp_path):
             return os.mkdir, (str(tmp_path / "trapped"),)
 
     made = entries() | {"x": np.array([Trap()], dtype=object)}
-    refused(write(tmp_path / "f", made), "entry 'x' must be a whole array of numbers or text, not pick")
+    refused(write(tmp_path / "f", made), "entry 'x' must be a whole array of numbers or text, not")
     assert not (tmp_path / "trapped").exists()
 
 

@@ -18,6 +18,7 @@
     F(cuDevicePrimaryCtxRetain) F(cuDevicePrimaryCtxRelease)                                     \
     F(cuCtxGetCurrent) F(cuCtxSetCurrent) F(cuCtxEnablePeerAccess)                               \
     F(cuMemAlloc) F(cuMemFree) F(cuMemPoolCreate) F(cuMemPoolDestroy)                            \
+    F(cuMemPoolSetAttribute)                                                                     \
     F(cuMemAllocFromPoolAsync) F(cuMemFreeAsync)                                                 \
     F(cuMemHostAlloc) F(cuMemFreeHost) F(cuMemHostGetDevicePointer)                              \
     F(cuMemcpyAsync) F(cuMemcpyHtoDAsync) F(cuMemcpyDtoHAsync) F(cuMemsetD8Async)                \

@@ -725,7 +725,12 @@ static int make_pool(struct cuda_executor *e)
         .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = e->device},
     };
 
+    cuuint64_t all = UINT64_MAX;
+
     TRY(cuMemPoolCreate, &e->pool, &props);
+    /* To give memory back at a wait could itself wait for the device, where a kernel may spin for a
+     * rank of this process. */
+    TRY(cuMemPoolSetAttribute, e->pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &all);
     return EP_OK;
 }
 

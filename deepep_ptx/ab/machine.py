@@ -30,7 +30,8 @@ class Gpu:
         """A copy of a NumPy array on the GPU."""
         memory = Memory(self.executor, array.nbytes, "ab", self.stream)
         memory.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        return DeviceArray(memory, self.executor, memory.address, array.shape, array.dtype)
+        return DeviceArray(memory, self.executor, memory.address, array.shape, array.dtype,
+                           self.stream)
 
     def get(self, array):
         """A copy of an array as a NumPy array."""
