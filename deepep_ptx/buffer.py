@@ -403,8 +403,8 @@ class Buffer:
         host does."""
         if not launch.detached:
             return None
-        flight = Flight(self._core, mappings, list(arrays))
-        if not launch.captured:
+        flight = Flight(self._core, mappings, list(arrays), launch.captured)
+        if not flight.captured:
             self._in_flight.append(flight)
         return flight
 
@@ -416,7 +416,7 @@ class Buffer:
         call.share(results)
         flight.arrays += results
         flight.record()
-        if flight not in self._in_flight:       # captured: whoever has the event keeps the arrays
+        if flight.captured:         # whoever has the event keeps the arrays
             return EventOverlap(EventHandle._of(flight.event, call.current), flight.arrays)
         wait = functools.partial(self._wait_on_host, flight.event) if self._on_emu else None
         return EventOverlap(EventHandle._of(flight.event, call.current, wait))

@@ -10,12 +10,14 @@ class Flight:
     """A call whose end nobody waits for.
 
     mappings: None, or what maps arrays of host memory.  arrays: alive until it has ended.
+    captured: it is recorded, and runs with its graph.
     """
 
-    def __init__(self, core, mappings, arrays):
+    def __init__(self, core, mappings, arrays, captured=False):
         self.core = core
         self.mappings = mappings
         self.arrays = arrays
+        self.captured = captured
         self.event = None
 
     def record(self):

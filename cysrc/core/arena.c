@@ -159,7 +159,8 @@ int ep_arena_find(const struct ep_arena *arena, uint64_t view, uint64_t bytes,
 {
     for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++) {
         const struct ep_segment *s = &arena->segment[i];
-        if (!s->first || view < s->view || view - s->view > s->bytes || bytes > s->bytes - (view - s->view))
+        if (!s->first || view < s->view || view - s->view > s->bytes
+            || bytes > s->bytes - (view - s->view))
             continue;
         *segment = i;
         *offset = view - s->view;

@@ -230,9 +230,7 @@ void ep_buffer_close(struct ep_buffer *b)
     if (b->stream)               /* where it fails nothing runs any more                        */
         exec->stream_synchronize(exec->self, b->stream);
     ep_slots_release_retired(b);
-    if (b->landing)
-        ep_slots_release(b, b->landing);
-    b->landing = NULL;
+    ep_slots_drop_landing(b);
     ep_buffer_close_peers(b);
     ep_slots_close(b);
     if (b->comm.heap)

@@ -195,7 +195,6 @@ struct ep_combine_args {
     uint32_t  x_segment, weights_segment;
     uint32_t  mode;              /* EP_MODE_*                                                   */
     uint32_t  num_tokens, hidden_bytes, num_topk;
-    uint32_t  dtype;
     uint32_t  max_ranks;         /* that a token went to at most                                */
     uint64_t  handle;            /* number of the call that made it                             */
     ep_dptr_t out, out_weights, bias0, bias1;

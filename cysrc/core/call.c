@@ -181,12 +181,7 @@ static int require(struct ep_buffer *b, const struct ep_block *block, uint64_t b
 {
     if (!b->graph || bytes == 0 || (block && block->bytes >= bytes))
         return EP_OK;
-    uint64_t held = ep_buffer_used(b) - (block ? block->bytes : 0);
-    b->num_status = 1;
-    b->status[0] = (struct ep_status_record){
-        .code = EP_CODE_CAPACITY, .peer = b->comm.rank, .what = EP_CAPACITY_ARRAY,
-        .expected = held + ep_align_slot(bytes), .seen = bytes, .valid = 1};
-    return EP_ERR_STATUS;
+    return ep_status_no_room(b, bytes, ep_buffer_used(b) - (block ? block->bytes : 0));
 }
 
 /* What a combine of at most num_tokens rows to max_ranks ranks needs whatever its routing is. */
@@ -285,6 +280,12 @@ static struct ep_slot slot_of(const struct ep_dispatch_args *a, uint32_t rows)
     return ep_slot_of(rows, a->hidden_bytes, a->scale_bytes, a->num_topk, a->topk_idx_bytes);
 }
 
+/* Whether the host waits for the totals: nothing else says how many rows there are. */
+static int waits_for_totals(const struct ep_dispatch_args *a)
+{
+    return !a->rows && !a->handle;
+}
+
 /* Until the totals of this call are there.  The device gives up after timeout_ns; the host waits
  * longer, so that it is the device that says for whom it waited. */
 static int wait_totals(struct ep_buffer *b)
@@ -329,7 +330,7 @@ static int dispatch_into(struct ep_buffer *b, const struct ep_dispatch_args *a,
         TRY(LAUNCH(b, EP_KERNEL_CACHED_NOTIFY, notify, 1));
     else
         TRY(LAUNCH(b, EP_KERNEL_NOTIFY, notify, b->comm.num_ranks));
-    if (!a->rows && !a->handle)
+    if (waits_for_totals(a))
         TRY(settle(b, a, block, out));
     TRY(launch_dispatch(b, a, block, &out->slot));
     TRY(ep_slots_keep(b, block));
@@ -340,7 +341,7 @@ static int dispatch_into(struct ep_buffer *b, const struct ep_dispatch_args *a,
 int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
                        struct ep_dispatch_result *out)
 {
-    int waits = !a->rows && !a->handle;
+    int waits = waits_for_totals(a);
     struct ep_block *block = NULL;
     TRY(begin(b, &a->call));
     if (waits && b->unseen) {
@@ -365,7 +366,7 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
         block = NULL;
     }
     out->block = block;
-    if (out->rows == a->rows)
+    if (!waits)
         out->landed = block && block == b->landing;
     if (block)
         out->view = b->arena.segment[block->segment].view + block->offset;
@@ -390,7 +391,6 @@ static int combine_with(struct ep_buffer *b, const struct ep_combine_args *a,
     record->weights_offset = a->weights_offset;
     record->agree[EP_AGREE_OP] = EP_OP_COMBINE;
     record->agree[EP_AGREE_HIDDEN_BYTES] = a->hidden_bytes;
-    record->agree[EP_AGREE_DTYPE] = a->dtype;
     record->agree[EP_AGREE_NUM_TOPK] = a->num_topk;
     record->agree[EP_AGREE_TOPK_IDX_BYTES] = a->num_topk != 0;
     record->agree[EP_AGREE_HANDLE] = (uint32_t)a->handle;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/slots.h"
+#include "core/status.h"
 
 #include <stdlib.h>
 
@@ -76,7 +77,7 @@ void ep_slots_close(struct ep_buffer *b)
 
 /* -- landing -------------------------------------------------------------------------------- */
 
-static void drop_landing(struct ep_buffer *b)
+void ep_slots_drop_landing(struct ep_buffer *b)
 {
     if (b->landing)
         ep_slots_release(b, b->landing);
@@ -92,13 +93,13 @@ int ep_slots_make_landing(struct ep_buffer *b, uint64_t bytes)
     int rc = ep_slots_exact(b, bytes, &larger);
     if (rc != EP_OK || larger) {
         if (larger) {
-            drop_landing(b);
+            ep_slots_drop_landing(b);
             b->landing = larger;
         }
         return rc;
     }
     /* Perhaps where it is, with what is free beside it. */
-    drop_landing(b);
+    ep_slots_drop_landing(b);
     rc = ep_slots_exact(b, bytes, &b->landing);
     if (rc == EP_OK && !b->landing && had)
         rc = ep_slots_exact(b, had, &b->landing);
@@ -110,7 +111,7 @@ uint32_t ep_buffer_idle_segments(struct ep_buffer *b)
     /* Older handles count on it: the next dispatch makes it again. */
     if (b->landing && b->landing_want < b->landing->bytes)
         b->landing_want = b->landing->bytes;
-    drop_landing(b);
+    ep_slots_drop_landing(b);
     uint32_t idle = 0;
     pthread_mutex_lock(&b->lock);
     for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
@@ -279,13 +280,8 @@ int ep_buffer_reserve(struct ep_buffer *b, uint64_t bytes, void *stream, struct 
     int rc = reserve_on(b, bytes, stream, out);
     if (rc != EP_OK)
         return rc;
-    if (!*out) {
-        b->num_status = 1;
-        b->status[0] = (struct ep_status_record){
-            .code = EP_CODE_CAPACITY, .peer = b->comm.rank, .what = EP_CAPACITY_ARRAY,
-            .expected = ep_buffer_used(b) + ep_align_slot(bytes), .seen = bytes, .valid = 1};
-        return EP_ERR_STATUS;
-    }
+    if (!*out)
+        return ep_status_no_room(b, bytes, ep_buffer_used(b));
     *view = b->arena.segment[(*out)->segment].view + (*out)->offset;
     return EP_OK;
 }

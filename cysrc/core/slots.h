@@ -19,6 +19,7 @@ void ep_slots_hold(struct ep_buffer *b, struct ep_block *block);
 
 /* Makes landing at least that large, if there is room; what it was stays if there is not. */
 int  ep_slots_make_landing(struct ep_buffer *b, uint64_t bytes);
+void ep_slots_drop_landing(struct ep_buffer *b);
 
 /* The running call's graph holds `block` from now on; nothing where the call is not captured. */
 int  ep_slots_keep(struct ep_buffer *b, struct ep_block *block);

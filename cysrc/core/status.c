@@ -15,6 +15,15 @@ int ep_status_refuse(struct ep_buffer *b, uint32_t code)
     return EP_ERR_STATUS;
 }
 
+int ep_status_no_room(struct ep_buffer *b, uint64_t bytes, uint64_t held)
+{
+    b->num_status = 1;
+    b->status[0] = (struct ep_status_record){
+        .code = EP_CODE_CAPACITY, .peer = b->comm.rank, .what = EP_CAPACITY_ARRAY,
+        .expected = held + ep_align_slot(bytes), .seen = bytes, .valid = 1};
+    return EP_ERR_STATUS;
+}
+
 /* Records that were written since the last look, up to this one, are known to all ranks: behind it
  * layout may have found more. */
 static uint32_t num_told(const struct ep_buffer *b, uint32_t num_written)

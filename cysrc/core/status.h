@@ -17,6 +17,9 @@ enum ep_scope {
 /* b->status := that code; returns EP_ERR_STATUS. */
 int ep_status_refuse(struct ep_buffer *b, uint32_t code);
 
+/* The same for `bytes` side by side that this rank's arena does not have, beside `held` bytes. */
+int ep_status_no_room(struct ep_buffer *b, uint64_t bytes, uint64_t held);
+
 /* Waits for what was called so far and reads its verdict. */
 int ep_status_look(struct ep_buffer *b, enum ep_scope scope);
 

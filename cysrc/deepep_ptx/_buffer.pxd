@@ -134,7 +134,6 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t num_tokens
         uint32_t hidden_bytes
         uint32_t num_topk
-        uint32_t dtype
         uint32_t max_ranks
         uint64_t handle
         ep_dptr_t out
