@@ -131,6 +131,7 @@ class Buffer:
         self.explicitly_destroy = explicitly_destroy
         self.timeout_s = timeout_s
         self.zero_copy = bool(zero_copy)
+        self._ring = 0, 0               # stages of bulk copies and their bytes, 0: the kernel's own
         self._copied_bytes = 0
         self._in_flight = deque()       # calls nobody has waited for, oldest first
         self._library = None            # of the newest call
@@ -138,12 +139,13 @@ class Buffer:
                    for name, variant in self.variants.items()}
         core, self._ranks_here = symmetric.connect(group, self.num_nvl_bytes,
                                                    timeout_ns(timeout_s), kernels)
-        # Every CTA of combine_reduce may wait for another rank, so those of all ranks that share
-        # a GPU must fit on it together.
-        self._max_sms = core.max_resident("combine_reduce") // self._ranks_here
+        # Every CTA of a call may wait for its own grid's and for other ranks, so those of all ranks
+        # that share a GPU must fit on it together.
+        resident = min(core.max_resident(kernel) for kernel in ("dispatch", "combine"))
+        self._max_sms = resident // self._ranks_here
         if self._max_sms == 0:
             raise ValueError(f"group: {self._ranks_here} ranks do not fit on one GPU, at most "
-                             f"{core.max_resident('combine_reduce')} do")
+                             f"{resident} do")
         self._on_emu = group.executor.name == "emu"
         self._is_thread = getattr(group.executor, "world", None) is not None
         self._core = core
@@ -376,7 +378,7 @@ class Buffer:
             self._forget_finished()
         self._library = call.library
         return Launch(call.stream, previous, num_sms, waits, bool(async_finish) and not waits,
-                      captured)
+                      captured, *self._ring)
 
     def _must_wait(self, call):
         """Whether a rank that is a thread could keep another one from being served.

@@ -100,6 +100,9 @@ cdef class CoreBuffer:
         loaded.threads = variant["threads"]
         loaded.smem = variant["smem"]
         loaded.smem_per_rank = variant["smem_per_rank"]
+        loaded.rings = variant["rings"]
+        loaded.stages = variant["stages"]
+        loaded.stage_bytes = variant["stage_bytes"]
         ep_buffer_set_kernel(self.core, index, &loaded)
 
     def heap_handle(self):
@@ -357,9 +360,10 @@ cdef class CoreBuffer:
 
     def max_resident(self, str kernel not None):
         """CTAs of `kernel` that this rank's device runs at the same time."""
-        cdef const ep_loaded *loaded = &self.core.kernel[<uint32_t>KERNELS[kernel]]
+        cdef uint32_t index = KERNELS[kernel]
+        cdef const ep_loaded *loaded = &self.core.kernel[index]
         cdef uint32_t ctas = 0
-        cdef uint32_t smem = loaded.smem + self.num_ranks * loaded.smem_per_rank
+        cdef uint32_t smem = ep_buffer_smem(self.core, index)
         cdef int code = self.executor.table.max_resident(self.executor.table.self, loaded.handle,
                                                          loaded.threads, smem, &ctas)
         check(code, self.executor)
@@ -411,6 +415,7 @@ cdef class Launch:
     previous: an `Event` that the kernels run after, None: after what `stream` has queued.
     num_sms: CTAs.  wait: the host waits for the end.  detached: `stream` does not wait for it.
     captured: what is queued on `stream` is being captured.
+    stages, stage_bytes: of each ring for bulk copies, 0: the kernel's own.
     """
 
     cdef readonly size_t stream
@@ -419,15 +424,19 @@ cdef class Launch:
     cdef readonly bint wait
     cdef readonly bint detached
     cdef readonly bint captured
+    cdef readonly uint32_t stages
+    cdef readonly uint32_t stage_bytes
 
     def __init__(self, size_t stream, Event previous, uint32_t num_sms, bint wait, bint detached,
-                 bint captured):
+                 bint captured, uint32_t stages=0, uint32_t stage_bytes=0):
         self.stream = stream
         self.previous = previous
         self.num_sms = num_sms
         self.wait = wait
         self.detached = detached
         self.captured = captured
+        self.stages = stages
+        self.stage_bytes = stage_bytes
 
     cdef void fill(self, ep_call *call) noexcept:
         call.caller_stream = <void *>self.stream
@@ -435,6 +444,8 @@ cdef class Launch:
         call.num_sms = self.num_sms
         call.flags = ((EP_CALL_WAIT if self.wait else 0)
                       | (EP_CALL_DETACHED if self.detached else 0))
+        call.stages = self.stages
+        call.stage_bytes = self.stage_bytes
 
 
 @cython.final
