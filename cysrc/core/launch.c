@@ -4,7 +4,7 @@
 uint32_t ep_launch_smem(const struct ep_buffer *b, const struct ep_loaded *kernel)
 {
     return kernel->smem + b->comm.num_ranks * kernel->smem_per_rank
-           + kernel->rings * kernel->stages * (kernel->stage_bytes + (uint32_t)sizeof(uint64_t));
+           + kernel->rings * kernel->stages * (kernel->stage_bytes + EP_STAGE_EXTRA);
 }
 
 int ep_launch_fit(const struct ep_buffer *b, struct ep_loaded *kernel)
