@@ -100,7 +100,7 @@ def make(kernel, policies, *, executor, arch, num_gpus=0, devices=None, ranks=No
         ranks: None = as many as GPUs, and at least two.
         sms: CTAs of each kernel.
         timeout_s: limit of each wait for another rank.
-        combine: for combine_reduce: "pull" (the default) or "push".
+        combine: for combine: "pull" (the default) or "push".
         table: as `select.load_table()` gives it.
 
     Raises:
@@ -190,11 +190,11 @@ def _is_undefined(variant, table):
 
 
 def _combine_mode(kernel, combine):
-    if kernel == "combine_reduce":
+    if kernel == "combine":
         return combine or "pull"
     if combine:
-        raise ValueError(f"--combine: is for combine_reduce, not {kernel}")
-    return "push" if kernel == "combine_push" else None
+        raise ValueError(f"--combine: is for combine, not {kernel}")
+    return None
 
 
 def _ranks(ranks, devices, num_gpus):

@@ -48,7 +48,7 @@ def record(plan, job, outcome, look, links):
         return made
     made["verdicts"] = verdicts(plan, outcome)
     if plan.executor == "emu":
-        return made | {"rows": int(job.rows.sum()), "counts_of": "the whole call, not a kernel"}
+        return made | {"rows": int(job.rows.sum()), "counts_of": "the call, waits included"}
     return made | _timing(plan, job, outcome, links)
 
 
@@ -122,11 +122,9 @@ def busiest(plan, rows, remote):
         place = np.array(plan.devices)
         rows = rows * (place[:, None] != place)
     # [home, host] of a token's row: its home sends it and pulls it back, its host pushes it back.
-    of_ranks = rows.sum(axis=0 if plan.kernel == "combine_push" else 1)
+    of_ranks = rows.sum(axis=0 if plan.combine == "push" else 1)
     if not remote:
         return int(of_ranks.max())
-    if plan.kernel == "combine_reduce" and plan.combine == "push":
-        return 0                # what was pushed is here
     return max(int(of_ranks[place == gpu].sum()) for gpu in set(plan.devices))
 
 
@@ -185,7 +183,7 @@ def _timing(plan, job, outcome, links):
 # -- text -------------------------------------------------------------------------------------
 
 def _kernel_name(kernel, combine):
-    return f"{kernel} ({combine})" if kernel == "combine_reduce" else kernel
+    return f"{kernel} ({combine})" if combine else kernel
 
 
 def _headline(made):
