@@ -47,7 +47,16 @@ def policies_of(chosen):
 ])
 def test_policy(table, policy, dispatch, combine):
     chosen = policies_of(select.choose(policy, "sm_90", table))
-    assert chosen == {"layout": None, "dispatch": dispatch, "combine": combine}
+    assert chosen == {"layout": None, "dispatch": dispatch, "combine": combine,
+                      "combine_push": combine}
+
+
+def test_an_alias_may_have_another_variant_for_a_use(table):
+    table["aliases"]["fast"]["kernels"] = {"combine": ["ld_na"], "combine_push": ["ld_volatile"]}
+    chosen = policies_of(select.choose("fast", "sm_90", table))
+    assert (chosen["combine"], chosen["combine_push"]) == ("ld_na", "ld_volatile")
+    table["aliases"]["fast"]["kernels"] = {"combine": ["ld_volatile"]}      # of all uses
+    assert policies_of(select.choose("fast", "sm_90", table))["combine_push"] == "ld_volatile"
 
 
 @pytest.mark.parametrize(("arch", "expected"), [

@@ -38,7 +38,7 @@ int ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
         .kernel = loaded->handle, .params = params, .param_bytes = param_bytes,
         .grid = grid, .block = loaded->threads, .smem = ep_launch_smem(b, loaded),
         .stream = stream};
-    if (b->num_launched < EP_NUM_KERNELS)
+    if (b->num_launched < EP_NUM_LOADED)
         b->launched[b->num_launched++] = kernel;
     return b->exec->launch(b->exec->self, &launch);
 }

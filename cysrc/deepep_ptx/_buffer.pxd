@@ -59,10 +59,10 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t stage_bytes
 
     struct ep_buffer:
-        ep_loaded kernel[4]
+        ep_loaded kernel[5]
         ep_status_record status[16]
         uint32_t num_status
-        uint32_t launched[4]
+        uint32_t launched[5]
         uint32_t num_launched
         void *stream
         int closed
