@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 
 from . import config as configs
-from . import select, symmetric
+from . import select, symmetric, tuning_files
 from ._buffer import MAX_TOPK, SLOT_ALIGN, Launch, Placement, Region
 from .arguments import (
     check_config,
@@ -34,6 +34,8 @@ from .errors import CapacityError, DeepEPError, DestroyedError
 from .event import EventHandle, EventOverlap
 from .flight import Flight
 from .handle import EPHandle
+from .launch_choice import LaunchChoice
+from .tuning import tuned_variants
 
 DEFAULT_SMS = configs.DEFAULT_SMS
 MAX_WORST_TOKENS = (1 << 32) // MAX_TOPK - 1        # kernels count their choices in 32 bits
@@ -41,6 +43,10 @@ MAX_WORST_TOKENS = (1 << 32) // MAX_TOPK - 1        # kernels count their choice
 # Buffers of GPUs that were left without the other ranks: their memory, code and context stay until
 # the process ends.  (On the CPU executor they end with the run, whose groups keep them.)
 _abandoned = []
+
+
+class _NobodySet(int):
+    """A number of SMs that is nobody's choice."""
 
 
 class Buffer:
@@ -87,24 +93,28 @@ class Buffer:
             "fast".
         timeout_s: limit of each wait for another rank, in seconds (on the CPU executor of its
             virtual time); None or infinity: no limit.
+        tuning: path of a tuning file; None: DEEPEP_PTX_TUNING, else the user's file for this GPU
+            and number of ranks, if there is one; False: no file.
         zero_copy: results are views into the arena as long as it has room, and combine reads
             expert output from there.  False: results are copies, and combine always pushes.
 
     Raises:
         ValueError, TypeError: an argument out of range; the text begins with its name.
+        TuningError: a tuning file that was named does not fit.
         NotImplementedError: low_latency_mode, num_rdma_bytes.
         RankMismatchError: one rank limits the arena and another does not.
         DeepEPError: another rank failed; it is named.
     """
 
-    num_sms = DEFAULT_SMS
+    num_sms = _NobodySet(DEFAULT_SMS)
 
     def __init__(self, group, num_nvl_bytes=0, num_rdma_bytes=0, low_latency_mode=False,
                  num_qps_per_rank=24, allow_nvlink_for_low_latency_mode=True, allow_mnnvl=False,
-                 explicitly_destroy=False, *, policy=None, timeout_s=100.0, zero_copy=True):
+                 explicitly_destroy=False, *, policy=None, timeout_s=100.0, zero_copy=True,
+                 tuning=None):
         self._core = None
         self.group = group = checked_group(group)
-        self.variants = None
+        self.variants = self.tuning = None
 
         def check():
             check_int(num_nvl_bytes, "num_nvl_bytes", 0)
@@ -118,8 +128,13 @@ class Buffer:
                 raise NotImplementedError("low_latency_mode: must be False in this release")
             check_int(num_qps_per_rank, "num_qps_per_rank", 1)
             timeout_ns(timeout_s)
+            executor = group.executor
+            self.tuning = tuning_files.find(tuning, executor.device_name, group.size,
+                                            executor.arch)
             name, origin = select.requested_policy(policy)
-            self.variants = select.choose(name, group.executor.arch, origin=origin)
+            self.variants = select.choose(name, executor.arch, origin=origin)
+            if self.tuning is not None and not select.is_policy_requested(policy):
+                self.variants = tuned_variants(self.variants, self.tuning, executor.arch)
 
         # No rank waits for one whose arguments were refused.
         all_or_none(group, check)
@@ -144,6 +159,8 @@ class Buffer:
         if self._max_sms == 0:
             raise ValueError(f"group: {self._ranks_here} ranks do not fit on one GPU, at most "
                              f"{core.max_resident('combine_reduce')} do")
+        self._choice = LaunchChoice(group.executor.device_name, group.size, self._ranks_here,
+                                    self._max_sms, self.variants, self.tuning)
         self._on_emu = group.executor.name == "emu"
         self._is_thread = getattr(group.executor, "world", None) is not None
         self._core = core
@@ -243,8 +260,10 @@ class Buffer:
 
     @staticmethod
     def set_num_sms(num_sms):
-        """CTAs of the kernels of all buffers from now on, at least 1; a call raises `ValueError`
-        where that many do not fit on the GPU, beside those of other ranks that share it."""
+        """CTAs of the kernels of all buffers from now on, at least 1, odd numbers too; a call
+        raises `ValueError` where that many do not fit on the GPU, beside those of other ranks that
+        share it.  Before the first call of this, calls take what a tuning file or the model of
+        docs/tuning.md gives them, and `num_sms` is 20, DeepEP's."""
         Buffer.num_sms = check_int(num_sms, "num_sms", 1)
 
     @staticmethod
@@ -356,10 +375,9 @@ class Buffer:
 
     # -- launch and end of a call ----------------------------------------------------------------
 
-    def _launch(self, call, config, previous_event, async_finish, allocate_on_comm_stream):
+    def _launch(self, call, num_sms, previous_event, async_finish, allocate_on_comm_stream):
         """The `Launch` of a call, whose results `call` then allocates."""
         core = self._core
-        num_sms = self._checked_sms(config)
         previous = event_of(previous_event, core.executor)
         if allocate_on_comm_stream:
             if previous_event is None or not async_finish:
@@ -387,16 +405,33 @@ class Buffer:
         return self._is_thread and not self._on_emu and (
             call.library.blocks or (self._ranks_here > 1 and call.stream == 0))
 
-    def _checked_sms(self, config):
+    def _sms_of(self, num_sms, config, op, array, num_tokens, num_topk):
+        """CTAs of a call on the rows of `array`: its num_sms, its config's, `set_num_sms`'s, else
+        the file's or the model's.  Ranks may differ: rows and flags do not depend on it."""
         check_config(config)
-        num_sms = config.num_sms if config is not None and config.num_sms else self.num_sms
-        if num_sms == DEFAULT_SMS:
+        if num_sms is None and config is not None and config.num_sms:
+            if config.num_sms == DEFAULT_SMS:       # nobody's choice: it gives way
+                return min(DEFAULT_SMS, self._max_sms)
+            num_sms = config.num_sms
+        if num_sms is not None:
+            return self._fitting_sms(num_sms)
+        if not isinstance(self.num_sms, _NobodySet):
+            return self._fitting_sms(self.num_sms)
+        return self._choice.of(op, array.itemsize, num_tokens, array.shape[1] * array.itemsize,
+                               num_topk or self.group_size).sms
+
+    def _layout_sms(self):
+        """Most CTAs of a layout, which waits for nobody."""
+        if isinstance(self.num_sms, _NobodySet):
             return min(DEFAULT_SMS, self._max_sms)
-        if num_sms > self._max_sms:
+        return self._fitting_sms(self.num_sms)
+
+    def _fitting_sms(self, num_sms):
+        if check_int(num_sms, "num_sms", 1) > self._max_sms:
             raise ValueError(
                 f"num_sms: must be in [1, {self._max_sms}], the CTAs per rank that "
                 f"{self._ranks_here} rank(s) on one GPU can have side by side; got {num_sms}")
-        return num_sms
+        return int(num_sms)
 
     def _depart(self, launch, mappings, arrays):
         """The `Flight` of a call whose end nobody waits for; None where the caller's stream or the
@@ -476,7 +511,8 @@ class Buffer:
         check_topk(topk.shape[1])
         check_int(num_experts, "num_experts", 1)
         check_experts(num_experts, self.group_size, "num_experts")
-        launch = self._launch(call, None, previous_event, async_finish, allocate_on_comm_stream)
+        launch = self._launch(call, self._layout_sms(), previous_event, async_finish,
+                              allocate_on_comm_stream)
         per_rank = call.empty((self.group_size,), INT32)
         per_expert = call.empty((num_experts,), INT32)
         in_rank = call.empty((topk.shape[0], self.group_size), BOOL)
@@ -490,7 +526,7 @@ class Buffer:
                  is_token_in_rank=None, num_tokens_per_expert=None, topk_idx=None,
                  topk_weights=None, expert_alignment=1, num_worst_tokens=0, config=None,
                  previous_event=None, async_finish=False, allocate_on_comm_stream=False, *,
-                 stream=None):
+                 num_sms=None, stream=None):
         """Send each token once to every rank that has one of its experts; collective.
 
         Args:
@@ -508,8 +544,11 @@ class Buffer:
             expert_alignment: num_recv_tokens_per_expert_list is rounded up to multiples of it.
             num_worst_tokens: 0, or the number of rows of every result, at least what any rank
                 receives; then top-k is needed and the host does not wait for the totals.
-            config: None or a `Config`, of which num_sms counts.
+            config: None or a `Config`, of which num_sms counts, unless it is 0.
             previous_event, async_finish, allocate_on_comm_stream: as in `get_dispatch_layout`.
+            num_sms: CTAs of this call, from 1 to as many as fit on the GPU beside those of other
+                ranks; None: the config's, else `set_num_sms`'s, else what the tuning file or the
+                model gives.  Ranks may differ.
             stream: the caller's.
 
         Returns:
@@ -540,7 +579,7 @@ class Buffer:
                 raise ValueError("topk_idx: must be None with a handle, and topk_weights too")
             if num_worst_tokens:
                 raise ValueError("num_worst_tokens: must be 0 with a handle, which has the rows")
-            return self._cached_dispatch(core, call, x, handle, config, previous_event,
+            return self._cached_dispatch(core, call, x, handle, num_sms, config, previous_event,
                                          async_finish, allocate_on_comm_stream)
         if num_tokens_per_rdma_rank is not None:
             raise ValueError("num_tokens_per_rdma_rank: must be None, all ranks share one NVLink "
@@ -565,7 +604,9 @@ class Buffer:
         if num_worst_tokens and topk_idx is None:
             raise ValueError("topk_idx: must be given with num_worst_tokens")
         topk, weights = take_topk(call, topk_idx, topk_weights, num_tokens)
-        launch = self._launch(call, config, previous_event, async_finish, allocate_on_comm_stream)
+        num_topk = 0 if topk is None else topk.shape[1]
+        num_sms = self._sms_of(num_sms, config, "dispatch", rows.array, num_tokens, num_topk)
+        launch = self._launch(call, num_sms, previous_event, async_finish, allocate_on_comm_stream)
         if launch.captured and not num_worst_tokens:
             raise ValueError("num_worst_tokens: must be given while the stream is captured, the "
                              "host cannot wait for the totals then")
@@ -591,19 +632,21 @@ class Buffer:
         handle = EPHandle(
             rank_prefix, recv_src_idx=recv_src_idx, is_token_in_rank=is_token_in_rank,
             num_tokens=num_tokens, num_recv=received.rows, num_worst_tokens=num_worst_tokens,
-            num_topk=0 if topk is None else topk.shape[1], hidden=hidden,
+            num_topk=num_topk, hidden=hidden,
             number=received.number, pos=pos, executor=core.executor.name, rank=self.rank,
         )
         aligned = [-(-count // expert_alignment) * expert_alignment
                    for count in received.expert_counts]
         return recv_x, recv_idx, recv_weights, aligned, handle, event
 
-    def _cached_dispatch(self, core, call, x, handle, config, previous_event, async_finish,
-                         allocate_on_comm_stream):
+    def _cached_dispatch(self, core, call, x, handle, num_sms, config, previous_event,
+                         async_finish, allocate_on_comm_stream):
         check_handle(handle, core.executor, self.rank, self.group_size)
         rows = take_rows(call, x, handle.num_tokens)
         check_hidden(rows.array, handle)
-        launch = self._launch(call, config, previous_event, async_finish, allocate_on_comm_stream)
+        num_sms = self._sms_of(num_sms, config, "dispatch", rows.array, handle.num_tokens,
+                               handle.num_topk)
+        launch = self._launch(call, num_sms, previous_event, async_finish, allocate_on_comm_stream)
         at = self._placement(call, handle)
         received, mappings = core.dispatch(rows, None, None, at, handle.num_worst_tokens, launch)
         flight = self._depart(launch, mappings, [*_arrays(x), handle])
@@ -612,7 +655,7 @@ class Buffer:
         return recv_x, None, None, None, None, event
 
     def combine(self, x, handle, topk_weights=None, bias=None, config=None, previous_event=None,
-                async_finish=False, allocate_on_comm_stream=False, *, stream=None):
+                async_finish=False, allocate_on_comm_stream=False, *, num_sms=None, stream=None):
         """Add up, for each of this rank's tokens, the rows that its ranks made of it; collective.
 
         The sum is in float32, in ascending rank order on top of the biases, rounded once.
@@ -624,7 +667,8 @@ class Buffer:
             handle: of the dispatch.
             topk_weights: float32 [handle.num_recv, num_topk] or None.
             bias: None, bfloat16 [num_tokens, hidden], or a pair of such.
-            config, previous_event, async_finish, allocate_on_comm_stream: as in `dispatch`.
+            config, previous_event, async_finish, allocate_on_comm_stream, num_sms: as in
+                `dispatch`.
             stream: the caller's.
 
         Returns:
@@ -645,7 +689,9 @@ class Buffer:
                                 (handle.num_recv, "num_topk"))
             check_topk(weights.shape[1], "topk_weights")
         bias0, bias1 = take_bias(call, bias, handle.num_tokens, hidden)
-        launch = self._launch(call, config, previous_event, async_finish, allocate_on_comm_stream)
+        op = "combine_pull" if self.zero_copy and core.in_arena(rows) else "combine_push"
+        num_sms = self._sms_of(num_sms, config, op, rows, handle.num_tokens, handle.num_topk)
+        launch = self._launch(call, num_sms, previous_event, async_finish, allocate_on_comm_stream)
         at = self._placement(call, handle)
         out = call.empty((handle.num_tokens, hidden), BFLOAT16)
         if weights is not None:

@@ -5,7 +5,8 @@ import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deepep_ptx import select
+from deepep_ptx import select, tuning, tuning_files
+from deepep_ptx.errors import TuningError
 
 WARNING, PROBLEM = "warning", "problem"
 
@@ -70,6 +71,18 @@ def _judge_choice(value, environ):
     return None
 
 
+def _judge_tuning(value):
+    """As far as the file alone can be judged: which GPU it has to fit is seen later."""
+    try:
+        tuning.load(value)
+    except TuningError as error:
+        return Finding(PROBLEM, f"{error.file}: {error.field}: must be {error.needed}, got "
+                                f"{error.has!r}",
+                       "name a file that `deepep-ptx tune` of this version has written, or unset "
+                       "it")
+    return None
+
+
 def _judge_connections(value):
     if not value.isdecimal() or not 1 <= int(value) <= 32:
         return Finding(PROBLEM, f"{value!r} is not a number in 1..32", "set it to 32, or unset it")
@@ -108,6 +121,14 @@ VARIABLES = (
         "fast",
         "when a Buffer is made; by demo and info",
         _judge_switch),
+    Variable(
+        tuning_files.VARIABLE,
+        "the tuning file, where Buffer(tuning=) is None; one that does not fit is an error",
+        "path of a file that `deepep-ptx tune` has written",
+        "the file of the GPU and number of ranks in $XDG_CONFIG_HOME/deepep_ptx/tuning (~/.config "
+        "without it), if it is there and fits; else the model of how many SMs a call needs",
+        "when a Buffer is made",
+        _judge_tuning),
     Variable(
         "DEEPEP_PTX_EXECUTOR",
         "what runs the kernels, where run_ranks(executor=) is None",

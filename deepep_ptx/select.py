@@ -9,6 +9,7 @@ import re
 from importlib import resources
 
 DEFAULT_POLICY = "fast"
+_POLICY_VARIABLES = ("DEEPEP_PTX_POLICY", "DISABLE_AGGRESSIVE_PTX_INSTRS")
 _DEEPEP_SWITCH = {"1": "safe", "0": "aggressive"}
 
 
@@ -26,6 +27,12 @@ def rendered():
 def read_text(variant):
     """The rendered PTX of a variant."""
     return (rendered() / variant["file"]).read_text()
+
+
+def is_policy_requested(argument=None, environ=None):
+    """Whether anybody asks for a policy: the argument or a variable."""
+    environ = os.environ if environ is None else environ
+    return argument is not None or any(environ.get(name) for name in _POLICY_VARIABLES)
 
 
 def requested_policy(argument=None, environ=None):

@@ -270,6 +270,12 @@ cdef class CoreBuffer:
             self.raise_for(code)
             return maps.until_end(launch)
 
+    def in_arena(self, Array array not None):
+        """Whether the other ranks can read `array` where it is."""
+        cdef uint32_t segment = 0
+        cdef uint64_t offset = 0
+        return self.is_pulled(array, True, &segment, &offset)
+
     cdef bint is_pulled(self, Array array, bint zero_copy, uint32_t *segment,
                         uint64_t *offset) except -1:
         # Nothing to read counts as pulled: nobody has to wait for a push.

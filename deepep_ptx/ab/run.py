@@ -35,16 +35,11 @@ def run(plan, job):
     Raises:
         RankError: a rank failed.
     """
-    num_sms = Buffer.num_sms
-    Buffer.set_num_sms(plan.sms)
-    try:
-        # A bar only on a terminal.
-        with tqdm(total=plan.num_calls, unit="call", delay=1, leave=False, disable=None) as bar:
-            results = run_ranks(_rank_main, plan.ranks, plan, job, plan.order(), bar,
-                                executor=plan.executor, arch=plan.arch, seed=plan.seed,
-                                devices=plan.devices)
-    finally:
-        Buffer.set_num_sms(num_sms)
+    # A bar only on a terminal.
+    with tqdm(total=plan.num_calls, unit="call", delay=1, leave=False, disable=None) as bar:
+        results = run_ranks(_rank_main, plan.ranks, plan, job, plan.order(), bar,
+                            executor=plan.executor, arch=plan.arch, seed=plan.seed,
+                            devices=plan.devices)
     wrong, _, launched, device_name = results[0]
     measured = [result[1] for result in results]
     timed = plan.executor == "cuda" and not wrong
@@ -64,7 +59,7 @@ def _rank_main(comm, plan, job, order, bar):
     with contextlib.ExitStack() as stack:
         arrays = Arrays.of(job, comm.rank, machine)
         buffers = [stack.enter_context(Buffer(comm, plan.arena_bytes, policy=contender.symbol,
-                                              timeout_s=plan.timeout_s))
+                                              timeout_s=plan.timeout_s, tuning=False))
                    for contender in plan.contenders]
         calls = [Calls(comm, plan, machine, contender, buffer, arrays)
                  for contender, buffer in zip(plan.contenders, buffers, strict=True)]
@@ -158,7 +153,8 @@ class Calls:
         """Worst-case mode: both kernels are queued, nobody waits for the first one's totals."""
         recv_x, recv_idx, recv_weights, _, handle, _ = self.buffer.dispatch(
             self.arrays.x, topk_idx=self.arrays.topk_idx, topk_weights=self.arrays.topk_weights,
-            num_worst_tokens=self.plan.worst_rows, stream=self.machine.stream, **self.layout)
+            num_worst_tokens=self.plan.worst_rows, num_sms=self.plan.sms,
+            stream=self.machine.stream, **self.layout)
         return {"recv_x": recv_x, "recv_topk_idx": recv_idx, "recv_topk_weights": recv_weights,
                 "recv_src_idx": handle.recv_src_idx, "rank_prefix_matrix": handle[0],
                 "handle": handle}
@@ -171,7 +167,8 @@ class Calls:
             y = received["recv_x"]
 
         def combine():
-            x, weights, _ = self.buffer.combine(y, received["handle"], stream=self.machine.stream,
+            x, weights, _ = self.buffer.combine(y, received["handle"], num_sms=self.plan.sms,
+                                                stream=self.machine.stream,
                                                 topk_weights=received["recv_topk_weights"])
             return {"combined_x": x, "combined_topk_weights": weights}
 
