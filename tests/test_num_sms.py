@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who says how many CTAs a call has: the call, its config, set_num_sms, a tuning file, the model."""
+"""Who says how many CTAs a call has: the call, its config, set_num_sms, a file, the model."""
 
 import threading
 

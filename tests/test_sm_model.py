@@ -14,8 +14,8 @@ from deepep_ptx.sm_model import (
     choose_sms,
     predicted_us,
     ranks_per_token,
-    rates_of,
     rates_from_link,
+    rates_of,
 )
 
 H100 = "NVIDIA H100 80GB HBM3"

@@ -445,16 +445,28 @@ int cuda_executor_profile(struct cuda_executor *e, uint32_t most)
 int cuda_executor_launch_time(struct cuda_executor *e, uint32_t index, void **kernel,
                               float *microseconds)
 {
-    float milliseconds = 0;
-
     if (index >= e->num_timed) {
         snprintf(e->error, sizeof e->error, "%u launches were timed", e->num_timed);
         return EP_ERR_ARGUMENT;
     }
-    ENTER();
-    TRY(cuEventSynchronize, e->timed[index].end);
-    TRY(cuEventElapsedTime, &milliseconds, e->timed[index].begin, e->timed[index].end);
     *kernel = e->timed[index].kernel;
+    return cuda_executor_elapsed(e, e->timed[index].begin, e->timed[index].end, microseconds);
+}
+
+int cuda_executor_timed_event(struct cuda_executor *e, void **event)
+{
+    ENTER();
+    TRY(cuEventCreate, (CUevent *)event, CU_EVENT_DEFAULT);
+    return EP_OK;
+}
+
+int cuda_executor_elapsed(struct cuda_executor *e, void *begin, void *end, float *microseconds)
+{
+    float milliseconds = 0;
+
+    ENTER();
+    TRY(cuEventSynchronize, end);
+    TRY(cuEventElapsedTime, &milliseconds, begin, end);
     *microseconds = milliseconds * 1000;
     return EP_OK;
 }

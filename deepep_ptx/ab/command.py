@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 from deepep_ptx import _cuda, measure
-from deepep_ptx.ab import job, plan, report, run, sass
+from deepep_ptx.ab import plan, report, run, sass
+from deepep_ptx.cli.options import names, numbers
 from deepep_ptx.cuda_ranks import ask_for_queues
 from deepep_ptx.errors import DeepEPError
+from deepep_ptx.measure.inputs import Job
 from deepep_ptx.runtime import ARCHS, EXECUTORS
 from deepep_ptx.toolchain.ptxas import ToolError
 
@@ -70,7 +72,7 @@ def command(args):
     if planned.executor == "cuda" and not _cuda.device_count():
         raise DeepEPError(f"--executor: 'cuda' cannot be used: {_cuda.why_not()}")
     look = _look(planned)
-    inputs = job.make(planned)
+    inputs = Job(planned.shape, planned.seed, combine=planned.kernel != "dispatch")
     links = _links(planned)
     outcome = run.run(planned, inputs)
     made = report.record(planned, inputs, outcome, look, links)
@@ -111,13 +113,3 @@ def _links(planned):
     """Of the first two GPUs of the run; {} where it has one."""
     gpus = list(dict.fromkeys(planned.devices or ()))
     return measure.links(gpus[:2]) if len(gpus) > 1 else {}
-
-
-def names(text):
-    """Of a list with commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def numbers(text):
-    """Of a list with commas."""
-    return [int(number) for number in names(text)]

@@ -4,9 +4,9 @@
 import difflib
 from dataclasses import dataclass
 
-import numpy as np
-
 from deepep_ptx import reference, select
+from deepep_ptx.measure.inputs import Shape
+from deepep_ptx.measure.statistics import interleaved
 from deepep_ptx.runtime import MAX_RANKS
 
 COMBINE_MODES = ("pull", "push")
@@ -61,15 +61,15 @@ class Plan:
     combine: str | None                 # None: the kernel is not of combine
 
     @property
-    def worst_rows(self):
-        """Rows that a rank could receive at most."""
-        return self.ranks * self.tokens
+    def shape(self):
+        """The `Shape` of the inputs."""
+        return Shape(self.ranks, self.tokens, self.hidden, self.topk, self.experts)
 
     @property
     def arena_bytes(self):
         """Room for what is received, for what is pushed, and for one slot that is not free yet."""
         row = self.hidden * reference.BF16_BYTES + 12 * self.topk + 4
-        return -(-3 * (self.worst_rows * row + (1 << 20)) // 128) * 128
+        return -(-3 * (self.shape.worst_rows * row + (1 << 20)) // 128) * 128
 
     @property
     def num_calls(self):
@@ -80,9 +80,7 @@ class Plan:
     def order(self):
         """Contenders' numbers [warmup + rounds, contenders]: each round runs all of them once, in
         an order of its own that the seed fixes."""
-        rounds = self.warmup + self.rounds
-        numbers = np.tile(np.arange(len(self.contenders)), (rounds, 1))
-        return np.random.default_rng([self.seed, rounds]).permuted(numbers, axis=1)
+        return interleaved(len(self.contenders), self.warmup + self.rounds, self.seed)
 
 
 def make(kernel, policies, *, executor, arch, num_gpus=0, devices=None, ranks=None, tokens=None,

@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import numpy as np
 
-from deepep_ptx import __version__, measure, reference, select
-from deepep_ptx.ab import sass, statistics
-from deepep_ptx.ab.machine import FLUSH_BYTES
+from deepep_ptx import __version__, measure, select
+from deepep_ptx.ab import sass
+from deepep_ptx.measure import statistics, traffic
+from deepep_ptx.measure.machine import FLUSH_BYTES
 
 PAYLOAD = "payload rows; flags, indices and weights come on top"
 WIDTH = 100
@@ -115,21 +116,6 @@ def _has_to_beat(plan, times, number):
             f"(ratio {of.median:.4f}, {of.low:.4f} .. {of.high:.4f})")
 
 
-def busiest(plan, rows, remote):
-    """Payload rows that the kernel moves: of the busiest GPU over its links (`remote`), or of the
-    busiest rank, wherever to."""
-    if remote:
-        place = np.array(plan.devices)
-        rows = rows * (place[:, None] != place)
-    # [home, host] of a token's row: its home sends it and pulls it back, its host pushes it back.
-    of_ranks = rows.sum(axis=0 if plan.kernel == "combine_push" else 1)
-    if not remote:
-        return int(of_ranks.max())
-    if plan.kernel == "combine_reduce" and plan.combine == "push":
-        return 0                # what was pushed is here
-    return max(int(of_ranks[place == gpu].sum()) for gpu in set(plan.devices))
-
-
 # -- record -----------------------------------------------------------------------------------
 
 def _variant(plan, outcome, look, number):
@@ -156,9 +142,11 @@ def _assembler(look):
 
 
 def _timing(plan, job, outcome, links):
-    row_bytes = plan.hidden * reference.BF16_BYTES
-    wire = busiest(plan, job.rows, remote=True) * row_bytes
-    logical = busiest(plan, job.rows, remote=False) * row_bytes
+    row_bytes = traffic.row_bytes(plan.hidden, "bf16")
+    wire = traffic.busiest_link(job.rows, plan.devices) * row_bytes
+    if plan.kernel == "combine_reduce" and plan.combine == "push":
+        wire = 0                # what was pushed is here
+    logical = traffic.busiest_rank(job.rows) * row_bytes
     bandwidth = links.get("copy_engine_both_ways_gb_s")
     times = slower_rank(outcome)
     figures = []

@@ -42,6 +42,16 @@ HELP = {
 _NAMES = re.compile(rf"\b({'|'.join(OPTIONS)})\b")
 
 
+def names(text):
+    """Of a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(text):
+    """Of a list with commas."""
+    return [int(number) for number in names(text)]
+
+
 def in_options(text):
     """An error's text with options in place of the settings that they set."""
     name = text.partition(":")[0]

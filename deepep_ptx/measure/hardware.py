@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every measurement on GPUs shares: the links' own figures, spreads, and which rows are wrong.
-"""
+"""What the machine is: its driver, and what the links between its GPUs can do."""
 
 import re
 import statistics
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepep_ptx import _cuda
 from deepep_ptx._cuda import CudaExecutor
 
 COPY_BYTES = 1 << 28
@@ -21,6 +21,16 @@ def driver_version():
     path = Path("/proc/driver/nvidia/version")
     found = re.search(r" (\d+\.\d+[.\d]*) ", path.read_text()) if path.exists() else None
     return found[1] if found else "unknown"
+
+
+def describe():
+    """The machine as what JSON can hold: gpus (names), driver, cuda_driver (the version of CUDA
+    that the driver supports, 1000 * major + 10 * minor)."""
+    return {
+        "gpus": [_cuda.describe_device(gpu)["name"] for gpu in range(_cuda.device_count())],
+        "driver": driver_version(),
+        "cuda_driver": _cuda.driver_version(),
+    }
 
 
 def links(devices=(0, 1), ping_pong=None):
@@ -61,23 +71,3 @@ def links(devices=(0, 1), ping_pong=None):
         for memory in memories:
             gpu.free(memory)
     return found
-
-
-def spread(times):
-    """dict of times in microseconds: median_us, p10_us, p90_us."""
-    ordered = sorted(times)
-    return {
-        "median_us": statistics.median(ordered),
-        "p10_us": ordered[len(ordered) // 10],
-        "p90_us": ordered[-1 - len(ordered) // 10],
-    }
-
-
-def wrong_rows(got, want):
-    """Numbers of the rows of two arrays of one shape and dtype whose bits differ."""
-    differs = _bits(got) != _bits(want)
-    return np.flatnonzero(differs.any(axis=tuple(range(1, differs.ndim))))
-
-
-def _bits(array):
-    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
