@@ -9,6 +9,7 @@ import numpy as np
 
 from deepep_ptx import __version__, measure, select
 from deepep_ptx.ab import sass
+from deepep_ptx.cli.tables import table
 from deepep_ptx.measure import statistics, traffic
 from deepep_ptx.measure.machine import FLUSH_BYTES
 
@@ -222,7 +223,7 @@ def _times_table(made):
             f"{ratio['low']:.4f} .. {ratio['high']:.4f}" if ratio else "",
             str(variant["sass"]["registers"]) if variant["sass"] else "-",
         ))
-    return _columns(rows)
+    return table(rows)
 
 
 def _counts_table(made):
@@ -238,7 +239,7 @@ def _counts_table(made):
     rows += [(variant["name"], *(f"{total / made['rows']:,.1f}" for total in line))
              for variant, line in zip(made["variants"], totals, strict=True)]
     kernels = ", ".join(made["variants"][0]["launched"])
-    return [*_columns(rows), f"of the whole call, waits included; {made['variants'][0]['name']}: "
+    return [*table(rows), f"of the whole call, waits included; {made['variants'][0]['name']}: "
                              f"{kernels}"]
 
 
@@ -262,14 +263,6 @@ def _sass_lines(made):
 
 def _resources(figures):
     return f"{figures['registers']} registers, {figures['spills']} bytes of spills"
-
-
-def _columns(rows):
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]),
-                       *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:],
-                                                                  strict=True))]).rstrip()
-            for row in rows]
 
 
 def sass_diffs(plan, look):

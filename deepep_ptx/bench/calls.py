@@ -40,15 +40,15 @@ class Placed:
 class Call:
     """A case's call on one rank: calling it queues it, and returns name -> array, and the "event".
 
-    Keywords are those of the buffer's method, such as `async_finish`.
+    Keywords are those of the buffer's method, such as `async_finish`.  arrays, placed: of the rank.
     """
 
     def __init__(self, case, machine, buffer, arrays, placed, worst_rows):
         self.case = case
         self.buffer = buffer
         self._stream = machine.stream
-        self._arrays = arrays
-        self._placed = placed
+        self.arrays = arrays
+        self.placed = placed
         self._worst_rows = worst_rows
         self._call = getattr(self, "_" + case.what.partition("-")[0])
 
@@ -57,28 +57,28 @@ class Call:
 
     def _layout(self, **options):
         per_rank, _, per_expert, in_rank, event = self.buffer.get_dispatch_layout(
-            self._arrays.topk_idx, self.case.experts, **options)
+            self.arrays.topk_idx, self.case.experts, **options)
         return {"num_tokens_per_rank": per_rank, "num_tokens_per_expert": per_expert,
                 "is_token_in_rank": in_rank, "event": event}
 
     def _dispatch(self, **options):
         worst_rows = 0 if self.case.what == "dispatch-wait" else self._worst_rows
         recv_x, recv_idx, recv_weights, _, handle, event = self.buffer.dispatch(
-            self._arrays.xs[self.case.dtype], num_worst_tokens=worst_rows, **options,
-            **self._placed.layout)
+            self.arrays.xs[self.case.dtype], num_worst_tokens=worst_rows, **options,
+            **self.placed.layout)
         return _named_rows(recv_x) | {
             "recv_topk_idx": recv_idx, "recv_topk_weights": recv_weights,
             "recv_src_idx": handle.recv_src_idx, "rank_prefix_matrix": handle[0], "event": event}
 
     def _cached(self, **options):
-        recv_x, *_, event = self.buffer.dispatch(self._arrays.xs[self.case.dtype],
-                                                 handle=self._placed.handle, **options)
+        recv_x, *_, event = self.buffer.dispatch(self.arrays.xs[self.case.dtype],
+                                                 handle=self.placed.handle, **options)
         return _named_rows(recv_x) | {"event": event}
 
     def _combine(self, **options):
-        y = self._placed.rows if self.case.what == "combine-pull" else self._arrays.y
-        x, weights, event = self.buffer.combine(y, self._placed.handle,
-                                                topk_weights=self._placed.topk_weights, **options)
+        y = self.placed.rows if self.case.what == "combine-pull" else self.arrays.y
+        x, weights, event = self.buffer.combine(y, self.placed.handle,
+                                                topk_weights=self.placed.topk_weights, **options)
         return {"combined_x": x, "combined_topk_weights": weights, "event": event}
 
 

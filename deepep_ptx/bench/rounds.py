@@ -53,6 +53,7 @@ class Outcome:
     times: `Times`; None on the CPU executor.
     counts: per case and rank, counter -> what the call added to it; None on GPUs.
     launched: symbols of a case's kernels.  rows: int [R, R], see `measure.inputs.Job`.
+    sms: CTAs of a case's call.
     """
 
     wrong: list
@@ -60,6 +61,7 @@ class Outcome:
     counts: list | None
     launched: list
     rows: list
+    sms: list
 
 
 def measure(comm, cases, *, rounds, warmup=WARMUP, host_rounds=0, seed=0, progress=None,
@@ -101,7 +103,8 @@ def num_calls(num_cases, rounds, warmup=WARMUP, host_rounds=0):
 class Session:
     """One rank's buffers and calls for `cases`, in a `with` statement; see `measure`.
 
-    calls: after `check()`, of the cases in their order.  wrong: after it, of all ranks.
+    After `check()`: calls, of the cases in their order; rows, likewise, see `Outcome`; wrong, of
+    all ranks.
     machine, aligner: of the rank.
     """
 
@@ -117,7 +120,7 @@ class Session:
         self._default_sms = Buffer.num_sms
         self._counts = [None] * len(self.cases)
         self._launched = [None] * len(self.cases)
-        self._rows = [None] * len(self.cases)
+        self.rows = [None] * len(self.cases)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self):
@@ -154,7 +157,7 @@ class Session:
                 self.calls[number] = calls.Call(case, self.machine, self._buffers[key], arrays,
                                                 placed[key], shape.worst_rows)
                 mine += self._checked(number, calls.wanted(case, job, self.comm.rank))
-                self._rows[number] = job.rows
+                self.rows[number] = job.rows
         self.wrong = [wrong for of_rank in self.comm.allgather(mine) for wrong in of_rank]
         copied = sum(buffer.stats()["copied_bytes"] for buffer in self._buffers.values())
         if copied:
@@ -168,14 +171,14 @@ class Session:
         late, host = np.empty(shape, bool), np.empty((len(contenders), host_rounds))
         for number, row in enumerate(interleaved(len(contenders), warmup + rounds, self.seed)):
             for index in row:
-                self._begin(contenders[index].case)
+                self.begin(contenders[index].case)
                 timing = self._measured(contenders[index])[1]      # the results are gone
                 if number >= warmup:
                     at = index, number - warmup
                     kernel[at], call[at], late[at] = timing.kernel_us, timing.call_us, timing.late
         for number, row in enumerate(interleaved(len(contenders), host_rounds, self.seed)):
             for index in row:
-                self._begin(contenders[index].case)
+                self.begin(contenders[index].case)
                 host[index, number] = self.machine.host_us(contenders[index])[1]
                 self._step()
         everybody = self.comm.allgather((kernel, call, host, late))
@@ -188,15 +191,18 @@ class Session:
         if not self.machine.times and not self.wrong:
             counts = [list(ranks) for ranks in zip(*self.comm.allgather(self._counts),
                                                    strict=True)]
-        return Outcome(self.wrong, times, counts, self._launched, self._rows)
+        return Outcome(self.wrong, times, counts, self._launched, self.rows,
+                       [self.sms_of(case) for case in self.cases])
 
-    def _begin(self, case):
+    def sms_of(self, case):
+        """CTAs of a case's call."""
+        return self._default_sms if case.sms is None else case.sms
+
+    def begin(self, case):
+        """Before every call: ranks are together, and the case's SMs are set."""
         # Ranks that are threads share the number of SMs: all of them are here, and in no call.
         self.comm.barrier()
-        if case.sms is None:
-            Buffer.num_sms = self._default_sms
-        else:
-            Buffer.set_num_sms(case.sms)
+        Buffer.set_num_sms(self.sms_of(case))
 
     def _measured(self, call):
         measured = self.machine.measure(self.aligner, call)
@@ -209,7 +215,7 @@ class Session:
 
     def _checked(self, number, wanted):
         """[] or [Wrong] of a case's call."""
-        self._begin(self.cases[number])
+        self.begin(self.cases[number])
         call = self.calls[number]
         got, measured = self._measured(call)
         self._counts[number] = measured

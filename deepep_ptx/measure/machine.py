@@ -117,6 +117,28 @@ class Gpu:
         self.executor.profile(0)
         return result, Timing(launches, call_us, late)
 
+    def beside(self, align, call, work):
+        """(microseconds of the call's kernels, of `work`, late), NaN for what is None: `call`, of
+        a buffer, is queued with `async_finish` and `work` after it on the caller's stream, both to
+        begin when `align` has ended."""
+        nothing = float("nan")
+        self.executor.profile(MAX_LAUNCHES)
+        self.flush()
+        align()
+        result = call(async_finish=True) if call else None
+        self.begin.record(self.stream)
+        if work:
+            work()
+        self.end.record(self.stream)
+        late = self.begin.done
+        work_us = self.end.since(self.begin) if work else nothing
+        if call:
+            result["event"].current_stream_wait()
+            self.synchronize()
+        launches = self.executor.launch_times()[align.num_launches:]
+        self.executor.profile(0)
+        return sum(us for _, us in launches) if call else nothing, work_us, late
+
     def host_us(self, call):
         """(what `call` returned, microseconds that it kept the host)."""
         self.synchronize()
