@@ -149,6 +149,7 @@ class Buffer:
         self._copied_bytes = 0
         self._in_flight = deque()       # calls nobody has waited for, oldest first
         self._library = None            # of the newest call
+        self.last_num_sms = None        # likewise, what it was given
         kernels = {name: (variant, select.read_text(variant))
                    for name, variant in self.variants.items()}
         core, self._ranks_here = symmetric.connect(group, self.num_nvl_bytes,
@@ -393,6 +394,7 @@ class Buffer:
         if not captured:
             self._forget_finished()
         self._library = call.library
+        self.last_num_sms = num_sms
         return Launch(call.stream, previous, num_sms, waits, bool(async_finish) and not waits,
                       captured)
 

@@ -19,6 +19,7 @@ class Buffer:
     num_sms: ClassVar[int]
     variants: dict[str, Any]
     tuning: Any
+    last_num_sms: int | None
     group: _Group
     rank: int
     group_size: int

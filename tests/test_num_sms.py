@@ -54,6 +54,7 @@ def calls(comm, launched, arguments, options):
         ours.dispatch(x, handle, **arguments)
         ours.combine(recv_x, handle, **arguments)
         ours.combine(recv_x.copy(), handle, **arguments)
+        assert ours.last_num_sms == launched[threading.get_ident()][-1]
         return launched[threading.get_ident()]
 
 

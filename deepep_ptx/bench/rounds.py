@@ -53,7 +53,7 @@ class Outcome:
     times: `Times`; None on the CPU executor.
     counts: per case and rank, counter -> what the call added to it; None on GPUs.
     launched: symbols of a case's kernels.  rows: int [R, R], see `measure.inputs.Job`.
-    sms: CTAs of a case's call.
+    sms: CTAs that a case's call was given.
     """
 
     wrong: list
@@ -120,6 +120,7 @@ class Session:
         self._default_sms = Buffer.num_sms
         self._counts = [None] * len(self.cases)
         self._launched = [None] * len(self.cases)
+        self._sms = [None] * len(self.cases)
         self.rows = [None] * len(self.cases)
         self._stack = contextlib.ExitStack()
 
@@ -192,17 +193,13 @@ class Session:
             counts = [list(ranks) for ranks in zip(*self.comm.allgather(self._counts),
                                                    strict=True)]
         return Outcome(self.wrong, times, counts, self._launched, self.rows,
-                       [self.sms_of(case) for case in self.cases])
-
-    def sms_of(self, case):
-        """CTAs of a case's call."""
-        return self._default_sms if case.sms is None else case.sms
+                       self._sms)
 
     def begin(self, case):
         """Before every call: ranks are together, and the case's SMs are set."""
         # Ranks that are threads share the number of SMs: all of them are here, and in no call.
         self.comm.barrier()
-        Buffer.set_num_sms(self.sms_of(case))
+        Buffer.num_sms = self._default_sms if case.sms is None else case.sms
 
     def _measured(self, call):
         measured = self.machine.measure(self.aligner, call)
@@ -220,6 +217,7 @@ class Session:
         got, measured = self._measured(call)
         self._counts[number] = measured
         self._launched[number] = list(call.buffer.last_launch)
+        self._sms[number] = call.buffer.last_num_sms
         wrong = first_wrong(str(call.case), self.comm.rank, got, wanted, self.machine)
         for name in wanted:
             self.machine.spoil(got[name])

@@ -9,6 +9,7 @@ from deepep_ptx import _cuda
 from deepep_ptx.cli.options import names, numbers
 from deepep_ptx.cuda_ranks import ask_for_queues
 from deepep_ptx.errors import DeepEPError
+from deepep_ptx.measure.settings import SHAPES
 from deepep_ptx.runtime import ARCHS
 from deepep_ptx.sm_model import OPS, RATES
 from deepep_ptx.tune import plan, report
@@ -37,11 +38,10 @@ def add(commands):
     tune.add_argument("--tokens", type=numbers, default=list(plan.TOKENS), metavar="N[,...]",
                       help="tokens per rank; one stands for its class, up to the next power of two "
                            f"(default: {_joined(plan.TOKENS)})")
-    tune.add_argument("--hidden", type=int, default=7168, metavar="N",
-                      help="elements of a row (default: %(default)s)")
-    tune.add_argument("--topk", type=int, default=8, metavar="N",
-                      help="experts per token (default: %(default)s)")
-    tune.add_argument("--experts", type=int, metavar="N", help="of all ranks (default: 256)")
+    for name, what in (("hidden", "elements of a row"), ("topk", "experts per token"),
+                       ("experts", "of all ranks")):
+        tune.add_argument(f"--{name}", type=int, metavar="N",
+                          help=f"{what} (default: {SHAPES['cuda'][name]})")
     tune.add_argument("--ranks", type=int, metavar="N",
                       help="threads, one rank each (default: GPUs, at least 2)")
     tune.add_argument("--devices", type=numbers, metavar="N[,...]",

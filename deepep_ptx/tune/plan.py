@@ -6,8 +6,8 @@ import itertools
 from dataclasses import dataclass
 
 from deepep_ptx import reference, select
+from deepep_ptx.measure import settings
 from deepep_ptx.measure.inputs import DTYPES
-from deepep_ptx.runtime import MAX_RANKS
 from deepep_ptx.sm_model import OPS, Work, predicted_us, ranks_per_token, rates_of
 from deepep_ptx.tuning import kernels_of
 
@@ -122,7 +122,7 @@ class Plan:
 
 
 def make(*, gpu, arch, num_gpus, devices=None, ranks=None, ops=OPS, dtypes=("bf16",),
-         tokens=TOKENS, hidden=7168, topk=8, experts=None, sms=SMS, policies=POLICIES, knobs=(),
+         tokens=TOKENS, hidden=None, topk=None, experts=None, sms=SMS, policies=POLICIES, knobs=(),
          rounds=40, seed=0, timeout_s=10.0):
     """The `Plan` of a run.
 
@@ -130,44 +130,39 @@ def make(*, gpu, arch, num_gpus, devices=None, ranks=None, ops=OPS, dtypes=("bf1
         gpu, arch: name and target of the GPUs.  num_gpus: on this machine.
         devices: GPU of each rank; None: in turn.  ranks: None: as many as devices, else as GPUs.
         ops, dtypes, tokens, sms, policies: all combinations; combines are of bf16 only.
-        hidden, topk, experts: of all calls; experts None: 256, up to a multiple of the ranks.
+        hidden, topk, experts: of all calls; None: as `deepep-ptx bench` has them.
         knobs: name -> values of launch parameters of the bulk data path; none: the kernels' own.
         rounds: of a candidate that is never dropped.
 
     Raises:
         ValueError: the text begins with the option of `deepep-ptx tune`.
     """
-    devices = _devices(devices, ranks, num_gpus)
-    if experts is None:
-        experts = -(-256 // len(devices)) * len(devices)
-    _check("experts", experts, 1)
-    _check("topk", topk, 1, min(experts, reference.MAX_TOPK))
-    if experts % len(devices):
-        raise ValueError(f"--experts: must be a multiple of --ranks ({len(devices)}), got "
-                         f"{experts}")
+    shape = settings.shape_of("cuda", num_gpus, devices, ranks=ranks, hidden=hidden, topk=topk,
+                              experts=experts)
+    devices = settings.devices_of(devices, shape["ranks"], num_gpus)
     _check_all("ops", ops, OPS)
     _check_all("dtypes", dtypes, DTYPES)
-    step = reference.FP8_GROUP if "fp8" in dtypes else 8
-    if hidden < step or hidden % step:
-        raise ValueError(f"--hidden: must be a positive multiple of {step}, got {hidden}")
     for name, values in (("tokens", tokens), ("sms", sms), *dict(knobs).items()):
         if not values:
-            raise ValueError(f"--{name.replace('_', '-')}: must name at least one number")
+            raise ValueError(f"--{name}: must name at least one number")
         for value in values:
-            _check(name.replace("_", "-"), value, 1)
-    _check("rounds", rounds, FIRST_ROUNDS)
-    _check("seed", seed, 0)
-    if not 0 < timeout_s <= 1e9:
-        raise ValueError(f"--timeout-s: must be above 0 and at most 1e9, got {timeout_s}")
+            settings.check(name.replace("_", "-"), value, 1)
+    settings.check_shape(**shape | {"tokens": min(tokens)})
+    if "fp8" in dtypes and shape["hidden"] % reference.FP8_GROUP:
+        raise ValueError(f"--hidden: must be a multiple of {reference.FP8_GROUP} with fp8, got "
+                         f"{shape['hidden']}")
+    settings.check("rounds", rounds, FIRST_ROUNDS)
+    settings.check("seed", seed, 0)
+    settings.check_timeout(timeout_s)
     cases = tuple(Case(op, dtype, number) for op in ops for dtype in dtypes
                   for number in sorted(set(tokens)) if dtype == "bf16" or op == "dispatch")
     if not cases:
         raise ValueError("--dtypes: must have bf16 for combine, which adds nothing else")
-    return Plan(gpu=gpu, arch=arch, devices=tuple(devices), cases=cases,
+    return Plan(gpu=gpu, arch=arch, devices=devices, cases=cases,
                 candidates={op: _candidates(op, arch, sorted(set(sms)), policies, dict(knobs))
                             for op in dict.fromkeys(case.op for case in cases)},
-                hidden=hidden, topk=topk, experts=experts, rounds=rounds, seed=seed,
-                timeout_s=timeout_s)
+                hidden=shape["hidden"], topk=shape["topk"], experts=shape["experts"],
+                rounds=rounds, seed=seed, timeout_s=timeout_s)
 
 
 def _candidates(op, arch, sms, policies, knobs):
@@ -189,26 +184,6 @@ def _candidates(op, arch, sms, policies, knobs):
             made += [Candidate(number, variant["policy"] or variant["path"],
                                tuple(zip(own, values, strict=True))) for number in sms]
     return tuple(made)
-
-
-def _devices(devices, ranks, num_gpus):
-    if devices is None:
-        ranks = max(2, num_gpus) if ranks is None else ranks
-        _check("ranks", ranks, 1, MAX_RANKS)
-        return [rank % num_gpus for rank in range(ranks)]
-    _check("ranks", len(devices), 1, MAX_RANKS)
-    if not devices or min(devices) < 0 or max(devices) >= num_gpus:
-        raise ValueError(f"--devices: must be numbers of the {num_gpus} GPUs there are, got "
-                         f"{', '.join(map(str, devices)) or 'none'}")
-    if ranks not in (None, len(devices)):
-        raise ValueError(f"--devices: must name one GPU per rank, {ranks}; got {len(devices)}")
-    return devices
-
-
-def _check(name, value, low, high=None):
-    if value < low or (high is not None and value > high):
-        accepted = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        raise ValueError(f"--{name}: must be {accepted}, got {value}")
 
 
 def _check_all(name, values, accepted):

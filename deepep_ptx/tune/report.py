@@ -4,7 +4,7 @@
 import datetime
 
 from deepep_ptx import __version__
-from deepep_ptx.cli.tables import aligned
+from deepep_ptx.cli.tables import aligned, table
 from deepep_ptx.measure import driver_version
 from deepep_ptx.sm_model import choose_sms, rates_of
 from deepep_ptx.tune.plan import ITEMSIZES, WARMUP, Candidate
@@ -59,7 +59,7 @@ def dry_run(plan):
         *candidates,
         f"rungs of {', '.join(map(str, plan.rungs()))} rounds, each after {WARMUP}; slower ones "
         "are dropped after each",
-        "", *aligned(rows), "",
+        "", *table(rows), "",
         f"{calls:,} calls at most, each a launch of the op's kernel; about {seconds:.0f} s if "
         "nobody were dropped, by the model of docs/tuning.md",
     ])
