@@ -125,10 +125,16 @@ VARIABLES = (
         tuning_files.VARIABLE,
         "the tuning file, where Buffer(tuning=) is None; one that does not fit is an error",
         "path of a file that `deepep-ptx tune` has written",
-        "the file of the GPU and number of ranks in $XDG_CONFIG_HOME/deepep_ptx/tuning (~/.config "
-        "without it), if it is there and fits; else the model of how many SMs a call needs",
-        "when a Buffer is made",
+        "the user's file for the GPU and number of ranks, if it is there and fits; else the model "
+        "of how many SMs a call needs",
+        "when a Buffer is made; by doctor",
         _judge_tuning),
+    Variable(
+        "XDG_CONFIG_HOME",
+        "where the user's tuning files lie: in deepep_ptx/tuning below it",
+        "a folder, by an absolute path",
+        "~/.config",
+        "when a Buffer is made; by tune and doctor"),
     Variable(
         "DEEPEP_PTX_EXECUTOR",
         "what runs the kernels, where run_ranks(executor=) is None",
