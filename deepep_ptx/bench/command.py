@@ -84,6 +84,8 @@ def _intranode(args):
         raise DeepEPError(f"--executor: 'cuda' cannot be used: {_cuda.why_not()}")
     planned = plan.make(executor=executor, arch=settings.arch_of(args.arch, executor),
                         num_gpus=_cuda.device_count(), peers=not args.no_peers, **options)
+    if args.arch and planned.layout == "processes":
+        raise ValueError("--arch: only with --layout threads; processes run the GPU's target")
     return launch.run(intranode.rank_main, planned)
 
 

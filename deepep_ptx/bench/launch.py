@@ -64,7 +64,8 @@ def _in_group(device, main, plan, **group):
     return result
 
 
-def _spawn(main, plan):
+def _spawn(main, plan, in_group=_in_group):
+    """What `main` returns on rank 0, each rank a process of its own that runs `in_group`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -74,7 +75,7 @@ def _spawn(main, plan):
         for rank, device in enumerate(plan.devices):
             mine, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_process, name=f"rank {rank}",
-                                      args=(theirs, rank, device, address, main, plan))
+                                      args=(theirs, in_group, rank, device, address, main, plan))
             process.start()
             theirs.close()
             processes.append(process)
@@ -87,11 +88,11 @@ def _spawn(main, plan):
             process.join()
 
 
-def _process(pipe, rank, device, address, main, plan):
+def _process(pipe, in_group, rank, device, address, main, plan):
     """Body of a rank's process: sends (kind, result or text)."""
     try:
-        result = _in_group(device, main, plan, init_method=address, rank=rank,
-                           world_size=len(plan.devices))
+        result = in_group(device, main, plan, init_method=address, rank=rank,
+                          world_size=len(plan.devices))
     except KeyboardInterrupt:
         return
     except ValueError as error:

@@ -76,17 +76,18 @@ def make(*, arch, num_gpus, what=None, policy=None, sms=None, gemm=None, target_
     ranks = shape.pop("ranks")
     rounds = ROUNDS if rounds is None else rounds
     warmup = WARMUP if warmup is None else warmup
-    for name, value, low in (("rounds", rounds, MIN_ROUNDS), ("warmup", warmup, 0), ("seed", seed, 0),
-                             ("target-us", target_us, 1), *(("sms", n, 1) for n in all_sms)):
+    for name, value, low in (("rounds", rounds, MIN_ROUNDS), ("warmup", warmup, 0),
+                             ("seed", seed, 0), ("target-us", target_us, 1),
+                             *(("sms", number, 1) for number in all_sms)):
         settings.check(name, value, low)
     settings.check_timeout(timeout_s)
+    torch, why_not = launch.torch_with_cuda()
+    if torch is None:
+        raise DeepEPError(f"bench overlap: its GEMM needs torch with CUDA: {why_not}")
     devices = settings.devices_of(devices, ranks, num_gpus)
     if len(set(devices)) < ranks:
         raise ValueError("--devices: each rank must have a GPU of its own, got "
                          f"{','.join(map(str, devices))}")
-    torch, why_not = launch.torch_with_cuda()
-    if torch is None:
-        raise DeepEPError(f"bench overlap: its GEMM needs torch with CUDA: {why_not}")
     gemms = tuple(gemm or GEMMS)
     cases = tuple(Case(one, policy=name, sms=count, **shape)
                   for one, name, count in itertools.product(whats, policies, all_sms))

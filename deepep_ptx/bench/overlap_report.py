@@ -17,9 +17,9 @@ def text(made):
         lines += ["", *(f"WRONG  {one['text']}" for one in made["wrong"])]
         return "\n".join([*lines, "no figures: a wrong result is not worth a time"])
     lines += ["bits equal to the reference's on all ranks, for every case",
-              f"{made['rounds']} rounds of all after {made['warmup']}, each in an order of its own; "
-              "a call is queued first, the GEMM behind it on another stream; medians of the slower "
-              "rank", ""]
+              f"{made['rounds']} rounds of all after {made['warmup']}, each in an order of its "
+              "own; a call is queued first, the GEMM behind it on another stream; medians of the "
+              "slower rank", ""]
     rows = [("call", "policy", "GEMM", "SMs", "GEMM us", "beside", "slower", "SMs' share",
              "call us", "beside", "slower", "late")]
     rows += [(pair["what"], pair["policy"], gemm_name(pair), str(pair["sms"]),

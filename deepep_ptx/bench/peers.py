@@ -24,8 +24,12 @@ def measured(kind, comm, plan, session, links):
 
     def make():
         peer = kind(session.machine.torch, comm.size, plan.cases)
-        return peer, [peer.call(base, session.rows[number], comm.rank)
-                      for number, base in bases.items()]
+        calls = [peer.call(base, session.rows[number], comm.rank)
+                 for number, base in bases.items()]
+        # After all of them, which the ranks make together.
+        if not all(call.right for call in calls):
+            raise DeepEPError("it gives other rows than our dispatch")
+        return peer, calls
 
     if not bases:
         return {"name": kind.name, "missing": f"it has none of these calls, only "
@@ -71,10 +75,14 @@ def _attempt(comm, step):
 
 
 class PeerCall:
-    """Like `calls.Call`: calling it queues a peer's call for `case`."""
+    """Like `calls.Call`: calling it queues a peer's call for `case`.
 
-    def __init__(self, case, run):
+    right: whether its dispatch gave the rows that ours gives.
+    """
+
+    def __init__(self, case, run, right):
         self.case = case
+        self.right = right
         self._run = run
 
     def __call__(self):
@@ -108,9 +116,8 @@ class Nccl:
             torch.distributed.all_to_all_single(received, sent, origin, to, group=self.group)
             return received
 
-        if not _equal(torch, run(), self._packed(_our_rows(base))):
-            raise DeepEPError("it gives other rows than our dispatch")
-        return PeerCall(dataclasses.replace(base.case, policy=self.name, sms=None, tuning={}), run)
+        return PeerCall(dataclasses.replace(base.case, policy=self.name, sms=None, tuning={}), run,
+                        _equal(torch, run(), self._packed(_our_rows(base))))
 
     def _packed(self, x):
         """Rows as one tensor."""
@@ -153,8 +160,7 @@ class DeepEP:
                   "num_tokens_per_expert": per_expert, "is_token_in_rank": in_rank,
                   "topk_idx": arrays.topk_idx, "topk_weights": arrays.topk_weights}
         recv_x, _, recv_weights, _, handle, _ = buffer.dispatch(arrays.xs["bf16"], **layout)
-        if not _equal(self.torch, recv_x, _our_rows(base, "bf16")):
-            raise DeepEPError("it gives other rows than our dispatch")
+        right = _equal(self.torch, recv_x, _our_rows(base, "bf16"))
         x = arrays.xs[case.dtype]
         run = {
             "layout": lambda: buffer.get_dispatch_layout(arrays.topk_idx, case.experts),
@@ -168,7 +174,7 @@ class DeepEP:
             return run()
 
         return PeerCall(dataclasses.replace(case, policy=self.name, sms=num_sms, tuning={}),
-                        with_sms)
+                        with_sms, right)
 
     def _num_sms(self, case):
         sms = self.default_sms if case.sms is None else case.sms

@@ -3,17 +3,13 @@
 
 import re
 import statistics
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
 
 from deepep_ptx import _cuda
 from deepep_ptx._cuda import CudaExecutor
 
 COPY_BYTES = 1 << 28
-PING_PONGS = 1000
 
 
 def driver_version():
@@ -33,16 +29,13 @@ def describe():
     }
 
 
-def links(devices=(0, 1), ping_pong=None):
+def links(devices=(0, 1)):
     """What the links between two GPUs can do.
 
-    Args:
-        devices: the two GPUs.
-        ping_pong: PTX of a kernel that times a flag's round trip, or None to leave it out.
+    devices: the two GPUs.
 
     Returns:
-        dict: copy_engine_one_way_gb_s, copy_engine_both_ways_gb_s (both at once, the slower way)
-        and, with ping_pong, flag_round_trip_us.
+        dict: copy_engine_one_way_gb_s, copy_engine_both_ways_gb_s (both at once, the slower way).
     """
     gpus = [CudaExecutor(device) for device in devices]
     for gpu, peer in zip(gpus, reversed(gpus), strict=True):
@@ -53,20 +46,9 @@ def links(devices=(0, 1), ping_pong=None):
         times = [gpus[side].time_copy(to[1 - side], source[side], COPY_BYTES) for _ in range(5)]
         return COPY_BYTES / statistics.median(times) / 1e3
 
-    def flags(side):
-        gpu, mine, theirs = gpus[side], to[side], to[1 - side]
-        kernel = gpu.load("ping_pong", ping_pong[ping_pong.index(".version"):], 32)
-        params = struct.pack("<QQQII", mine, theirs, mine + 128, side == 0, PING_PONGS)
-        gpu.launch(kernel, params, 1, 32)
-        return int(gpu.read(mine + 128, 8).view(np.uint64)[0]) / PING_PONGS / 1e3
-
     with ThreadPoolExecutor(2) as both:
         found = {"copy_engine_one_way_gb_s": round(copy(0), 1),
                  "copy_engine_both_ways_gb_s": round(min(both.map(copy, range(2))), 1)}
-        if ping_pong is not None:
-            for gpu, memory in zip(gpus, to, strict=True):
-                gpu.fill(memory, 0, 256)
-            found["flag_round_trip_us"] = round(max(both.map(flags, range(2))), 2)
     for gpu, *memories in zip(gpus, to, source, strict=True):
         for memory in memories:
             gpu.free(memory)

@@ -56,9 +56,10 @@ class Gpu:
     def __init__(self, executor):
         self.executor = executor
         self.flushed = [Memory(executor, FLUSH_BYTES, "flush", self.stream) for _ in range(2)]
+        self.begin, self.end = TimedEvent(executor), TimedEvent(executor)
+        self.synchronize()          # the memory is there for other streams too
         for memory in self.flushed:
             executor.fill(memory.address, 0xA5, FLUSH_BYTES)
-        self.begin, self.end = TimedEvent(executor), TimedEvent(executor)
 
     def give(self, array):
         """A copy of a NumPy array on the GPU."""
@@ -153,13 +154,14 @@ class TorchGpu(Gpu):
     def __init__(self, executor, torch):
         self.torch = torch
         self.stream = torch.cuda.current_stream(executor.device).cuda_stream
+        self.device = f"cuda:{executor.device}"
         self.wanted = {}        # id -> the array, which keeps the id, and its copy on the GPU
         super().__init__(executor)
 
     def give(self, array):
         """A copy of a NumPy array on the GPU."""
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        tensor = self.torch.from_numpy(data).to(f"cuda:{self.executor.device}")
+        tensor = self.torch.from_numpy(data).to(self.device)
         return tensor.view(getattr(self.torch, str(array.dtype))).reshape(array.shape)
 
     def get(self, array):
