@@ -199,7 +199,7 @@ def test_every_call_is_right_and_counted(routing):
     for case, counts, launched, sms in zip(cases, outcome.counts, outcome.launched, outcome.sms,
                                            strict=True):
         assert len(counts) == 2 and all(rank["warp_instructions"] > 0 for rank in counts), case
-        assert launched and sms == (case.sms or before)
+        assert launched and (sms == case.sms or case.sms is None and 1 <= sms <= before)
 
 
 def test_pulled_rows_are_read_and_pushed_rows_are_written():

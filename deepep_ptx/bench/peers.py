@@ -44,7 +44,7 @@ def measured(kind, comm, plan, session, links):
     except Exception as error:
         raise DeepEPError(f"{kind.name}: {type(error).__name__}: {error}") from error
     rows = [session.rows[number] for number in bases] * 2
-    sms = [session.sms_of(base.case) for base in bases.values()] + [c.case.sms for c in calls]
+    sms = [session.sms[number] for number in bases] + [call.case.sms for call in calls]
     return {"name": kind.name, "version": peer.version, "cases": [
         figures.figures_of(call.case, *of_call, plan.devices, links) for call, *of_call in
         zip([*bases.values(), *calls], times, rows, sms, strict=True)]}

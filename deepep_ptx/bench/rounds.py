@@ -103,8 +103,8 @@ def num_calls(num_cases, rounds, warmup=WARMUP, host_rounds=0):
 class Session:
     """One rank's buffers and calls for `cases`, in a `with` statement; see `measure`.
 
-    After `check()`: calls, of the cases in their order; rows, likewise, see `Outcome`; wrong, of
-    all ranks.
+    After `check()`: calls, of the cases in their order; rows and sms, likewise, see `Outcome`;
+    wrong, of all ranks.
     machine, aligner: of the rank.
     """
 
@@ -120,7 +120,7 @@ class Session:
         self._default_sms = Buffer.num_sms
         self._counts = [None] * len(self.cases)
         self._launched = [None] * len(self.cases)
-        self._sms = [None] * len(self.cases)
+        self.sms = [None] * len(self.cases)
         self.rows = [None] * len(self.cases)
         self._stack = contextlib.ExitStack()
 
@@ -193,7 +193,7 @@ class Session:
             counts = [list(ranks) for ranks in zip(*self.comm.allgather(self._counts),
                                                    strict=True)]
         return Outcome(self.wrong, times, counts, self._launched, self.rows,
-                       self._sms)
+                       self.sms)
 
     def begin(self, case):
         """Before every call: ranks are together, and the case's SMs are set."""
@@ -217,7 +217,7 @@ class Session:
         got, measured = self._measured(call)
         self._counts[number] = measured
         self._launched[number] = list(call.buffer.last_launch)
-        self._sms[number] = call.buffer.last_num_sms
+        self.sms[number] = call.buffer.last_num_sms
         wrong = first_wrong(str(call.case), self.comm.rank, got, wanted, self.machine)
         for name in wanted:
             self.machine.spoil(got[name])
