@@ -2,13 +2,15 @@
 """`deepep-ptx tune`: with made-up times, so that what has to win is known."""
 
 import dataclasses
+import functools
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from deepep_ptx import _cuda, cli, run_ranks, tuning
+from deepep_ptx import Buffer, _cuda, cli, run_ranks, tuning
+from deepep_ptx.bench import rounds
 from deepep_ptx.measure import machine
 from deepep_ptx.tune import command, measure, plan, report
 from deepep_ptx.tune.decide import decide, survivors, winner_of
@@ -217,8 +219,8 @@ class FakeGpus:
                            for one in made.candidates[case.op]], wrong=self.wrong)
         bench.is_over = is_over
         result = decide(bench=bench)
-        for indices, rounds in bench.measured:
-            for _ in range(len(indices) * rounds):
+        for indices, number in bench.measured:
+            for _ in range(len(indices) * number):
                 progress()
         return result
 
@@ -439,6 +441,36 @@ def test_a_wrong_row_is_of_the_candidate_that_made_it(monkeypatch):
     first, second = on_ranks(made, made.cases[0], lambda bench: bench.check())
     assert first == second and first[0] is None
     assert "rank 1: recv_x: first bad row 2, of 1 bad rows; column 5 is" in first[1]
+
+
+class Timed(machine.Emu):
+    """The CPU executor with times: 100 us on 3 SMs, 150 on 2, and 10 more on rank 1."""
+
+    times = True
+
+    def measure(self, align, call):
+        result, _ = super().measure(align, call)
+        us = {2: 150.0, 3: 100.0}[call.case.sms] + 10 * self.executor.rank
+        return result, machine.Timing([("ep_kernel", us)], us + 20, False)
+
+
+@pytest.mark.parametrize("op", ["dispatch", "combine_pull", "combine_push"])
+def test_the_slower_ranks_kernels_decide_on_all_ranks_alike(op, monkeypatch):
+    def on_emu(*args, executor, devices, **options):
+        assert executor == "cuda" and devices == [0, 1]
+        results = run_ranks(*args, executor="emu", **options)
+        assert results[0] == results[1]
+        return results
+
+    monkeypatch.setattr(measure, "run_ranks", on_emu)
+    monkeypatch.setattr(rounds, "machine_of", lambda executor, torch: Timed(executor))
+    made, calls, before = small(ops=(op,)), [], Buffer.num_sms
+    result = measure.Gpus().run(made, made.cases[0], functools.partial(
+        decide, made.candidates[op], rungs=[5, 5]), lambda: calls.append(op), lambda: False)
+    assert result["winner"] == result["quickest"] == 1
+    assert [(one["sms"], one["median_us"], one["rounds"], one["dropped"])
+            for one in result["candidates"]] == [(2, 160.0, 5, True), (3, 110.0, 5, False)]
+    assert len(calls) == 2 * (1 + plan.WARMUP + 5) and Buffer.num_sms is before
 
 
 def test_a_bench_case_for_each_candidate():
