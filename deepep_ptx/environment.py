@@ -186,6 +186,18 @@ VARIABLES = (
         "by the driver, when a kernel is loaded",
         _on_is(WARNING, "the driver compiles the kernels again in every process")),
     Variable(
+        "LOCAL_RANK",
+        "torchrun's: which of its processes on this host this one is, and so which GPU it takes",
+        "a number",
+        "bench starts its processes itself",
+        "by bench, beside RANK, WORLD_SIZE and MASTER_ADDR"),
+    Variable(
+        "WORLD_SIZE",
+        "torchrun's: how many processes there are, one rank each",
+        "a number",
+        "bench starts its processes itself",
+        "by bench, beside RANK, LOCAL_RANK and MASTER_ADDR"),
+    Variable(
         "CUDA_HOME",
         "where the toolkit with cuda.h lies, without the nvidia-cuda-runtime wheel",
         "a folder",

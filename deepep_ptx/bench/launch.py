@@ -44,8 +44,8 @@ def run(main, plan):
         ValueError: bad input that a rank found.
         DeepEPError, RankError: a rank failed.
     """
-    ask_for_queues()            # before a context is made: ranks may share a GPU
     if plan.layout == "threads":
+        ask_for_queues()        # before a context is made: ranks may share a GPU
         return run_ranks(main, plan.ranks, plan, executor=plan.executor, arch=plan.arch,
                          seed=plan.seed, devices=plan.devices)[0]
     if in_torchrun():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deepep_ptx import select
 from deepep_ptx.bench import launch
 from deepep_ptx.bench.case import FP8_WHATS, WHATS, Case
-from deepep_ptx.bench.rounds import WARMUP
+from deepep_ptx.bench.rounds import WARMUP, num_calls
 from deepep_ptx.measure import settings
 from deepep_ptx.measure.inputs import DTYPES, ROUTINGS
 from deepep_ptx.reference import FP8_GROUP
@@ -44,7 +44,7 @@ class Plan:
     @property
     def num_calls(self):
         """Calls of the cases, each of which moves the bar by one."""
-        return len(self.cases) * (1 + self.warmup + self.rounds + self.host_rounds)
+        return num_calls(len(self.cases), self.rounds, self.warmup, self.host_rounds)
 
 
 def make(*, executor, arch, num_gpus=0, layout=None, what=None, dtype=None, tokens=None,

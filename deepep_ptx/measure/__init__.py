@@ -7,6 +7,7 @@
     machine     arrays, cache flushes and timing on a GPU; counts on the CPU executor
     align       ranks that begin a call together
     traffic     bytes that a call moves, and over which links
+    settings    options that commands share
     statistics  medians, intervals, orders of rounds
 """
 
