@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A GPU that takes all work and does none (null_libcuda.c), for what a call costs the host alone."""
+"""A GPU that takes all work and does none (null_libcuda.c): what a call costs the host alone."""
 
 import ctypes
 import os
@@ -61,13 +61,11 @@ def pretend(torch):
     comes from malloc in place of the caching allocator.
     """
     from deepep_ptx import _dlpack
+    from deepep_ptx.arrays.library import library_of
 
-    def empty(*args, device, original=torch.empty, **kwargs):
-        return original(*args, **kwargs)
-
-    torch.empty = empty
     torch.Tensor.is_cuda = True
     torch.Tensor.is_cpu = False
     torch.Tensor.get_device = lambda tensor: 0
     torch._C._cuda_getCurrentRawStream = lambda device: STREAM
     _dlpack.CUDA = _dlpack.CPU
+    library_of(torch.empty(0), "x").devices[0] = torch.device("cpu")

@@ -6,7 +6,7 @@ import numbers
 
 from ._buffer import FOREVER, MAX_LOCAL_EXPERTS, MAX_RANKS, MAX_TOPK, ROW_ALIGN, Rows
 from ._executor import Executor
-from .arrays import BFLOAT16, FLOAT32, INT32, INT64, ROW_DTYPES, SCALE_DTYPES, code_of
+from .arrays import BFLOAT16, FLOAT32, INT32, INT64, ROW_CODES, SCALE_DTYPES, code_of
 from .comm import as_comm
 from .config import Config
 from .event import EventHandle, EventOverlap
@@ -74,7 +74,7 @@ def take_rows(call, x, num_tokens="num_tokens"):
     """`Rows` of dispatch's x: an array of any 1- or 2-byte type, or a pair with scales."""
     array = _take_matrix(call, first_array(x), None, num_tokens)
     if not isinstance(x, tuple):
-        return Rows(array, code_of(array.dtype))
+        return Rows(array, ROW_CODES[array.dtype])
     if array.itemsize != 1:
         raise TypeError(f"x[0]: dtype must be of 1 byte beside scales, got {array.dtype}")
     scales = call.take(x[1], "x[1]", SCALE_DTYPES, (array.shape[0], "num_scales"), strided=True)
@@ -101,7 +101,7 @@ def check_hidden(array, handle):
 
 def _take_matrix(call, x, dtypes, rows):
     array = call.take(x, "x", dtypes, (rows, "hidden"), ROW_ALIGN)
-    if array.dtype not in ROW_DTYPES:
+    if array.dtype not in ROW_CODES:
         raise TypeError(f"x: dtype must be a known type of 1 or 2 bytes, got {array.dtype}")
     hidden = array.shape[1]
     if hidden == 0 or hidden * array.itemsize % ROW_ALIGN:
@@ -143,11 +143,19 @@ def check_handle(handle, executor, rank, num_ranks):
     if handle.executor != executor.name:
         raise ValueError(f"handle: made on executor {handle.executor!r}, this buffer is on "
                          f"{executor.name!r}")
-    if len(handle[0]) != num_ranks:
-        raise ValueError(f"handle: made by a group of {len(handle[0])} ranks, this one has "
-                         f"{num_ranks}")
+    if handle.placement.num_ranks != num_ranks:
+        raise ValueError(f"handle: made by a group of {handle.placement.num_ranks} ranks, this one "
+                         f"has {num_ranks}")
     if handle.rank != rank:
         raise ValueError(f"handle: made by rank {handle.rank}, this is rank {rank}")
+
+
+def take_placement(call, handle):
+    """Where the rows of the handle's dispatch went."""
+    at = handle.placement
+    call.take_again(at.pos, at.library, "handle.pos")
+    call.take_again(at.rank_prefix, at.library, "handle[0]")
+    return at
 
 
 def event_of(previous, executor):

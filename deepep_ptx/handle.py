@@ -18,8 +18,8 @@ class EPHandle(tuple):
         num_worst_tokens: of the dispatch.
         num_topk: of the dispatch, 0 without top-k.
         hidden: of the dispatch.
-        number: the buffer's collective calls up to and with the dispatch.
         pos: int32 [num_tokens, R], a token's index among this rank's rows at that rank, or -1.
+        placement: the `Placement` of pos and handle[0], for the core.
     """
 
     def __new__(cls, rank_prefix_matrix, **attributes):

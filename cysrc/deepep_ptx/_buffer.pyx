@@ -220,8 +220,10 @@ cdef class CoreBuffer:
             received.rows = result.rows
             received.number = result.number
             received.landed = result.landed
-            received.offsets = (0, result.slot.scales, result.slot.topk_idx,
-                                result.slot.topk_weights, result.slot.src_idx)
+            received.scales = result.slot.scales
+            received.topk_idx = result.slot.topk_idx
+            received.topk_weights = result.slot.topk_weights
+            received.src_idx = result.slot.src_idx
             if args.rows == 0 and at.handle == 0:
                 received.expert_counts = [
                     result.expert_counts[i] for i in range(args.num_experts // self.num_ranks)
@@ -471,11 +473,12 @@ cdef class Rows:
 cdef class Placement:
     """Where the rows of a dispatch go.
 
-    pos int32 [T, R], rank_prefix int32 [R, R].  handle: number of the call that filled them, 0:
-    they are to be filled, from in_rank bool [T, R], rank_counts int32 [R] and expert_counts int32
-    [num_experts].  rows: of the result, with a handle.
+    pos int32 [T, R], rank_prefix int32 [R, R], arrays of `library`.  handle: number of the call
+    that filled them, 0: they are to be filled, from in_rank bool [T, R], rank_counts int32 [R] and
+    expert_counts int32 [num_experts].  rows: of the result, with a handle.
     """
 
+    cdef readonly object library
     cdef readonly Array pos
     cdef readonly Array rank_prefix
     cdef readonly Array in_rank
@@ -485,8 +488,10 @@ cdef class Placement:
     cdef readonly uint64_t handle
     cdef readonly uint32_t rows
 
-    def __init__(self, Array pos, Array rank_prefix, *, Array in_rank=None, Array rank_counts=None,
-                 Array expert_counts=None, uint64_t handle=0, uint32_t rows=0):
+    def __init__(self, library, Array pos not None, Array rank_prefix not None, *,
+                 Array in_rank=None, Array rank_counts=None, Array expert_counts=None,
+                 uint64_t handle=0, uint32_t rows=0):
+        self.library = library
         self.pos = pos
         self.rank_prefix = rank_prefix
         self.in_rank = in_rank
@@ -495,6 +500,15 @@ cdef class Placement:
         self.num_experts = 0 if expert_counts is None else expert_counts.shape[0]
         self.handle = handle
         self.rows = rows
+
+    @property
+    def num_ranks(self):
+        """Of the group."""
+        return self.rank_prefix.shape[0]
+
+    def filled(self, Received by not None):
+        """What dispatch has made of it, for calls with the handle."""
+        return Placement(self.library, self.pos, self.rank_prefix, handle=by.number, rows=by.rows)
 
 
 @cython.final
@@ -581,9 +595,9 @@ cdef class Mappings:
 cdef class Received:
     """What dispatch found.
 
-    rows: of the result.  offsets: of x, scales, topk_idx, topk_weights and src_idx in `slot`, in
-    bytes.  slot: None without rows, or without room for them.  landed: the slot is to be copied out
-    before the next call.
+    rows: of the result.  slot: None without rows, or without room for them.  scales, topk_idx,
+    topk_weights, src_idx: where they begin in it, in bytes; x is at 0.  landed: the slot is to be
+    copied out before the next call.
     expert_counts: tokens of each local expert, [] unless the host waited for the totals.
     number: of the call, for handles.
     """
@@ -591,7 +605,10 @@ cdef class Received:
     cdef readonly uint32_t rows
     cdef readonly uint64_t number
     cdef readonly bint landed
-    cdef readonly tuple offsets
+    cdef readonly uint64_t scales
+    cdef readonly uint64_t topk_idx
+    cdef readonly uint64_t topk_weights
+    cdef readonly uint64_t src_idx
     cdef readonly list expert_counts
     cdef readonly object slot
 
@@ -654,7 +671,6 @@ cdef class Region:
     cdef CoreBuffer buffer
     cdef readonly uint64_t address
     cdef readonly uint64_t nbytes
-    cdef public object current
 
     def __init__(self, CoreBuffer buffer not None):
         self.buffer = buffer

@@ -153,8 +153,8 @@ cdef int describe(Tensor *tensor, int64_t *lengths, uint64_t address, tuple shap
     return 0
 
 
-def export(owner, uint64_t address, tuple shape not None, int type_code, int bits, int device_type,
-           int device_id, bint versioned=False, bint read_only=False):
+cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bits, int device_type,
+                    int device_id, bint versioned=False, bint read_only=False):
     """A capsule over C-contiguous memory, which `owner` keeps until the capsule's user is done.
 
     versioned: a capsule of version 1; only such a one can say `read_only`.

@@ -7,12 +7,12 @@ from typing import Protocol
 import numpy as np
 
 from .._array import HOST
+from .._torch import Torch
 from . import dlpack
 from .cupy_arrays import CuPy
 from .device_array import Device, DeviceArray
 from .dtypes import BY_NAME, DLPACK
 from .numpy_arrays import NumPy
-from .torch_arrays import Torch
 
 
 class Library(Protocol):
