@@ -64,8 +64,6 @@ def pretend(torch):
     from deepep_ptx.arrays.library import library_of
 
     torch.Tensor.is_cuda = True
-    torch.Tensor.is_cpu = False
-    torch.Tensor.get_device = lambda tensor: 0
     torch._C._cuda_getCurrentRawStream = lambda device: STREAM
     _dlpack.CUDA = _dlpack.CPU
     library_of(torch.empty(0), "x").devices[0] = torch.device("cpu")
