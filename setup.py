@@ -20,6 +20,7 @@ from deepep_ptx.toolchain.generate import generate  # noqa: E402
 
 # Plain C sources of each extension; each has cysrc/deepep_ptx/<name>.pyx as well.
 C_SOURCES = {
+    "_arguments": [],
     "_array": [],
     "_call": [],
     "_dlpack": [],

@@ -7,24 +7,23 @@ import warnings
 
 from . import config as configs
 from . import select, symmetric
-from ._buffer import MAX_TOPK, SLOT_ALIGN, Launch, Placement, Region
-from .arguments import (
-    check_config,
-    check_experts,
+from ._arguments import (
+    Launch,
+    Placement,
     check_handle,
     check_hidden,
-    check_topk,
-    checked_group,
-    event_of,
     first_array,
     take_bias,
+    take_indices,
     take_output,
     take_placement,
     take_rows,
     take_topk,
-    timeout_ns,
+    take_weights,
 )
-from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, INT64, Call
+from ._buffer import MAX_TOPK, SLOT_ALIGN, Region
+from .arguments import check_config, check_experts, checked_group, event_of, timeout_ns
+from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, Call
 from .arrays.library import default_library, library_of, library_of_dtype
 from .arrays.streams import Stream
 from .checks import check_int, check_shape
@@ -439,8 +438,7 @@ class Buffer:
         """
         core = self._live_core()
         call = Call(core.executor, topk_idx, "topk_idx", stream)
-        topk = call.take(topk_idx, "topk_idx", (INT64, INT32), ("num_tokens", "num_topk"))
-        check_topk(topk.shape[1])
+        topk = take_indices(call, topk_idx)
         check_int(num_experts, "num_experts", 1)
         check_experts(num_experts, self.group_size, "num_experts")
         launch = self._launch(call, None, previous_event, async_finish, allocate_on_comm_stream)
@@ -541,7 +539,7 @@ class Buffer:
 
         at = Placement(call.library, call.empty((num_tokens, self.group_size), INT32),
                        call.empty((self.group_size, self.group_size), INT32),
-                       in_rank=in_rank, rank_counts=per_rank, expert_counts=per_expert)
+                       in_rank, per_rank, per_expert)
         if num_worst_tokens:
             received, mappings = core.dispatch(rows, topk, weights, at, num_worst_tokens, launch)
         else:
@@ -570,8 +568,9 @@ class Buffer:
         handle = EPHandle(
             rank_prefix, recv_src_idx=recv_src_idx, is_token_in_rank=is_token_in_rank,
             num_tokens=num_tokens, num_recv=received.rows, num_worst_tokens=num_worst_tokens,
-            num_topk=num_topk, hidden=hidden, pos=pos, placement=at.filled(received),
-            executor=core.executor.name, rank=self.rank,
+            num_topk=num_topk, hidden=hidden, pos=pos,
+            placement=at.filled(received.number, received.rows), executor=core.executor.name,
+            rank=self.rank,
         )
         aligned = [-(-count // expert_alignment) * expert_alignment
                    for count in received.expert_counts]
@@ -623,9 +622,7 @@ class Buffer:
         hidden = rows.shape[1]
         weights = out_weights = None
         if topk_weights is not None:
-            weights = call.take(topk_weights, "topk_weights", (FLOAT32,),
-                                (handle.num_recv, "num_topk"))
-            check_topk(weights.shape[1], "topk_weights")
+            weights = take_weights(call, topk_weights, handle.num_recv)
         bias0, bias1 = take_bias(call, bias, handle.num_tokens, hidden)
         launch = self._launch(call, config, previous_event, async_finish, allocate_on_comm_stream)
         at = take_placement(call, handle)

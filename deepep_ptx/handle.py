@@ -23,7 +23,7 @@ class EPHandle(tuple):
     """
 
     def __new__(cls, rank_prefix_matrix, **attributes):
-        handle = super().__new__(cls, (rank_prefix_matrix,))
+        handle = tuple.__new__(cls, (rank_prefix_matrix,))
         handle.__dict__.update(attributes)
         return handle
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, Config, EventOverlap, run_ranks, symmetric
-from deepep_ptx._buffer import Placement
+from deepep_ptx._arguments import Placement
 from deepep_ptx.arrays.library import NUMPY
 from deepep_ptx.errors import CapacityError, DestroyedError, RankError, RankMismatchError
 from deepep_ptx.event import EventHandle

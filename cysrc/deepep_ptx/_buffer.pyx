@@ -19,9 +19,10 @@ from gen.params cimport (
     EP_SLOT_ALIGN,
 )
 
+from deepep_ptx._arguments cimport Launch, Placement, Rows
 from deepep_ptx._array cimport IN_HOST_MEMORY, Array
 from deepep_ptx._errors cimport Report, check
-from deepep_ptx._executor cimport EP_HANDLE_BYTES, Event, Executor, ep_dptr_t
+from deepep_ptx._executor cimport EP_HANDLE_BYTES, Executor, ep_dptr_t
 
 from deepep_ptx._errors import KERNELS
 from deepep_ptx.errors import DeepEPError
@@ -162,7 +163,7 @@ cdef class CoreBuffer:
         cdef int code
         cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
-        launch.fill(&args.call)
+        fill(&args.call, launch)
         args.num_tokens, args.num_topk = topk_idx.shape
         args.num_experts = expert_counts.shape[0]
         args.topk_idx_bytes = topk_idx.itemsize
@@ -188,7 +189,7 @@ cdef class CoreBuffer:
         cdef int code
         cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
-        launch.fill(&args.call)
+        fill(&args.call, launch)
         args.num_tokens = x.array.shape[0]
         args.hidden_bytes = x.array.shape[1] * x.array.itemsize
         args.dtype = x.code
@@ -244,7 +245,7 @@ cdef class CoreBuffer:
         cdef int code
         cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
-        launch.fill(&args.call)
+        fill(&args.call, launch)
         args.num_tokens = at.pos.shape[0]
         args.hidden_bytes = x.shape[1] * x.itemsize
         args.num_topk = 0 if topk_weights is None else topk_weights.shape[1]
@@ -405,110 +406,12 @@ cdef class CoreBuffer:
         self.captured.clear()
 
 
-@cython.final
-cdef class Launch:
-    """How a call is launched.
-
-    stream: the caller's, a number: its arrays are ready and its results are used there.
-    previous: an `Event` that the kernels run after, None: after what `stream` has queued.
-    num_sms: CTAs.  wait: the host waits for the end.  detached: `stream` does not wait for it.
-    captured: what is queued on `stream` is being captured.
-    """
-
-    cdef readonly size_t stream
-    cdef readonly Event previous
-    cdef readonly uint32_t num_sms
-    cdef readonly bint wait
-    cdef readonly bint detached
-    cdef readonly bint captured
-
-    def __init__(self, size_t stream, Event previous, uint32_t num_sms, bint wait, bint detached,
-                 bint captured):
-        self.stream = stream
-        self.previous = previous
-        self.num_sms = num_sms
-        self.wait = wait
-        self.detached = detached
-        self.captured = captured
-
-    cdef void fill(self, ep_call *call) noexcept:
-        call.caller_stream = <void *>self.stream
-        call.previous = NULL if self.previous is None else self.previous.handle
-        call.num_sms = self.num_sms
-        call.flags = ((EP_CALL_WAIT if self.wait else 0)
-                      | (EP_CALL_DETACHED if self.detached else 0))
-
-
-@cython.final
-cdef class Rows:
-    """What a dispatch moves.
-
-    array: [num_tokens, hidden].  code: of its dtype and its scales', equal on all ranks.
-    scales: None, or [num_tokens, num_scales] of 4-byte words in any `strides` (bytes, two).
-    """
-
-    cdef readonly Array array
-    cdef readonly uint32_t code
-    cdef readonly Array scales
-    cdef readonly tuple strides
-
-    def __init__(self, Array array not None, uint32_t code, Array scales=None, tuple strides=None):
-        self.array = array
-        self.code = code
-        self.scales = scales
-        self.strides = strides
-
-    @property
-    def span(self):
-        """(first, end): bytes of the scales' memory, from the first element's address."""
-        if self.scales is None or self.scales.nbytes == 0:
-            return 0, 0
-        reach = [(length - 1) * stride
-                 for length, stride in zip(self.scales.shape, self.strides, strict=True)]
-        return (sum(min(0, step) for step in reach),
-                sum(max(0, step) for step in reach) + self.scales.itemsize)
-
-
-@cython.final
-cdef class Placement:
-    """Where the rows of a dispatch go.
-
-    pos int32 [T, R], rank_prefix int32 [R, R], arrays of `library`.  handle: number of the call
-    that filled them, 0: they are to be filled, from in_rank bool [T, R], rank_counts int32 [R] and
-    expert_counts int32 [num_experts].  rows: of the result, with a handle.
-    """
-
-    cdef readonly object library
-    cdef readonly Array pos
-    cdef readonly Array rank_prefix
-    cdef readonly Array in_rank
-    cdef readonly Array rank_counts
-    cdef readonly Array expert_counts
-    cdef readonly uint32_t num_experts
-    cdef readonly uint64_t handle
-    cdef readonly uint32_t rows
-
-    def __init__(self, library, Array pos not None, Array rank_prefix not None, *,
-                 Array in_rank=None, Array rank_counts=None, Array expert_counts=None,
-                 uint64_t handle=0, uint32_t rows=0):
-        self.library = library
-        self.pos = pos
-        self.rank_prefix = rank_prefix
-        self.in_rank = in_rank
-        self.rank_counts = rank_counts
-        self.expert_counts = expert_counts
-        self.num_experts = 0 if expert_counts is None else expert_counts.shape[0]
-        self.handle = handle
-        self.rows = rows
-
-    @property
-    def num_ranks(self):
-        """Of the group."""
-        return self.rank_prefix.shape[0]
-
-    def filled(self, Received by not None):
-        """What dispatch has made of it, for calls with the handle."""
-        return Placement(self.library, self.pos, self.rank_prefix, handle=by.number, rows=by.rows)
+cdef void fill(ep_call *call, Launch launch) noexcept:
+    call.caller_stream = <void *>launch.stream
+    call.previous = NULL if launch.previous is None else launch.previous.handle
+    call.num_sms = launch.num_sms
+    call.flags = ((EP_CALL_WAIT if launch.wait else 0)
+                  | (EP_CALL_DETACHED if launch.detached else 0))
 
 
 @cython.final

@@ -8,8 +8,11 @@ from deepep_ptx._array cimport IN_HOST_MEMORY, Array
 
 from deepep_ptx._array import HOST, UNKNOWN, place_name
 from deepep_ptx.arrays.dlpack import type_name
-from deepep_ptx.arrays.library import library_of
+from deepep_ptx.arrays.library import BY_TYPE, library_of
 from deepep_ptx.arrays.streams import stream_number
+
+
+cdef dict known_types = BY_TYPE
 
 
 @cython.final
@@ -91,7 +94,8 @@ cdef class Call:
             ValueError: on another GPU, another shape, not C-contiguous, or not aligned.
         """
         cdef Array array
-        self.check_library(library_of(value, name), name)
+        if known_types.get(type(value)) is not self.library:
+            self.check_library(library_of(value, name), name)
         array = self.library.take(value, name, self.stream)
         if array.device != self.device:
             self.check_device(array, value, name)
