@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "null_libcuda.c"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of malloc.h
 STREAM = 0x1000     # of torch: any number that is not the default stream's
 
 
@@ -63,6 +64,9 @@ def pretend(torch):
     from deepep_ptx import _dlpack
     from deepep_ptx.arrays.library import library_of
 
+    # Freed memory is kept, as by the caching allocator: no pages come and go with large tensors.
+    for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        ctypes.CDLL(None).mallopt(threshold, 1 << 30)
     torch.Tensor.is_cuda = True
     torch._C._cuda_getCurrentRawStream = lambda device: STREAM
     _dlpack.CUDA = _dlpack.CPU

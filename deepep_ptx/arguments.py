@@ -7,7 +7,7 @@ The text of an error begins with the argument's name.
 import math
 import numbers
 
-from ._buffer import FOREVER, MAX_LOCAL_EXPERTS, MAX_RANKS
+from ._buffer import FOREVER, MAX_RANKS
 from ._executor import Executor
 from .comm import as_comm
 from .config import Config
@@ -38,16 +38,6 @@ def timeout_ns(timeout_s):
     if not 1e-9 <= timeout_s <= 1e9:
         raise ValueError(f"timeout_s: must be None, infinity or in [1e-9, 1e9], got {timeout_s}")
     return int(timeout_s * 1e9)
-
-
-def check_experts(num_experts, num_ranks, name):
-    """A number of experts that num_ranks ranks can share out."""
-    num_local = num_experts // num_ranks
-    if num_experts == 0 or num_experts % num_ranks or num_local > MAX_LOCAL_EXPERTS:
-        raise ValueError(
-            f"{name}: number of experts must be a multiple of the {num_ranks} ranks, at "
-            f"most {MAX_LOCAL_EXPERTS} per rank and at least 1, got {num_experts}"
-        )
 
 
 def check_config(config):

@@ -10,11 +10,13 @@ from . import select, symmetric
 from ._arguments import (
     Launch,
     Placement,
+    check_experts,
     check_handle,
     check_hidden,
     first_array,
     take_bias,
     take_indices,
+    take_layout,
     take_output,
     take_placement,
     take_rows,
@@ -22,7 +24,7 @@ from ._arguments import (
     take_weights,
 )
 from ._buffer import MAX_TOPK, SLOT_ALIGN, Region
-from .arguments import check_config, check_experts, checked_group, event_of, timeout_ns
+from .arguments import check_config, checked_group, event_of, timeout_ns
 from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, Call
 from .arrays.library import default_library, library_of, library_of_dtype
 from .arrays.streams import Stream
@@ -359,7 +361,9 @@ class Buffer:
         """The `Launch` of a call, whose results `call` then allocates."""
         core = self._core
         num_sms = self._checked_sms(config)
-        previous = event_of(previous_event, core.executor)
+        previous = None
+        if previous_event is not None:
+            previous = event_of(previous_event, core.executor)
         if allocate_on_comm_stream:
             if previous_event is None or not async_finish:
                 raise ValueError("allocate_on_comm_stream: must be False without previous_event "
@@ -369,22 +373,24 @@ class Buffer:
         if captured and (call.copies or not call.library.captures):
             raise ValueError(f"{call.name}: must be an array of torch or CuPy on the GPU while the "
                              "stream is captured")
-        waits = not captured and (call.copies or self._must_wait(call)
-                                  or (self._on_emu and not (async_finish and self.zero_copy)))
-        if not captured:
+        waits = not captured and self._host_waits(call, async_finish)
+        if self._in_flight and not captured:
             self._in_flight.forget_finished()
         self._library = call.library
         return Launch(call.stream, previous, num_sms, waits, bool(async_finish) and not waits,
                       captured)
 
-    def _must_wait(self, call):
-        """Whether a rank that is a thread could keep another one from being served.
-
-        By an event on a stream that ranks share, or by a library's call that waits for a device on
-        which this rank's kernels wait for the other.
-        """
-        return self._is_thread and not self._on_emu and (
-            call.library.blocks or (self._ranks_here > 1 and call.stream == 0))
+    def _host_waits(self, call, async_finish):
+        """Whether the host waits for the end of a call that is not captured."""
+        if call.copies:
+            return True
+        if self._on_emu:
+            return not (async_finish and self.zero_copy)
+        # A rank that is a thread could keep another one from being served: by an event on a stream
+        # that they share, or by a library's call that waits for a device on which this rank's
+        # kernels wait for the other.
+        return self._is_thread and (call.library.blocks
+                                    or (self._ranks_here > 1 and call.stream == 0))
 
     def _checked_sms(self, config):
         check_config(config)
@@ -516,19 +522,8 @@ class Buffer:
         check_int(num_worst_tokens, "num_worst_tokens", 0, MAX_WORST_TOKENS)
         rows = take_rows(call, x)
         num_tokens, hidden = rows.array.shape
-        for name, value in (("num_tokens_per_rank", num_tokens_per_rank),
-                            ("num_tokens_per_expert", num_tokens_per_expert),
-                            ("is_token_in_rank", is_token_in_rank)):
-            if value is None:
-                raise TypeError(f"{name}: must be given without a handle; get_dispatch_layout "
-                                "returns it")
-        per_rank = call.take(num_tokens_per_rank, "num_tokens_per_rank", (INT32,),
-                             (self.group_size,))
-        per_expert = call.take(num_tokens_per_expert, "num_tokens_per_expert", (INT32,),
-                               ("num_experts",))
-        check_experts(per_expert.shape[0], self.group_size, "num_tokens_per_expert")
-        in_rank = call.take(is_token_in_rank, "is_token_in_rank", (BOOL,),
-                            (num_tokens, self.group_size))
+        layout = take_layout(call, num_tokens_per_rank, num_tokens_per_expert, is_token_in_rank,
+                             num_tokens, self.group_size)
         if num_worst_tokens and topk_idx is None:
             raise ValueError("topk_idx: must be given with num_worst_tokens")
         topk, weights = take_topk(call, topk_idx, topk_weights, num_tokens)
@@ -538,8 +533,7 @@ class Buffer:
                              "host cannot wait for the totals then")
 
         at = Placement(call.library, call.empty((num_tokens, self.group_size), INT32),
-                       call.empty((self.group_size, self.group_size), INT32),
-                       in_rank, per_rank, per_expert)
+                       call.empty((self.group_size, self.group_size), INT32), *layout)
         if num_worst_tokens:
             received, mappings = core.dispatch(rows, topk, weights, at, num_worst_tokens, launch)
         else:

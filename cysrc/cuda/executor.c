@@ -704,8 +704,9 @@ static int find_capture(struct cuda_executor *e, void *stream, void **graph)
 static int op_capture(void *self, void *stream, void **graph)
 {
     EXECUTOR(self);
+    CUcontext before = current_context(e);
 
-    KEEPING_CONTEXT(find_capture(e, stream, graph));
+    return keeping_context(e, before, find_capture(e, stream, graph));
 }
 
 /* A kernel that failed breaks the context for good and shows at any later call: asked for before a

@@ -7,19 +7,21 @@ The text of an error begins with the argument's name.
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
-from gen.params cimport EP_MAX_TOPK, EP_ROW_ALIGN
+from gen.params cimport EP_MAX_LOCAL_EXPERTS, EP_MAX_TOPK, EP_ROW_ALIGN
 
 from deepep_ptx._array cimport Array
 from deepep_ptx._call cimport Call
 from deepep_ptx._executor cimport Event
 
 from deepep_ptx.arrays.dtypes import (
-    BFLOAT16, FLOAT32, INT32, INT64, ROW_CODES, SCALE_DTYPES, code_of,
+    BFLOAT16, BOOL, FLOAT32, INT32, INT64, ROW_CODES, SCALE_DTYPES, code_of,
 )
 from deepep_ptx.handle import EPHandle
 
 cdef tuple COMBINED = (BFLOAT16,)
+cdef tuple COUNTS = (INT32,)
 cdef tuple INDICES = (INT64, INT32)
+cdef tuple MEMBERSHIP = (BOOL,)
 cdef tuple WEIGHTS = (FLOAT32,)
 
 
@@ -119,6 +121,33 @@ cdef Array take_matrix(Call call, x, tuple dtypes, rows):
         raise ValueError(f"x: hidden must be a multiple of {EP_ROW_ALIGN // array.itemsize} and at "
                          f"least that, got {hidden}")
     return array
+
+
+# -- layout -------------------------------------------------------------------------------------
+
+def check_experts(num_experts, uint32_t num_ranks, str name not None):
+    """A number of experts that num_ranks ranks can share out."""
+    num_local = num_experts // num_ranks
+    if num_experts == 0 or num_experts % num_ranks or num_local > EP_MAX_LOCAL_EXPERTS:
+        raise ValueError(
+            f"{name}: number of experts must be a multiple of the {num_ranks} ranks, at "
+            f"most {EP_MAX_LOCAL_EXPERTS} per rank and at least 1, got {num_experts}"
+        )
+
+
+def take_layout(Call call not None, per_rank, per_expert, in_rank, num_tokens, num_ranks):
+    """The `Array`s is_token_in_rank, num_tokens_per_rank and num_tokens_per_expert."""
+    cdef Array rank_counts, expert_counts
+    for name, value in (("num_tokens_per_rank", per_rank), ("num_tokens_per_expert", per_expert),
+                        ("is_token_in_rank", in_rank)):
+        if value is None:
+            raise TypeError(f"{name}: must be given without a handle; get_dispatch_layout "
+                            "returns it")
+    rank_counts = call.take(per_rank, "num_tokens_per_rank", COUNTS, (num_ranks,))
+    expert_counts = call.take(per_expert, "num_tokens_per_expert", COUNTS, ("num_experts",))
+    check_experts(expert_counts.shape[0], num_ranks, "num_tokens_per_expert")
+    return (call.take(in_rank, "is_token_in_rank", MEMBERSHIP, (num_tokens, num_ranks)),
+            rank_counts, expert_counts)
 
 
 # -- top-k, biases ------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from libc.string cimport memset
 
 from gen.params cimport (
     EP_FOREVER,
-    EP_MAX_LOCAL_EXPERTS,
     EP_MAX_RANKS,
     EP_MAX_SEGMENTS,
     EP_MAX_TOPK,
@@ -29,7 +28,6 @@ from deepep_ptx.errors import DeepEPError
 
 # Limits of params.h, for argument checks.
 FOREVER = EP_FOREVER
-MAX_LOCAL_EXPERTS = EP_MAX_LOCAL_EXPERTS
 MAX_RANKS = EP_MAX_RANKS
 MAX_SEGMENTS = EP_MAX_SEGMENTS
 MAX_TOPK = EP_MAX_TOPK

@@ -30,6 +30,7 @@ cdef const char *NAME_VERSIONED = "dltensor_versioned"
 cdef const char *USED_VERSIONED = "used_dltensor_versioned"
 cdef const char *EXCHANGE = "dlpack_exchange_api"
 
+
 @cython.final
 cdef class Imported:
     """The tensor of a capsule that was taken; its end gives the tensor back.
