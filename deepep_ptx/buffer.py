@@ -559,13 +559,13 @@ class Buffer:
         if launch.detached:
             event = self._in_flight.announce(flight, call, [
                 pos, rank_prefix, *_arrays(recv_x), recv_idx, recv_weights, recv_src_idx])
-        handle = EPHandle(
-            rank_prefix, recv_src_idx=recv_src_idx, is_token_in_rank=is_token_in_rank,
-            num_tokens=num_tokens, num_recv=received.rows, num_worst_tokens=num_worst_tokens,
-            num_topk=num_topk, hidden=hidden, pos=pos,
-            placement=at.filled(received.number, received.rows), executor=core.executor.name,
-            rank=self.rank,
-        )
+        handle = EPHandle._of(rank_prefix, {
+            "rank": self.rank, "executor": core.executor.name, "recv_src_idx": recv_src_idx,
+            "is_token_in_rank": is_token_in_rank, "num_tokens": num_tokens,
+            "num_recv": received.rows, "num_worst_tokens": num_worst_tokens, "num_topk": num_topk,
+            "hidden": hidden, "pos": pos,
+            "placement": at.filled(received.number, received.rows),
+        })
         aligned = [-(-count // expert_alignment) * expert_alignment
                    for count in received.expert_counts]
         return recv_x, recv_idx, recv_weights, aligned, handle, event

