@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import pstats
+import re
 import sys
 import time
 from pathlib import Path
@@ -41,7 +42,7 @@ def main():
         "program": "bench/host_time.py",
         "version": __version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "host": platform.processor() or platform.machine(),
+        "host": cpu_name(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "arguments": {k: v for k, v in vars(args).items() if k not in ("out", "profile")},
@@ -73,6 +74,12 @@ def parse_args():
     parser.add_argument("--profile", metavar="CALL", help="with --null: where the host's time goes")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
+
+
+def cpu_name():
+    """Of the host's processor."""
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.machine()
 
 
 # -- ranks --------------------------------------------------------------------------------------
