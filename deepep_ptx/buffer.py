@@ -2,37 +2,37 @@
 """DeepEP's `Buffer`: dispatch and combine among the ranks of a group."""
 
 import contextlib
-import functools
 import math
 import warnings
-from collections import deque
 
 from . import config as configs
 from . import select, symmetric, tuning_files
-from ._buffer import MAX_TOPK, SLOT_ALIGN, Launch, Placement, Region
-from .arguments import (
-    check_config,
+from ._arguments import (
+    Launch,
+    Placement,
     check_experts,
     check_handle,
     check_hidden,
-    check_topk,
-    checked_group,
-    event_of,
     first_array,
     take_bias,
+    take_indices,
+    take_layout,
     take_output,
+    take_placement,
     take_rows,
     take_topk,
-    timeout_ns,
+    take_weights,
 )
-from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, INT64, Call
+from ._buffer import MAX_TOPK, SLOT_ALIGN, Region
+from .arguments import check_config, checked_group, event_of, timeout_ns
+from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, Call
 from .arrays.library import default_library, library_of, library_of_dtype
 from .arrays.streams import Stream
 from .checks import check_int, check_shape
 from .comm import all_or_none
 from .errors import CapacityError, DeepEPError, DestroyedError
 from .event import EventHandle, EventOverlap
-from .flight import Flight
+from .flight import Flights
 from .handle import EPHandle
 from .launch_choice import LaunchChoice
 from .tuning import tuned_variants
@@ -147,7 +147,6 @@ class Buffer:
         self.timeout_s = timeout_s
         self.zero_copy = bool(zero_copy)
         self._copied_bytes = 0
-        self._in_flight = deque()       # calls nobody has waited for, oldest first
         self._library = None            # of the newest call
         self.last_num_sms = None        # likewise, what it was given
         kernels = {name: (variant, select.read_text(variant))
@@ -165,6 +164,7 @@ class Buffer:
         self._on_emu = group.executor.name == "emu"
         self._is_thread = getattr(group.executor, "world", None) is not None
         self._core = core
+        self._in_flight = Flights(core)
 
     # -- growth, end ---------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Buffer:
             DeepEPTimeoutError, RankMismatchError, CapacityError, ValueError, DeepEPError.
         """
         self._live_core().check()
-        self._forget_finished()
+        self._in_flight.forget_finished()
 
     def reset(self):
         """Make the buffer usable again after a `DeepEPTimeoutError` on any rank; collective.
@@ -191,7 +191,7 @@ class Buffer:
         """
         core = self._live_core()
         epoch = core.reset_begin()
-        self._forget_finished()
+        self._in_flight.forget_finished()
         self.group.barrier()
         core.reset_end(max(self.group.allgather(epoch)))
         self.group.barrier()
@@ -214,7 +214,7 @@ class Buffer:
         self._core.close_peers()
         self.group.barrier()
         core, self._core = self._core, None
-        self._in_flight.clear()
+        self._in_flight.end()
         core.close()
         if failure is not None:
             raise failure
@@ -225,6 +225,7 @@ class Buffer:
         core.abandon()
         # Its kernels may still use what calls in flight hold.
         kept = core, list(self._in_flight)
+        self._in_flight.end()
         if core.executor.name == "cuda":
             _abandoned.append(kept)
         else:
@@ -253,8 +254,7 @@ class Buffer:
     def _is_busy(self):
         """Whether a call has not ended."""
         with contextlib.suppress(DeepEPError):      # of a run that has failed: nothing runs
-            self._forget_finished()
-            return bool(self._in_flight) or not Flight(self._core, None, []).ends_within(0.01)
+            return self._in_flight.is_busy()
         return False
 
     # -- settings and state --------------------------------------------------------------------
@@ -354,6 +354,7 @@ class Buffer:
         if self._on_emu and not core.is_capturing(call.stream):
             core.settle()           # the host stores to it, and is on no stream
         slot = core.reserve(rows * hidden * BFLOAT16.itemsize, call.stream)
+        call.show(slot)
         return call.part(slot, 0, shape, BFLOAT16, False)
 
     @property
@@ -379,7 +380,9 @@ class Buffer:
     def _launch(self, call, num_sms, previous_event, async_finish, allocate_on_comm_stream):
         """The `Launch` of a call, whose results `call` then allocates."""
         core = self._core
-        previous = event_of(previous_event, core.executor)
+        previous = None
+        if previous_event is not None:
+            previous = event_of(previous_event, core.executor)
         if allocate_on_comm_stream:
             if previous_event is None or not async_finish:
                 raise ValueError("allocate_on_comm_stream: must be False without previous_event "
@@ -389,23 +392,25 @@ class Buffer:
         if captured and (call.copies or not call.library.captures):
             raise ValueError(f"{call.name}: must be an array of torch or CuPy on the GPU while the "
                              "stream is captured")
-        waits = not captured and (call.copies or self._must_wait(call)
-                                  or (self._on_emu and not (async_finish and self.zero_copy)))
-        if not captured:
-            self._forget_finished()
+        waits = not captured and self._host_waits(call, async_finish)
+        if self._in_flight and not captured:
+            self._in_flight.forget_finished()
         self._library = call.library
         self.last_num_sms = num_sms
         return Launch(call.stream, previous, num_sms, waits, bool(async_finish) and not waits,
                       captured)
 
-    def _must_wait(self, call):
-        """Whether a rank that is a thread could keep another one from being served.
-
-        By an event on a stream that ranks share, or by a library's call that waits for a device on
-        which this rank's kernels wait for the other.
-        """
-        return self._is_thread and not self._on_emu and (
-            call.library.blocks or (self._ranks_here > 1 and call.stream == 0))
+    def _host_waits(self, call, async_finish):
+        """Whether the host waits for the end of a call that is not captured."""
+        if call.copies:
+            return True
+        if self._on_emu:
+            return not (async_finish and self.zero_copy)
+        # A rank that is a thread could keep another one from being served: by an event on a stream
+        # that they share, or by a library's call that waits for a device on which this rank's
+        # kernels wait for the other.
+        return self._is_thread and (call.library.blocks
+                                    or (self._ranks_here > 1 and call.stream == 0))
 
     def _sms_of(self, num_sms, config, op, array, num_tokens, num_topk):
         """CTAs of a call on the rows of `array`: its num_sms, its config's, `set_num_sms`'s, else
@@ -435,48 +440,15 @@ class Buffer:
                 f"{self._ranks_here} rank(s) on one GPU can have side by side; got {num_sms}")
         return int(num_sms)
 
-    def _depart(self, launch, mappings, arrays):
-        """The `Flight` of a call whose end nobody waits for; None where the caller's stream or the
-        host does."""
-        if not launch.detached:
-            return None
-        flight = Flight(self._core, mappings, list(arrays), launch.captured)
-        if not flight.captured:
-            self._in_flight.append(flight)
-        return flight
-
-    def _finish(self, call, flight, results):
-        """The call's `EventOverlap`, with its results there."""
-        if flight is None:
-            return EventOverlap()
-        results = [array for array in results if array is not None]
-        call.share(results)
-        flight.arrays += results
-        flight.record()
-        if flight.captured:         # whoever has the event keeps the arrays
-            return EventOverlap(EventHandle._of(flight.event, call.current), flight.arrays)
-        wait = functools.partial(self._wait_on_host, flight.event) if self._on_emu else None
-        return EventOverlap(EventHandle._of(flight.event, call.current, wait))
-
-    def _wait_on_host(self, event):
-        event.synchronize()
-        self._forget_finished()
-        if self._core is not None and self._core.has_news:
-            self._core.check()
-
-    def _forget_finished(self):
-        while self._in_flight and self._in_flight[0].is_over():
-            self._in_flight.popleft().close()
-
-    def _with_growth(self, run):
-        """`run()`, again with a larger arena while it has no room and may grow.
+    def _with_growth(self, run, *arguments):
+        """`run(*arguments)`, again with a larger arena while it has no room and may grow.
 
         All ranks get the same verdict, so all of them grow, or none.  Each turn adds a segment, of
         which there are few.
         """
         while True:
             try:
-                return run()
+                return run(*arguments)
             except CapacityError as error:
                 if not self._core.may_grow:         # or it is an earlier call's
                     raise
@@ -509,8 +481,7 @@ class Buffer:
         """
         core = self._live_core()
         call = Call(core.executor, topk_idx, "topk_idx", stream)
-        topk = call.take(topk_idx, "topk_idx", (INT64, INT32), ("num_tokens", "num_topk"))
-        check_topk(topk.shape[1])
+        topk = take_indices(call, topk_idx)
         check_int(num_experts, "num_experts", 1)
         check_experts(num_experts, self.group_size, "num_experts")
         launch = self._launch(call, self._layout_sms(), previous_event, async_finish,
@@ -519,10 +490,12 @@ class Buffer:
         per_expert = call.empty((num_experts,), INT32)
         in_rank = call.empty((topk.shape[0], self.group_size), BOOL)
         mappings = core.layout(topk, per_rank, per_expert, in_rank, launch)
-        flight = self._depart(launch, mappings, [topk_idx])
-        results = (per_rank.owner, per_expert.owner, in_rank.owner)
-        event = self._finish(call, flight, results)
-        return results[0], None, results[1], results[2], event
+        event = EventOverlap()
+        if launch.detached:
+            flight = self._in_flight.depart(launch, mappings, [topk_idx])
+            event = self._in_flight.announce(flight, call, [per_rank.owner, per_expert.owner,
+                                                            in_rank.owner])
+        return per_rank.owner, None, per_expert.owner, in_rank.owner, event
 
     def dispatch(self, x, handle=None, num_tokens_per_rank=None, num_tokens_per_rdma_rank=None,
                  is_token_in_rank=None, num_tokens_per_expert=None, topk_idx=None,
@@ -590,19 +563,8 @@ class Buffer:
         check_int(num_worst_tokens, "num_worst_tokens", 0, MAX_WORST_TOKENS)
         rows = take_rows(call, x)
         num_tokens, hidden = rows.array.shape
-        for name, value in (("num_tokens_per_rank", num_tokens_per_rank),
-                            ("num_tokens_per_expert", num_tokens_per_expert),
-                            ("is_token_in_rank", is_token_in_rank)):
-            if value is None:
-                raise TypeError(f"{name}: must be given without a handle; get_dispatch_layout "
-                                "returns it")
-        per_rank = call.take(num_tokens_per_rank, "num_tokens_per_rank", (INT32,),
-                             (self.group_size,))
-        per_expert = call.take(num_tokens_per_expert, "num_tokens_per_expert", (INT32,),
-                               ("num_experts",))
-        check_experts(per_expert.shape[0], self.group_size, "num_tokens_per_expert")
-        in_rank = call.take(is_token_in_rank, "is_token_in_rank", (BOOL,),
-                            (num_tokens, self.group_size))
+        layout = take_layout(call, num_tokens_per_rank, num_tokens_per_expert, is_token_in_rank,
+                             num_tokens, self.group_size)
         if num_worst_tokens and topk_idx is None:
             raise ValueError("topk_idx: must be given with num_worst_tokens")
         topk, weights = take_topk(call, topk_idx, topk_weights, num_tokens)
@@ -613,30 +575,40 @@ class Buffer:
             raise ValueError("num_worst_tokens: must be given while the stream is captured, the "
                              "host cannot wait for the totals then")
 
-        at = Placement(call.empty((num_tokens, self.group_size), INT32),
-                       call.empty((self.group_size, self.group_size), INT32),
-                       in_rank=in_rank, rank_counts=per_rank, expert_counts=per_expert)
-
-        def run():
-            return core.dispatch(rows, topk, weights, at, num_worst_tokens, launch)
-
-        received, mappings = run() if num_worst_tokens else self._with_growth(run)
+        at = Placement(call.library, call.empty((num_tokens, self.group_size), INT32),
+                       call.empty((self.group_size, self.group_size), INT32), *layout)
+        if num_worst_tokens:
+            received, mappings = core.dispatch(rows, topk, weights, at, num_worst_tokens, launch)
+        else:
+            received, mappings = self._with_growth(core.dispatch, rows, topk, weights, at, 0,
+                                                   launch)
         pos, rank_prefix = at.pos.owner, at.rank_prefix.owner
-        flight = self._depart(launch, mappings, [
-            *_arrays(x), num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert, topk_idx,
-            topk_weights, pos, rank_prefix])
-        recv_x, recv_idx, recv_weights, recv_src_idx = self._views(call, launch, received, rows,
-                                                                   topk)
+        if launch.detached:
+            flight = self._in_flight.depart(launch, mappings, [
+                *_arrays(x), num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert,
+                topk_idx, topk_weights, pos, rank_prefix])
+        copy = self._copies(call, launch, received)
+        recv_x = _received_rows(call, received, rows, copy)
+        num_topk, recv_idx, recv_weights = 0, None, None
+        if topk is not None:
+            num_topk = topk.shape[1]
+            shape = received.rows, num_topk
+            recv_idx = call.part(received.slot, received.topk_idx, shape, topk.dtype, copy)
+            recv_weights = call.part(received.slot, received.topk_weights, shape, FLOAT32, copy)
+        recv_src_idx = call.part(received.slot, received.src_idx, (received.rows,), INT32, copy)
         for array in (pos, rank_prefix, recv_src_idx):
             call.freeze(array)
-        event = self._finish(call, flight, [pos, rank_prefix, *_arrays(recv_x), recv_idx,
-                                            recv_weights, recv_src_idx])
-        handle = EPHandle(
-            rank_prefix, recv_src_idx=recv_src_idx, is_token_in_rank=is_token_in_rank,
-            num_tokens=num_tokens, num_recv=received.rows, num_worst_tokens=num_worst_tokens,
-            num_topk=num_topk, hidden=hidden,
-            number=received.number, pos=pos, executor=core.executor.name, rank=self.rank,
-        )
+        event = EventOverlap()
+        if launch.detached:
+            event = self._in_flight.announce(flight, call, [
+                pos, rank_prefix, *_arrays(recv_x), recv_idx, recv_weights, recv_src_idx])
+        handle = EPHandle._of(rank_prefix, {
+            "rank": self.rank, "executor": core.executor.name, "recv_src_idx": recv_src_idx,
+            "is_token_in_rank": is_token_in_rank, "num_tokens": num_tokens,
+            "num_recv": received.rows, "num_worst_tokens": num_worst_tokens, "num_topk": num_topk,
+            "hidden": hidden, "pos": pos,
+            "placement": at.filled(received.number, received.rows),
+        })
         aligned = [-(-count // expert_alignment) * expert_alignment
                    for count in received.expert_counts]
         return recv_x, recv_idx, recv_weights, aligned, handle, event
@@ -649,11 +621,14 @@ class Buffer:
         num_sms = self._sms_of(num_sms, config, "dispatch", rows.array, handle.num_tokens,
                                handle.num_topk)
         launch = self._launch(call, num_sms, previous_event, async_finish, allocate_on_comm_stream)
-        at = self._placement(call, handle)
+        at = take_placement(call, handle)
         received, mappings = core.dispatch(rows, None, None, at, handle.num_worst_tokens, launch)
-        flight = self._depart(launch, mappings, [*_arrays(x), handle])
-        recv_x = self._views(call, launch, received, rows, None)[0]
-        event = self._finish(call, flight, _arrays(recv_x))
+        if launch.detached:
+            flight = self._in_flight.depart(launch, mappings, [*_arrays(x), handle])
+        recv_x = _received_rows(call, received, rows, self._copies(call, launch, received))
+        event = EventOverlap()
+        if launch.detached:
+            event = self._in_flight.announce(flight, call, _arrays(recv_x))
         return recv_x, None, None, None, None, event
 
     def combine(self, x, handle, topk_weights=None, bias=None, config=None, previous_event=None,
@@ -687,61 +662,58 @@ class Buffer:
         hidden = rows.shape[1]
         weights = out_weights = None
         if topk_weights is not None:
-            weights = call.take(topk_weights, "topk_weights", (FLOAT32,),
-                                (handle.num_recv, "num_topk"))
-            check_topk(weights.shape[1], "topk_weights")
+            weights = take_weights(call, topk_weights, handle.num_recv)
         bias0, bias1 = take_bias(call, bias, handle.num_tokens, hidden)
-        op = "combine_pull" if self.zero_copy and core.in_arena(rows) else "combine_push"
-        num_sms = self._sms_of(num_sms, config, op, rows, handle.num_tokens, handle.num_topk)
+        is_pulled = core.is_pulled(rows, self.zero_copy)
+        num_sms = self._sms_of(num_sms, config, "combine_pull" if is_pulled else "combine_push",
+                               rows, handle.num_tokens, handle.num_topk)
         launch = self._launch(call, num_sms, previous_event, async_finish, allocate_on_comm_stream)
-        at = self._placement(call, handle)
+        at = take_placement(call, handle)
         out = call.empty((handle.num_tokens, hidden), BFLOAT16)
         if weights is not None:
             out_weights = call.empty((handle.num_tokens, weights.shape[1]), FLOAT32)
+        arguments = (rows, is_pulled, weights, bias0, bias1, out, out_weights, at,
+                     handle.num_topk or self.group_size, self.zero_copy, launch)
+        if launch.wait:
+            mappings = self._with_growth(core.combine, *arguments)
+        else:
+            mappings = core.combine(*arguments)
+        combined_x = out.owner
+        combined_weights = None if out_weights is None else out_weights.owner
+        event = EventOverlap()
+        if launch.detached:
+            flight = self._in_flight.depart(launch, mappings,
+                                            [x, topk_weights, *_arrays(bias), handle])
+            event = self._in_flight.announce(flight, call, [combined_x, combined_weights])
+        return combined_x, combined_weights, event
 
-        def run():
-            return core.combine(rows, weights, bias0, bias1, out, out_weights, at,
-                                handle.num_topk or self.group_size, self.zero_copy, launch)
+    def _copies(self, call, launch, received):
+        """Whether the results of a dispatch are copies; it is then seen to that they can be made,
+        else to the end of their slot."""
+        slot = received.slot
+        if slot is None:
+            return False
+        if not (call.copies or received.landed or not self.zero_copy):
+            call.show(slot)
+            return False
+        self._copied_bytes += slot.nbytes
+        if self._on_emu and not launch.wait:
+            self._core.settle()         # host memory can be copied once the call has ended
+        elif launch.detached and call.library.shares:
+            call.allocate_on(self._core.stream)     # the caller's stream does not wait
+        elif launch.detached:
+            self._core.executor.stream_wait(call.stream, self._core.stream)
+        return True
 
-        mappings = self._with_growth(run) if launch.wait else run()
-        flight = self._depart(launch, mappings, [x, topk_weights, *_arrays(bias), handle])
-        results = out.owner, None if out_weights is None else out_weights.owner
-        event = self._finish(call, flight, results)
-        return results[0], results[1], event
 
-    def _placement(self, call, handle):
-        return Placement(
-            call.take(handle.pos, "handle.pos", (INT32,), (handle.num_tokens, self.group_size)),
-            call.take(handle[0], "handle[0]", (INT32,), (self.group_size, self.group_size)),
-            handle=handle.number, rows=handle.num_recv)
-
-    def _views(self, call, launch, received, rows, topk):
-        """recv_x (a pair where x was one), recv_topk_idx, recv_topk_weights, recv_src_idx."""
-        slot, num = received.slot, received.rows
-        copy = call.copies or received.landed or not self.zero_copy
-        if slot is not None and copy:
-            self._copied_bytes += slot.nbytes
-            if self._on_emu and not launch.wait:
-                self._core.settle()     # host memory can be copied once the call has ended
-            elif launch.detached and call.library.shares:
-                call.allocate_on(self._core.stream)     # the caller's stream does not wait
-            elif launch.detached:
-                self._core.executor.stream_wait(call.stream, self._core.stream)
-
-        def part(offset, shape, dtype):
-            if slot is None:
-                return call.empty(shape, dtype).owner
-            return call.part(slot, offset, shape, dtype, copy)
-
-        at_x, at_scales, at_idx, at_weights, at_src = received.offsets
-        recv_x = part(at_x, (num, rows.array.shape[1]), rows.array.dtype)
-        if rows.scales is not None:
-            recv_x = recv_x, part(at_scales, (num, rows.scales.shape[1]), rows.scales.dtype)
-        recv_idx = recv_weights = None
-        if topk is not None:
-            recv_idx = part(at_idx, (num, topk.shape[1]), topk.dtype)
-            recv_weights = part(at_weights, (num, topk.shape[1]), FLOAT32)
-        return recv_x, recv_idx, recv_weights, part(at_src, (num,), INT32)
+def _received_rows(call, received, rows, copy):
+    """recv_x, a pair where x was one."""
+    array, scales = rows.array, rows.scales
+    recv_x = call.part(received.slot, 0, (received.rows, array.shape[1]), array.dtype, copy)
+    if scales is None:
+        return recv_x
+    return recv_x, call.part(received.slot, received.scales, (received.rows, scales.shape[1]),
+                             scales.dtype, copy)
 
 
 def _arrays(value):

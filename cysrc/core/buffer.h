@@ -125,7 +125,8 @@ void ep_buffer_destroy(struct ep_buffer *b);
 int  ep_buffer_reset_begin(struct ep_buffer *b, uint64_t *epoch);
 int  ep_buffer_reset_end(struct ep_buffer *b, uint64_t max_epoch);
 
-/* Whether what is queued on `stream` is being captured. */
+/* Whether what is queued on `stream`, a caller's, is being captured; an error where its work has
+ * failed. */
 int  ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing);
 /* Whether only a reset makes the buffer usable again, as far as the device has said. */
 int  ep_buffer_is_aborted(const struct ep_buffer *b);

@@ -109,7 +109,7 @@ int ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing)
     void *graph = NULL;
     if (b->closed)
         return EP_ERR_DESTROYED;
-    TRY(b->exec->capture(b->exec->self, stream, &graph));
+    TRY(b->exec->look(b->exec->self, stream, &graph));
     *capturing = graph != NULL;
     return EP_OK;
 }

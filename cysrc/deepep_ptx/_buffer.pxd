@@ -187,5 +187,5 @@ cdef class CoreBuffer:
     cdef list captured               # mappings of captured calls
 
     cdef int raise_for(self, int code) except -1
-    cdef bint is_pulled(self, Array array, bint zero_copy, uint32_t *segment,
-                        uint64_t *offset) except -1
+    cdef bint find_pulled(self, Array array, bint zero_copy, uint32_t *segment,
+                          uint64_t *offset) except -1
