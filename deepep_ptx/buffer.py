@@ -153,12 +153,13 @@ class Buffer:
                    for name, variant in self.variants.items()}
         core, self._ranks_here = symmetric.connect(group, self.num_nvl_bytes,
                                                    timeout_ns(timeout_s), kernels)
-        # Every CTA of combine_reduce may wait for another rank, so those of all ranks that share
-        # a GPU must fit on it together.
-        self._max_sms = core.max_resident("combine_reduce") // self._ranks_here
+        # Every CTA of a call may wait for its own grid's and for other ranks, so those of all ranks
+        # that share a GPU must fit on it together.
+        resident = min(core.max_resident(kernel) for kernel in ("dispatch", "combine"))
+        self._max_sms = resident // self._ranks_here
         if self._max_sms == 0:
             raise ValueError(f"group: {self._ranks_here} ranks do not fit on one GPU, at most "
-                             f"{core.max_resident('combine_reduce')} do")
+                             f"{resident} do")
         self._choice = LaunchChoice(group.executor.device_name, group.size, self._ranks_here,
                                     self._max_sms, self.variants, self.tuning)
         self._on_emu = group.executor.name == "emu"

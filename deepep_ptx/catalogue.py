@@ -76,7 +76,8 @@ def describe(variant):
     return {
         **{key: variant[key] for key in ("kernel", "arch", "path", "policy", "site")},
         "defined": select.is_defined(variant),
-        **{key: variant[key] for key in ("symbol", "threads", "smem", "smem_per_rank")},
+        **{key: variant[key] for key in ("symbol", "threads", "smem", "smem_per_rank", "rings",
+                                         "stages", "stage_bytes")},
         "static_smem": figures.get("shared"),
         "registers": figures.get("registers"),
         "spills": figures.get("spills"),

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Life of a buffer: allocation, peers, growth, reset, end.  Calls are in call.c. */
+#include "core/launch.h"
 #include "core/slots.h"
 
 #include <stdlib.h>
@@ -33,20 +34,6 @@ static int host_alloc_zeroed(struct ep_buffer *b, uint64_t bytes, const char *na
     return b->exec->fill(b->exec->self, *out, 0, bytes, b->stream);
 }
 
-static int alloc_scratch(struct ep_buffer *b)
-{
-    uint64_t sent = ep_align_slot(b->comm.num_ranks * sizeof(uint32_t));
-    uint64_t dest = ep_align_slot(b->comm.num_ranks * sizeof(struct ep_dest));
-    uint64_t source = ep_align_slot(b->comm.num_ranks * sizeof(struct ep_source));
-    uint64_t push = ep_align_slot(b->comm.num_ranks * sizeof(struct ep_push));
-    TRY(alloc_zeroed(b, sent + dest + source + push, "scratch", &b->scratch));
-    b->sent = b->scratch;
-    b->dest = b->sent + sent;
-    b->source = b->dest + dest;
-    b->push = b->source + source;
-    return EP_OK;
-}
-
 static int allocate(struct ep_buffer *b)
 {
     const struct ep_executor *exec = b->exec;
@@ -54,12 +41,14 @@ static int allocate(struct ep_buffer *b)
     TRY(exec->stream_create(exec->self, &b->stream));
     TRY(exec->stream_create(exec->self, &b->abort_stream));
     b->heap_bytes = sizeof(struct ep_control) + num_ranks * sizeof(struct ep_flags)
-                    + 2 * num_ranks * (uint64_t)b->comm.record_stride;
+                    + 2 * num_ranks * (uint64_t)b->comm.record_stride
+                    + num_ranks * EP_MAX_PUSHERS * sizeof(uint64_t);
     TRY(alloc_zeroed(b, b->heap_bytes, "heap", &b->comm.heap));
     TRY(alloc_zeroed(b, (1 + EP_MAX_SEGMENTS) * num_ranks * sizeof(ep_dptr_t), "peer tables",
                      &b->comm.peer_heap));
     b->comm.peer_arena = b->comm.peer_heap + num_ranks * sizeof(ep_dptr_t);
-    TRY(alloc_scratch(b));
+    TRY(alloc_zeroed(b, num_ranks * (1 + EP_MAX_LOCAL_EXPERTS) * sizeof(uint32_t), "tally",
+                     &b->tally));
     void *host;
     TRY(host_alloc_zeroed(b, sizeof(struct ep_status_ring), "status ring", &host,
                           &b->comm.status));
@@ -96,19 +85,21 @@ int ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num
 void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, const struct ep_loaded *loaded)
 {
     b->kernel[kernel] = *loaded;
+    ep_launch_fit(b, &b->kernel[kernel]);
+}
+
+uint32_t ep_buffer_smem(const struct ep_buffer *b, uint32_t kernel)
+{
+    return ep_launch_smem(b, &b->kernel[kernel]);
 }
 
 uint32_t ep_param_bytes(uint32_t kernel)
 {
     static const uint32_t bytes[EP_NUM_KERNELS] = {
         [EP_KERNEL_LAYOUT] = sizeof(struct ep_layout_params),
-        [EP_KERNEL_NOTIFY] = sizeof(struct ep_notify_params),
         [EP_KERNEL_DISPATCH] = sizeof(struct ep_dispatch_params),
-        [EP_KERNEL_COMBINE_NOTIFY] = sizeof(struct ep_combine_notify_params),
-        [EP_KERNEL_COMBINE_PUSH] = sizeof(struct ep_combine_push_params),
-        [EP_KERNEL_COMBINE_REDUCE] = sizeof(struct ep_combine_reduce_params),
-        [EP_KERNEL_ABORT] = sizeof(struct ep_abort_params),
-        [EP_KERNEL_CACHED_NOTIFY] = sizeof(struct ep_notify_params)};
+        [EP_KERNEL_COMBINE] = sizeof(struct ep_combine_params),
+        [EP_KERNEL_ABORT] = sizeof(struct ep_abort_params)};
     return kernel < EP_NUM_KERNELS ? bytes[kernel] : 0;
 }
 
@@ -237,8 +228,8 @@ void ep_buffer_close(struct ep_buffer *b)
         exec->free(exec->self, b->comm.heap, b->stream);
     if (b->comm.peer_heap)
         exec->free(exec->self, b->comm.peer_heap, b->stream);
-    if (b->scratch)
-        exec->free(exec->self, b->scratch, b->stream);
+    if (b->tally)
+        exec->free(exec->self, b->tally, b->stream);
     if (b->ring)
         exec->host_free(exec->self, b->ring);
     if (b->totals)

@@ -35,6 +35,8 @@ struct ep_loaded {
     void    *handle;             /* as the executor gave it                                    */
     uint32_t threads;            /* of a CTA                                                   */
     uint32_t smem, smem_per_rank;                /* bytes of dynamic shared memory of a CTA     */
+    uint32_t rings;              /* of stages for bulk copies, in a CTA                        */
+    uint32_t stages, stage_bytes;                /* of a ring, where a call does not say       */
 };
 
 struct ep_buffer {
@@ -50,9 +52,7 @@ struct ep_buffer {
     ep_dptr_t peer_heap[EP_MAX_RANKS];
     ep_dptr_t peer_arena[EP_MAX_SEGMENTS][EP_MAX_RANKS];
 
-    /* Scratch of the call that runs: device memory. */
-    ep_dptr_t scratch;           /* the four below, in one allocation                          */
-    ep_dptr_t sent, dest, source, push;
+    ep_dptr_t tally;             /* of layout, zero between calls                              */
 
     struct ep_status_ring *ring;
     struct ep_totals *totals;
@@ -96,6 +96,8 @@ struct ep_buffer {
 int  ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                       uint64_t timeout_ns, int grows, struct ep_buffer **out);
 void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, const struct ep_loaded *loaded);
+/* Dynamic shared memory of a CTA of that kernel, with as many stages as it takes by default. */
+uint32_t ep_buffer_smem(const struct ep_buffer *b, uint32_t kernel);
 /* Size of a kernel's parameter block: what a loaded kernel must take. */
 uint32_t ep_param_bytes(uint32_t kernel);
 int  ep_buffer_heap_handle(struct ep_buffer *b, void *handle);
@@ -155,6 +157,7 @@ struct ep_call {                 /* of every call                               
     void     *previous;          /* event to start after, NULL: after what caller_stream holds  */
     uint32_t  num_sms;
     uint32_t  flags;             /* EP_CALL_*                                                   */
+    uint32_t  stages, stage_bytes;               /* 0: the kernel's own                        */
 };
 
 struct ep_layout_args {          /* device addresses as in struct ep_layout_params              */

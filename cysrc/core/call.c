@@ -2,35 +2,17 @@
  *
  * The calls: parameter blocks, launch order, what the host waits for, and what happens to a slot
  * when a call fails.  docs/protocols.md says why each order is safe. */
+#include "core/launch.h"
 #include "core/slots.h"
 #include "core/status.h"
 
 #define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
 
 #define NS_PER_S 1000000000ull
-#define WARP 32
 
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 static uint32_t max_u32(uint32_t a, uint32_t b) { return a > b ? a : b; }
 static uint64_t max_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
-
-/* -- launches ------------------------------------------------------------------------------- */
-
-static int launch_on(struct ep_buffer *b, void *stream, uint32_t kernel, const void *params,
-                     uint32_t param_bytes, uint32_t grid)
-{
-    const struct ep_loaded *loaded = &b->kernel[kernel];
-    struct ep_launch launch = {
-        .kernel = loaded->handle, .params = params, .param_bytes = param_bytes,
-        .grid = grid, .block = loaded->threads,
-        .smem = loaded->smem + b->comm.num_ranks * loaded->smem_per_rank, .stream = stream};
-    if (b->num_launched < EP_NUM_KERNELS)
-        b->launched[b->num_launched++] = kernel;
-    return b->exec->launch(b->exec->self, &launch);
-}
-
-#define LAUNCH(b, kernel, params, grid) \
-    launch_on(b, (b)->stream, kernel, &(params), sizeof(params), grid)
 
 /* -- begin and end of a call ------------------------------------------------------------------ */
 
@@ -86,7 +68,8 @@ static int end_collective(struct ep_buffer *b, const struct ep_call *call)
 static int launch_abort(struct ep_buffer *b)
 {
     struct ep_abort_params params = {.comm = b->comm};
-    return launch_on(b, b->abort_stream, EP_KERNEL_ABORT, &params, sizeof params, 1);
+    return ep_launch_on(b, b->abort_stream, EP_KERNEL_ABORT, &b->kernel[EP_KERNEL_ABORT], &params,
+                        sizeof params, 1);
 }
 
 void ep_buffer_abandon(struct ep_buffer *b)
@@ -131,17 +114,15 @@ static int fail(struct ep_buffer *b, const struct ep_call *call, struct ep_block
 
 static int launch_layout(struct ep_buffer *b, const struct ep_layout_args *a)
 {
-    const struct ep_executor *exec = b->exec;
-    TRY(exec->fill(exec->self, a->rank_counts, 0, b->comm.num_ranks * sizeof(int32_t), b->stream));
-    TRY(exec->fill(exec->self, a->expert_counts, 0, a->num_experts * sizeof(int32_t), b->stream));
+    const struct ep_loaded *kernel = &b->kernel[EP_KERNEL_LAYOUT];
     struct ep_layout_params params = {
         .comm = b->comm, .topk_idx = a->topk_idx, .rank_counts = a->rank_counts,
-        .expert_counts = a->expert_counts, .in_rank = a->in_rank, .num_tokens = a->num_tokens,
-        .num_topk = a->num_topk, .num_experts = a->num_experts,
+        .expert_counts = a->expert_counts, .in_rank = a->in_rank, .tally = b->tally,
+        .num_tokens = a->num_tokens, .num_topk = a->num_topk, .num_experts = a->num_experts,
         .topk_idx_bytes = a->topk_idx_bytes};
-    uint32_t warps = b->kernel[EP_KERNEL_LAYOUT].threads / WARP;     /* one token per warp */
-    uint32_t ctas = (a->num_tokens + warps - 1) / warps;
-    return LAUNCH(b, EP_KERNEL_LAYOUT, params, max_u32(1, min_u32(a->call.num_sms, ctas)));
+    uint32_t ctas = (a->num_tokens + kernel->threads - 1) / kernel->threads;
+    return ep_launch_on(b, b->stream, EP_KERNEL_LAYOUT, kernel, &params, sizeof params,
+                        max_u32(1, min_u32(a->call.num_sms, ctas)));
 }
 
 /* Local: it takes nothing of what the ranks shall learn together. */
@@ -231,48 +212,47 @@ static int make_room(struct ep_buffer *b, const struct ep_dispatch_args *a, uint
 
 /* -- dispatch ------------------------------------------------------------------------------- */
 
-static struct ep_notify_params notify_params(struct ep_buffer *b, const struct ep_dispatch_args *a,
+static struct ep_call_record dispatch_record(const struct ep_buffer *b,
+                                             const struct ep_dispatch_args *a,
                                              const struct ep_block *block)
 {
-    struct ep_notify_params params = {
-        .exchange = {.comm = b->comm, .record = record_with(b, block, b->landing)},
+    struct ep_call_record record = record_with(b, block, b->landing);
+    record.landing_want = landing_want(b, a);
+    record.worst_rows = a->worst_rows;
+    record.agree[EP_AGREE_OP] = a->handle ? EP_OP_CACHED_DISPATCH : EP_OP_DISPATCH;
+    record.agree[EP_AGREE_NUM_EXPERTS] = a->num_experts;
+    record.agree[EP_AGREE_HIDDEN_BYTES] = a->hidden_bytes;
+    record.agree[EP_AGREE_DTYPE] = a->dtype;
+    record.agree[EP_AGREE_NUM_TOPK] = a->num_topk;
+    record.agree[EP_AGREE_TOPK_IDX_BYTES] = a->topk_idx_bytes;
+    record.agree[EP_AGREE_HANDLE] = (uint32_t)a->handle;
+    record.agree[EP_AGREE_SCALE_BYTES] = a->scale_bytes;
+    return record;
+}
+
+static int launch_dispatch(struct ep_buffer *b, const struct ep_loaded *kernel,
+                           const struct ep_dispatch_args *a, const struct ep_block *block,
+                           const struct ep_slot *slot)
+{
+    struct ep_dispatch_params params = {
+        .exchange = {.comm = b->comm, .record = dispatch_record(b, a, block)},
+        .x = a->x, .scales = a->scales, .scale_row_stride = a->scale_row_stride,
+        .scale_stride = a->scale_stride, .topk_idx = a->topk_idx, .topk_weights = a->topk_weights,
         .in_rank = a->in_rank, .rank_counts = a->rank_counts, .expert_counts = a->expert_counts,
-        .pos = a->pos, .sent = b->sent, .rank_prefix = a->rank_prefix, .dest = b->dest,
-        .totals = b->totals_dptr, .ticket = ++b->ticket,
-        .num_tokens = a->num_tokens, .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk,
-        .topk_idx_bytes = a->topk_idx_bytes, .scale_bytes = a->scale_bytes,
-        .num_local_experts = a->num_experts / b->comm.num_ranks};
-    struct ep_call_record *record = &params.exchange.record;
+        .pos = a->pos, .rank_prefix = a->rank_prefix, .totals = b->totals_dptr,
+        .ticket = ++b->ticket, .num_tokens = a->num_tokens, .hidden_bytes = a->hidden_bytes,
+        .scale_bytes = a->scale_bytes, .num_topk = a->num_topk,
+        .topk_idx_bytes = a->topk_idx_bytes,
+        .num_local_experts = a->num_experts / b->comm.num_ranks, .worst_rows = a->worst_rows,
+        .num_stages = kernel->stages, .stage_bytes = kernel->stage_bytes};
     if (b->grows && !a->handle && !a->worst_rows) {
         params.landing_bytes = a->landing_bytes;
         params.land_received = 1;
     }
-    record->landing_want = landing_want(b, a);
-    record->worst_rows = a->worst_rows;
-    record->agree[EP_AGREE_OP] = a->handle ? EP_OP_CACHED_DISPATCH : EP_OP_DISPATCH;
-    record->agree[EP_AGREE_NUM_EXPERTS] = a->num_experts;
-    record->agree[EP_AGREE_HIDDEN_BYTES] = a->hidden_bytes;
-    record->agree[EP_AGREE_DTYPE] = a->dtype;
-    record->agree[EP_AGREE_NUM_TOPK] = a->num_topk;
-    record->agree[EP_AGREE_TOPK_IDX_BYTES] = a->topk_idx_bytes;
-    record->agree[EP_AGREE_HANDLE] = (uint32_t)a->handle;
-    record->agree[EP_AGREE_SCALE_BYTES] = a->scale_bytes;
-    return params;
-}
-
-static int launch_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
-                           const struct ep_block *block, const struct ep_slot *slot)
-{
-    struct ep_dispatch_params params = {
-        .comm = b->comm, .x = a->x, .topk_idx = a->topk_idx, .topk_weights = a->topk_weights,
-        .pos = a->pos, .rank_prefix = a->rank_prefix, .dest = b->dest, .scales = a->scales,
-        .scale_row_stride = a->scale_row_stride, .scale_stride = a->scale_stride,
-        .num_tokens = a->num_tokens, .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk,
-        .topk_idx_bytes = a->topk_idx_bytes, .scale_bytes = a->scale_bytes,
-        .num_local_experts = a->num_experts / b->comm.num_ranks, .worst_rows = a->worst_rows};
     if (a->worst_rows && block && block->bytes >= slot->bytes)
         params.worst_idx = b->arena.segment[block->segment].base + block->offset + slot->topk_idx;
-    return LAUNCH(b, EP_KERNEL_DISPATCH, params, a->call.num_sms);
+    return ep_launch_on(b, b->stream, EP_KERNEL_DISPATCH, kernel, &params, sizeof params,
+                        a->call.num_sms);
 }
 
 static struct ep_slot slot_of(const struct ep_dispatch_args *a, uint32_t rows)
@@ -295,7 +275,7 @@ static int wait_totals(struct ep_buffer *b)
     return b->exec->wait_word(b->exec->self, &b->totals->ticket, b->ticket, limit);
 }
 
-/* Host-wait mode between its two kernels: rows and slot of this call, the extent trimmed. */
+/* Host-wait mode: rows and slot of this call, the extent trimmed. */
 static int settle(struct ep_buffer *b, const struct ep_dispatch_args *a, struct ep_block *block,
                   struct ep_dispatch_result *out)
 {
@@ -322,17 +302,13 @@ static int settle(struct ep_buffer *b, const struct ep_dispatch_args *a, struct 
     return EP_OK;
 }
 
-static int dispatch_into(struct ep_buffer *b, const struct ep_dispatch_args *a,
-                         struct ep_block *block, struct ep_dispatch_result *out)
+static int dispatch_into(struct ep_buffer *b, const struct ep_loaded *kernel,
+                         const struct ep_dispatch_args *a, struct ep_block *block,
+                         struct ep_dispatch_result *out)
 {
-    struct ep_notify_params notify = notify_params(b, a, block);
-    if (a->handle)
-        TRY(LAUNCH(b, EP_KERNEL_CACHED_NOTIFY, notify, 1));
-    else
-        TRY(LAUNCH(b, EP_KERNEL_NOTIFY, notify, b->comm.num_ranks));
-    if (waits_for_totals(a))
+    TRY(launch_dispatch(b, kernel, a, block, &out->slot));
+    if (waits_for_totals(a))     /* while the rows are on their way                             */
         TRY(settle(b, a, block, out));
-    TRY(launch_dispatch(b, a, block, &out->slot));
     TRY(ep_slots_keep(b, block));
     TRY(ep_slots_keep(b, b->landing));
     return end_collective(b, &a->call);
@@ -343,6 +319,8 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
 {
     int waits = waits_for_totals(a);
     struct ep_block *block = NULL;
+    struct ep_loaded kernel;
+    TRY(ep_launch_choose(b, EP_KERNEL_DISPATCH, &a->call, &kernel));
     TRY(begin(b, &a->call));
     if (waits && b->unseen) {
         int rc = ep_status_look_back(b);
@@ -356,7 +334,7 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
                                        .number = b->num_calls};
     int rc = make_room(b, a, waits ? UINT64_MAX : out->slot.bytes, &block);
     if (rc == EP_OK)
-        rc = dispatch_into(b, a, block, out);
+        rc = dispatch_into(b, &kernel, a, block, out);
     if (rc != EP_OK)
         return fail(b, &a->call, block, rc);
     b->landing_want = 0;
@@ -376,38 +354,35 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
 
 /* -- combine -------------------------------------------------------------------------------- */
 
-static int combine_with(struct ep_buffer *b, const struct ep_combine_args *a,
-                        const struct ep_block *staging)
+static struct ep_call_record combine_record(const struct ep_buffer *b,
+                                            const struct ep_combine_args *a,
+                                            const struct ep_block *staging)
 {
-    struct ep_combine_notify_params notify = {
-        .exchange = {.comm = b->comm, .record = record_with(b, staging, NULL)},
-        .rank_prefix = a->rank_prefix, .source = b->source, .push = b->push,
-        .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk};
-    struct ep_call_record *record = &notify.exchange.record;
-    record->mode = a->mode;
-    record->x_segment = a->x_segment;
-    record->x_offset = a->x_offset;
-    record->weights_segment = a->weights_segment;
-    record->weights_offset = a->weights_offset;
-    record->agree[EP_AGREE_OP] = EP_OP_COMBINE;
-    record->agree[EP_AGREE_HIDDEN_BYTES] = a->hidden_bytes;
-    record->agree[EP_AGREE_NUM_TOPK] = a->num_topk;
-    record->agree[EP_AGREE_TOPK_IDX_BYTES] = a->num_topk != 0;
-    record->agree[EP_AGREE_HANDLE] = (uint32_t)a->handle;
-    TRY(LAUNCH(b, EP_KERNEL_COMBINE_NOTIFY, notify, 1));
+    struct ep_call_record record = record_with(b, staging, NULL);
+    record.mode = a->mode;
+    record.x_segment = a->x_segment;
+    record.x_offset = a->x_offset;
+    record.weights_segment = a->weights_segment;
+    record.weights_offset = a->weights_offset;
+    record.agree[EP_AGREE_OP] = EP_OP_COMBINE;
+    record.agree[EP_AGREE_HIDDEN_BYTES] = a->hidden_bytes;
+    record.agree[EP_AGREE_NUM_TOPK] = a->num_topk;
+    record.agree[EP_AGREE_TOPK_IDX_BYTES] = a->num_topk != 0;
+    record.agree[EP_AGREE_HANDLE] = (uint32_t)a->handle;
+    return record;
+}
 
-    if (a->x || a->weights) {
-        struct ep_combine_push_params push = {
-            .comm = b->comm, .x = a->x, .weights = a->weights, .push = b->push,
-            .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk};
-        TRY(LAUNCH(b, EP_KERNEL_COMBINE_PUSH, push, a->call.num_sms));
-    }
-
-    struct ep_combine_reduce_params reduce = {
-        .comm = b->comm, .out = a->out, .out_weights = a->out_weights, .bias0 = a->bias0,
-        .bias1 = a->bias1, .pos = a->pos, .source = b->source, .num_tokens = a->num_tokens,
-        .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk};
-    return LAUNCH(b, EP_KERNEL_COMBINE_REDUCE, reduce, a->call.num_sms);
+static int launch_combine(struct ep_buffer *b, const struct ep_loaded *kernel,
+                          const struct ep_combine_args *a, const struct ep_block *staging)
+{
+    struct ep_combine_params params = {
+        .exchange = {.comm = b->comm, .record = combine_record(b, a, staging)},
+        .x = a->x, .weights = a->weights, .out = a->out, .out_weights = a->out_weights,
+        .bias0 = a->bias0, .bias1 = a->bias1, .pos = a->pos, .rank_prefix = a->rank_prefix,
+        .num_tokens = a->num_tokens, .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk,
+        .num_stages = kernel->stages, .stage_bytes = kernel->stage_bytes};
+    return ep_launch_on(b, b->stream, EP_KERNEL_COMBINE, kernel, &params, sizeof params,
+                        a->call.num_sms);
 }
 
 /* Where pushed rows land: in landing, or where that is too small in what is free. */
@@ -429,11 +404,13 @@ static int reserve_staging(struct ep_buffer *b, const struct ep_combine_args *a,
 int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
 {
     struct ep_block *staging = NULL;
+    struct ep_loaded kernel;
+    TRY(ep_launch_choose(b, EP_KERNEL_COMBINE, &a->call, &kernel));
     TRY(begin(b, &a->call));
     b->num_calls++;
     int rc = reserve_staging(b, a, &staging);
     if (rc == EP_OK)
-        rc = combine_with(b, a, staging);
+        rc = launch_combine(b, &kernel, a, staging);
     if (rc == EP_OK)
         rc = ep_slots_keep(b, staging);
     if (rc == EP_OK && a->x_bytes)
@@ -444,7 +421,7 @@ int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
         rc = end_collective(b, &a->call);
     if (rc == EP_ERR_STATUS && a->call.flags & EP_CALL_WAIT && b->grows)
         b->may_grow = b->num_status && b->status[0].code == EP_CODE_CAPACITY
-                      && b->status[0].kernel == EP_KERNEL_COMBINE_NOTIFY
+                      && b->status[0].kernel == EP_KERNEL_COMBINE
                       && b->status[0].epoch == b->control.epoch;
     if (rc != EP_OK)
         return fail(b, &a->call, staging, rc);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * How the arrays of one result lie in its slot.  Kernel notify computes the same for every
+ * How the arrays of one result lie in its slot.  The dispatch kernel computes the same for every
  * destination; params.h has the alignment. */
 #ifndef DEEPEP_PTX_SLOT_H
 #define DEEPEP_PTX_SLOT_H

@@ -31,7 +31,8 @@ static uint32_t num_told(const struct ep_buffer *b, uint32_t num_written)
     for (uint32_t i = num_written; i > 0; i--) {
         const struct ep_status_record *record = &b->ring->record[i - 1];
         if (record->valid && record->code == EP_CODE_PEER_FAULT
-            && record->kernel == EP_KERNEL_NOTIFY && record->peer == b->comm.rank)
+            && record->kernel == EP_KERNEL_DISPATCH && record->what != EP_CODE_DEAD_HANDLE
+            && record->peer == b->comm.rank)
             return i;
     }
     return 0;

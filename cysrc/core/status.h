@@ -10,7 +10,7 @@
 /* What a look at the device takes of what it has reported. */
 enum ep_scope {
     EP_TOLD,                     /* what all ranks know of                                      */
-    EP_UNTOLD,                   /* what layout found and no notify has told the others yet     */
+    EP_UNTOLD,                   /* what layout found and no dispatch has told the others yet     */
     EP_ALL
 };
 

@@ -12,6 +12,8 @@ cdef class Launch:
     cdef readonly bint wait
     cdef readonly bint detached
     cdef readonly bint captured
+    cdef readonly uint32_t stages
+    cdef readonly uint32_t stage_bytes
 
 
 cdef class Rows:

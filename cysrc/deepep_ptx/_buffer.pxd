@@ -54,12 +54,15 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t threads
         uint32_t smem
         uint32_t smem_per_rank
+        uint32_t rings
+        uint32_t stages
+        uint32_t stage_bytes
 
     struct ep_buffer:
-        ep_loaded kernel[8]
+        ep_loaded kernel[4]
         ep_status_record status[16]
         uint32_t num_status
-        uint32_t launched[8]
+        uint32_t launched[4]
         uint32_t num_launched
         void *stream
         int closed
@@ -74,6 +77,8 @@ cdef extern from "core/buffer.h" nogil:
         void *previous
         uint32_t num_sms
         uint32_t flags
+        uint32_t stages
+        uint32_t stage_bytes
 
     struct ep_layout_args:
         ep_call call
@@ -146,6 +151,7 @@ cdef extern from "core/buffer.h" nogil:
     int ep_buffer_create(const ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                          uint64_t timeout_ns, int grows, ep_buffer **out)
     void ep_buffer_set_kernel(ep_buffer *b, uint32_t kernel, const ep_loaded *loaded)
+    uint32_t ep_buffer_smem(const ep_buffer *b, uint32_t kernel)
     uint32_t ep_param_bytes(uint32_t kernel)
     int ep_buffer_heap_handle(ep_buffer *b, void *handle)
     int ep_buffer_open_heap(ep_buffer *b, uint32_t rank, const void *handle)

@@ -99,6 +99,9 @@ cdef class CoreBuffer:
         loaded.threads = variant["threads"]
         loaded.smem = variant["smem"]
         loaded.smem_per_rank = variant["smem_per_rank"]
+        loaded.rings = variant["rings"]
+        loaded.stages = variant["stages"]
+        loaded.stage_bytes = variant["stage_bytes"]
         ep_buffer_set_kernel(self.core, index, &loaded)
 
     def heap_handle(self):
@@ -364,9 +367,10 @@ cdef class CoreBuffer:
 
     def max_resident(self, str kernel not None):
         """CTAs of `kernel` that this rank's device runs at the same time."""
-        cdef const ep_loaded *loaded = &self.core.kernel[<uint32_t>KERNELS[kernel]]
+        cdef uint32_t index = KERNELS[kernel]
+        cdef const ep_loaded *loaded = &self.core.kernel[index]
         cdef uint32_t ctas = 0
-        cdef uint32_t smem = loaded.smem + self.num_ranks * loaded.smem_per_rank
+        cdef uint32_t smem = ep_buffer_smem(self.core, index)
         cdef int code = self.executor.table.max_resident(self.executor.table.self, loaded.handle,
                                                          loaded.threads, smem, &ctas)
         check(code, self.executor)
@@ -416,6 +420,8 @@ cdef void fill(ep_call *call, Launch launch) noexcept:
     call.num_sms = launch.num_sms
     call.flags = ((EP_CALL_WAIT if launch.wait else 0)
                   | (EP_CALL_DETACHED if launch.detached else 0))
+    call.stages = launch.stages
+    call.stage_bytes = launch.stage_bytes
 
 
 @cython.final

@@ -23,18 +23,16 @@ from gen.params cimport (
     EP_CODE_TIMEOUT,
     EP_CODE_TOPK_RANGE,
     EP_KERNEL_ABORT,
-    EP_KERNEL_CACHED_NOTIFY,
-    EP_KERNEL_COMBINE_NOTIFY,
-    EP_KERNEL_COMBINE_PUSH,
-    EP_KERNEL_COMBINE_REDUCE,
+    EP_KERNEL_COMBINE,
     EP_KERNEL_DISPATCH,
     EP_KERNEL_LAYOUT,
-    EP_KERNEL_NOTIFY,
     EP_OP_CACHED_DISPATCH,
     EP_OP_COMBINE,
     EP_OP_DISPATCH,
     EP_WAIT_CALL,
     EP_WAIT_DONE,
+    EP_WAIT_LOAD,
+    EP_WAIT_NUMBERS,
     EP_WAIT_PUSH,
 )
 
@@ -59,13 +57,9 @@ from deepep_ptx.errors import (
 # Name in variants.toml -> index in the core's kernel table.
 KERNELS = {
     "layout": EP_KERNEL_LAYOUT,
-    "notify": EP_KERNEL_NOTIFY,
     "dispatch": EP_KERNEL_DISPATCH,
-    "combine_notify": EP_KERNEL_COMBINE_NOTIFY,
-    "combine_push": EP_KERNEL_COMBINE_PUSH,
-    "combine_reduce": EP_KERNEL_COMBINE_REDUCE,
+    "combine": EP_KERNEL_COMBINE,
     "abort": EP_KERNEL_ABORT,
-    "cached_notify": EP_KERNEL_CACHED_NOTIFY,
 }
 
 cdef dict KERNEL_NAMES = {index: name for name, index in KERNELS.items()}
@@ -74,6 +68,8 @@ cdef dict WAITS = {
     EP_WAIT_CALL: "call record",
     EP_WAIT_PUSH: "pushed rows",
     EP_WAIT_DONE: "end of call",
+    EP_WAIT_NUMBERS: "numbered tokens",
+    EP_WAIT_LOAD: "bulk load",
 }
 
 cdef dict OPERATIONS = {EP_OP_DISPATCH: "dispatch", EP_OP_COMBINE: "combine",
@@ -126,7 +122,7 @@ cdef object capacity_error(const ep_status_record *record):
     if record.what == EP_CAPACITY_WORST:
         return CapacityError(f"num_worst_tokens: must be at least {record.seen}, the rows that "
                              f"rank {record.peer} receives")
-    what = "pushed" if record.kernel == EP_KERNEL_COMBINE_NOTIFY else "received"
+    what = "pushed" if record.kernel == EP_KERNEL_COMBINE else "received"
     return CapacityError(
         f"num_nvl_bytes: rank {record.peer} has no room for {record.seen} rows to be {what}; "
         f"num_nvl_bytes={record.expected} would hold them beside what it holds now",

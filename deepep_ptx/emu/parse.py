@@ -349,6 +349,9 @@ class _Parser:
                 return Variable(name, align, None, start)
             size *= self.expression()
             self.expect("]")
+            while self.accept("["):
+                size *= self.expression()
+                self.expect("]")
         return Variable(name, align, size, start)
 
     def line_directive(self):

@@ -25,8 +25,13 @@ _KERNEL_KEYS = {
     "max_regs": int,
     "smem": int,
     "smem_per_rank": int,
+    "rings": int,
+    "stages": int,
+    "stage_bytes": int,
 }
 _REQUIRED_KEYS = ("params", "arch", "threads", "max_regs")
+MIN_STAGES = 2          # one is filled while another one drains
+_RING_KEYS = ("rings", "stages", "stage_bytes")
 _MAX_THREADS = 1024
 
 
@@ -66,7 +71,8 @@ class Variant:
     """One PTX module: a kernel for one arch, with one path and one policy (None where it has none).
 
     `kernel_id` is its EP_KERNEL_* constant, `sass` what its policy's load must become.  A launch
-    takes `smem` + num_ranks * `smem_per_rank` bytes of dynamic shared memory.
+    takes `smem` + num_ranks * `smem_per_rank` bytes of dynamic shared memory, and for each of `rings`
+    rings a mbarrier of 8 bytes and `stage_bytes` per stage; `stages` and `stage_bytes` are defaults.
     """
 
     kernel: str
@@ -83,6 +89,9 @@ class Variant:
     max_regs: int
     smem: int
     smem_per_rank: int
+    rings: int
+    stages: int
+    stage_bytes: int
     defines: dict[str, int]
     site: str | None
     sass: str | None
@@ -221,6 +230,11 @@ class _Reader:
             )
         for key, value in body.get("defines", {}).items():
             self.of_type(where, f"defines.{key}", value, int)
+        if len({key in body for key in _RING_KEYS}) > 1:
+            raise self.error(where, f"{', '.join(_RING_KEYS)} come together or not at all")
+        if "stages" in body and (body["stages"] < MIN_STAGES or body["stage_bytes"] % 16):
+            raise self.error(where, f"a ring has at least {MIN_STAGES} stages of a multiple of 16 "
+                                    f"bytes, not {body['stages']} of {body['stage_bytes']}")
         for policy in policies:
             for arch in body["arch"]:
                 if arch not in self.policies[policy].sass:
@@ -241,6 +255,9 @@ class _Reader:
                 max_regs=body["max_regs"],
                 smem=body.get("smem", 0),
                 smem_per_rank=body.get("smem_per_rank", 0),
+                rings=body.get("rings", 0),
+                stages=body.get("stages", 0),
+                stage_bytes=body.get("stage_bytes", 0),
                 defines=dict(body.get("defines", {})),
                 site=body.get("site"),
                 sass=self.policies[policy].sass[arch] if policy else None,

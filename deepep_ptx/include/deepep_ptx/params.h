@@ -67,24 +67,32 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_WAIT_CALL 1                       /* the peer's call record                       */
 #define EP_WAIT_PUSH 2                       /* the peer's pushed rows                       */
 #define EP_WAIT_DONE 3                       /* the peer's end of the call                   */
+#define EP_WAIT_NUMBERS 4                    /* this rank's CTAs, which number its tokens    */
+#define EP_WAIT_LOAD 5                       /* a bulk load of this thread's own             */
 
 /* -- kernels, as status records name them and as the kernel table is indexed ------------------- */
 #define EP_KERNEL_LAYOUT 0
-#define EP_KERNEL_NOTIFY 1
-#define EP_KERNEL_DISPATCH 2
-#define EP_KERNEL_COMBINE_NOTIFY 3
-#define EP_KERNEL_COMBINE_PUSH 4
-#define EP_KERNEL_COMBINE_REDUCE 5
-#define EP_KERNEL_ABORT 6
-#define EP_KERNEL_CACHED_NOTIFY 7
-#define EP_NUM_KERNELS 8
-#define EP_NUM_COUNTERS 8                    /* kernels, rounded up                          */
+#define EP_KERNEL_DISPATCH 1
+#define EP_KERNEL_COMBINE 2
+#define EP_KERNEL_ABORT 3
+#define EP_NUM_KERNELS 4
+#define EP_NUM_COUNTERS 4                    /* kernels, rounded up                          */
+
+/* -- rings of stages for bulk copies ------------------------------------------------------------ */
+#define EP_MIN_STAGES 2                      /* one is filled while another drains           */
+#define EP_MAX_SMEM 224256                   /* dynamic shared memory of a CTA: 227 KiB less 8 */
+
+/* -- pushed rows ------------------------------------------------------------------------------ */
+#define EP_MAX_PUSHERS 1024                  /* warps of a rank that push rows               */
+#define EP_PUSH_COUNT_BITS 24                /* of a progress word: rows pushed              */
 
 /* ============================================================================================
  * The symmetric heap of one rank.  At its start:
  *     struct ep_control
  *     struct ep_flags        [num_ranks]                  one line per writing peer
  *     struct ep_call_record  [2][num_ranks] + counts      two parities of the epoch, per writing peer
+ *     uint64_t pushed        [num_ranks][EP_MAX_PUSHERS]  progress of each warp of a peer that pushes
+ *                                                         rows: epoch << EP_PUSH_COUNT_BITS | rows
  * A record takes comm.record_stride bytes: the structure, then
  *     uint32_t rank_counts[num_ranks]                     writer's tokens to each rank
  *     uint32_t expert_counts[num_local_experts]           writer's tokens to each of MY experts
@@ -93,19 +101,20 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 struct ep_control {                          /* ptx: CTL */
     uint64_t epoch;          /* collective calls completed                                      */
     uint64_t abort;          /* 0, or epoch << 8 | blamed peer + 1: sticky until reset()         */
-    uint32_t in_call;        /* 1 from a call's notify to its end                               */
+    uint64_t numbered;       /* CTAs of the running dispatch that have numbered their tokens    */
+    uint32_t in_call;        /* 1 from a call's first CTA to its end                            */
     uint32_t verdict;        /* EP_CODE_* of the newest exchange                                */
-    uint32_t arrived[EP_NUM_COUNTERS];       /* CTAs arrived, per kernel; wraps to 0            */
-    uint32_t fault;          /* EP_CODE_* that layout found; the next notify tells it to all    */
-    uint32_t reserved[17];
+    uint32_t ticket;         /* CTAs of the running call that have started; wraps to 0          */
+    uint32_t arrived[EP_NUM_COUNTERS];       /* CTAs that have ended, per kernel; wraps to 0    */
+    uint32_t fault;          /* EP_CODE_* that layout found; the next dispatch tells it to all  */
+    uint32_t reserved[18];
 };
 
 struct ep_flags {                            /* ptx: FLAG */
     uint64_t call;           /* epoch << 8 | op: the writer's record is complete                */
-    uint64_t push;           /* epoch << 8 | op: the writer's pushed rows are complete          */
     uint64_t done;           /* epoch << 8 | op: the writer needs nothing more of this rank     */
     uint64_t abort;          /* epoch << 8 | blamed peer + 1: the writer has aborted            */
-    uint64_t reserved[12];
+    uint64_t reserved[13];
 };
 
 struct ep_call_record {                      /* ptx: REC */
@@ -123,7 +132,8 @@ struct ep_call_record {                      /* ptx: REC */
     uint32_t worst_rows;     /* dispatch: num_worst_tokens of the writer, 0 = host-wait mode     */
     uint32_t fault;          /* EP_CODE_* that the writer found in its own arguments, else 0    */
     uint32_t agree[EP_AGREE_WORDS];
-    uint32_t reserved[4];
+    uint32_t pushers;        /* combine: warps of the writer that push rows; the kernel's own   */
+    uint32_t reserved[3];
 };
 
 /* A rank's rows of one array set, as seen by one sender: addresses of the sender's FIRST row. */
@@ -139,8 +149,8 @@ struct ep_dest {                             /* ptx: DEST */
 struct ep_source {                           /* ptx: SRC */
     ep_dptr_t x;             /* row 0 of those that rank holds for me                           */
     ep_dptr_t weights;       /* the same for the weights                                        */
-    uint64_t  pushed;        /* 1: that rank pushes x or weights; wait for its push flag        */
-    uint64_t  reserved;
+    uint32_t  pushers;       /* warps of that rank that push, whose progress to wait for; 0     */
+    uint32_t  reserved;
 };
 
 /* Where combine's pusher puts the rows that came from one source. */
@@ -149,7 +159,6 @@ struct ep_push {                             /* ptx: PUSH */
     ep_dptr_t weights;
     uint32_t  first;         /* my first row that came from that rank                           */
     uint32_t  count;         /* how many did                                                    */
-    uint64_t  reserved;
 };
 
 /* -- pinned host memory --------------------------------------------------------------------- */
@@ -198,98 +207,73 @@ struct ep_comm {                             /* ptx: COMM */
     uint32_t  reserved[3];
 };
 
-/* What the exchange at the start of a call takes: first field of notify and combine_notify. */
+/* What the exchange at the start of a call takes. */
 struct ep_exchange {                         /* ptx: XCHG */
     struct ep_comm comm;
-    struct ep_call_record record;            /* written at every peer as it stands, but `fault` */
+    struct ep_call_record record;            /* written at every peer, `fault` and `pushers` by the
+                                              * kernel */
 };
 
 struct ep_layout_params {                    /* ptx: LAYOUT */
     struct ep_comm comm;
     ep_dptr_t topk_idx;      /* in  i32|i64[num_tokens][num_topk], -1 = unused                  */
-    ep_dptr_t rank_counts;   /* out i32[num_ranks], zeroed: tokens to each rank                 */
-    ep_dptr_t expert_counts; /* out i32[num_experts], zeroed: tokens to each expert             */
+    ep_dptr_t rank_counts;   /* out i32[num_ranks]: tokens to each rank                         */
+    ep_dptr_t expert_counts; /* out i32[num_experts]: tokens to each expert                     */
     ep_dptr_t in_rank;       /* out u8[num_tokens][num_ranks]                                   */
+    ep_dptr_t tally;         /* u32[num_ranks + num_experts]: zero before and after              */
     uint32_t  num_tokens;
     uint32_t  num_topk;
     uint32_t  num_experts;
     uint32_t  topk_idx_bytes;                /* 4 or 8                                          */
 };
 
-/* Also of cached_notify, which takes rank_prefix and looks at no counts. */
-struct ep_notify_params {                    /* ptx: NOTIFY */
+/* A cached dispatch, which has an earlier one's pos and rank_prefix, looks at no counts. */
+struct ep_dispatch_params {                  /* ptx: DISP */
     struct ep_exchange exchange;
+    ep_dptr_t x;             /* in  [num_tokens][hidden_bytes], nobody writes it meanwhile       */
+    ep_dptr_t scales;        /* in  4-byte words [num_tokens][scale_bytes / 4] in these strides  */
+    int64_t   scale_row_stride;              /* bytes from a token's scales to the next token's */
+    int64_t   scale_stride;                  /* bytes from one of its scales to the next        */
+    ep_dptr_t topk_idx;      /* in  i32|i64[num_tokens][num_topk], or 0                         */
+    ep_dptr_t topk_weights;  /* in  f32[num_tokens][num_topk], or 0                             */
     ep_dptr_t in_rank;       /* in  u8[num_tokens][num_ranks]                                   */
     ep_dptr_t rank_counts;   /* in  i32[num_ranks]: what the caller says; checked               */
     ep_dptr_t expert_counts; /* in  i32[num_experts]                                            */
     ep_dptr_t pos;           /* out i32[num_tokens][num_ranks]: index among my rows there, -1   */
-    ep_dptr_t sent;          /* out u32[num_ranks]: rows I send to each rank                    */
     ep_dptr_t rank_prefix;   /* out i32[num_ranks][num_ranks]: [s][d] = rows of ranks 0..s to d;
                               * all -1 when the call is refused                                  */
-    ep_dptr_t dest;          /* out struct ep_dest[num_ranks]                                   */
+    ep_dptr_t worst_idx;     /* out my recv_topk_idx, for the rows past the total; 0 = none     */
     ep_dptr_t totals;        /* out struct ep_totals, pinned                                    */
     uint64_t  ticket;        /* stored to totals last                                           */
     uint32_t  num_tokens;
     uint32_t  hidden_bytes;
+    uint32_t  scale_bytes;   /* of a row, a multiple of 4; 0 without scales                     */
     uint32_t  num_topk;      /* 0 without top-k                                                 */
     uint32_t  topk_idx_bytes;                /* 0, 4 or 8                                       */
     uint32_t  num_local_experts;
-    uint32_t  scale_bytes;   /* of a row, 0 without scales                                      */
+    uint32_t  worst_rows;    /* 0, or rows of the result                                        */
     uint32_t  landing_bytes; /* of a row in landing; 0: room was made before                     */
     uint32_t  land_received; /* 1: landing must hold the rows received as well                  */
-};
-
-struct ep_dispatch_params {                  /* ptx: DISP */
-    struct ep_comm comm;
-    ep_dptr_t x;             /* in  [num_tokens][hidden_bytes], nobody writes it meanwhile       */
-    ep_dptr_t topk_idx;      /* in  i32|i64[num_tokens][num_topk], or 0                         */
-    ep_dptr_t topk_weights;  /* in  f32[num_tokens][num_topk], or 0                             */
-    ep_dptr_t pos;           /* in  i32[num_tokens][num_ranks]                                  */
-    ep_dptr_t rank_prefix;   /* in  i32[num_ranks][num_ranks]                                   */
-    ep_dptr_t dest;          /* in  struct ep_dest[num_ranks]                                   */
-    ep_dptr_t worst_idx;     /* out my recv_topk_idx, for the rows past the total; 0 = none     */
-    ep_dptr_t scales;        /* in  4-byte words [num_tokens][scale_bytes / 4] in these strides  */
-    int64_t   scale_row_stride;              /* bytes from a token's scales to the next token's */
-    int64_t   scale_stride;                  /* bytes from one of its scales to the next        */
-    uint32_t  num_tokens;
-    uint32_t  hidden_bytes;
-    uint32_t  num_topk;
-    uint32_t  topk_idx_bytes;
-    uint32_t  num_local_experts;
-    uint32_t  worst_rows;
-    uint32_t  scale_bytes;   /* of a row, a multiple of 4; 0 without scales                     */
+    uint32_t  num_stages;    /* bulk: of each warp's ring                                       */
+    uint32_t  stage_bytes;   /* bulk: a multiple of 16                                          */
     uint32_t  reserved;
 };
 
-struct ep_combine_notify_params {            /* ptx: CNOT */
+struct ep_combine_params {                   /* ptx: COMB */
     struct ep_exchange exchange;
-    ep_dptr_t rank_prefix;   /* in  i32[num_ranks][num_ranks], of the dispatch                  */
-    ep_dptr_t source;        /* out struct ep_source[num_ranks]                                 */
-    ep_dptr_t push;          /* out struct ep_push[num_ranks]                                   */
-    uint32_t  hidden_bytes;
-    uint32_t  num_topk;      /* 0 without weights                                               */
-};
-
-struct ep_combine_push_params {              /* ptx: CPUSH */
-    struct ep_comm comm;
     ep_dptr_t x;             /* in  [num_recv][hidden_bytes], or 0 when it is pulled             */
     ep_dptr_t weights;       /* in  f32[num_recv][num_topk], or 0                               */
-    ep_dptr_t push;          /* in  struct ep_push[num_ranks]                                   */
-    uint32_t  hidden_bytes;
-    uint32_t  num_topk;
-};
-
-struct ep_combine_reduce_params {            /* ptx: CRED */
-    struct ep_comm comm;
     ep_dptr_t out;           /* out bf16[num_tokens][hidden]                                    */
     ep_dptr_t out_weights;   /* out f32[num_tokens][num_topk], or 0                             */
     ep_dptr_t bias0;         /* in  bf16[num_tokens][hidden], or 0                              */
     ep_dptr_t bias1;
     ep_dptr_t pos;           /* in  i32[num_tokens][num_ranks], of the dispatch                 */
-    ep_dptr_t source;        /* in  struct ep_source[num_ranks]                                 */
+    ep_dptr_t rank_prefix;   /* in  i32[num_ranks][num_ranks], likewise                         */
     uint32_t  num_tokens;
     uint32_t  hidden_bytes;
-    uint32_t  num_topk;
+    uint32_t  num_topk;      /* 0 without weights                                               */
+    uint32_t  num_stages;    /* bulk: of each pushing warp's ring                               */
+    uint32_t  stage_bytes;   /* bulk: a multiple of 16                                          */
     uint32_t  reserved;
 };
 

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Launches of a call's kernels, and the shared memory that they take. */
+#ifndef DEEPEP_PTX_LAUNCH_H
+#define DEEPEP_PTX_LAUNCH_H
+
+#include "core/buffer.h"
+
+/* Dynamic shared memory of a CTA. */
+uint32_t ep_launch_smem(const struct ep_buffer *b, const struct ep_loaded *kernel);
+/* Gives up stages of its rings that there is no room for, down to EP_MIN_STAGES: whether it fits. */
+int  ep_launch_fit(const struct ep_buffer *b, struct ep_loaded *kernel);
+/* The kernel as a call wants it: EP_ERR_ARGUMENT for stages that it cannot have. */
+int  ep_launch_choose(const struct ep_buffer *b, uint32_t kernel, const struct ep_call *call,
+                      struct ep_loaded *out);
+
+int  ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
+                  const struct ep_loaded *loaded, const void *params, uint32_t param_bytes,
+                  uint32_t grid);
+
+#endif
