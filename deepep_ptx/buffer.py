@@ -34,7 +34,8 @@ from .errors import CapacityError, DeepEPError, DestroyedError
 from .event import EventHandle, EventOverlap
 from .flight import Flights
 from .handle import EPHandle
-from .launch_choice import LaunchChoice
+from .knobs import check_knobs
+from .launch_choice import OWN_RING, LaunchChoice
 from .tuning import tuned_variants
 
 DEFAULT_SMS = configs.DEFAULT_SMS
@@ -97,6 +98,9 @@ class Buffer:
             and number of ranks, if there is one; False: no file.
         zero_copy: results are views into the arena as long as it has room, and combine reads
             expert output from there.  False: results are copies, and combine always pushes.
+        stages, stage_bytes: launch parameters of the bulk kernels, for their rings of loads: at
+            most so many stages, at least 2, as far as shared memory has room, of so many bytes, a
+            multiple of 16; None: the tuning file's, else the kernel's own.
 
     Raises:
         ValueError, TypeError: an argument out of range; the text begins with its name.
@@ -111,12 +115,13 @@ class Buffer:
     def __init__(self, group, num_nvl_bytes=0, num_rdma_bytes=0, low_latency_mode=False,
                  num_qps_per_rank=24, allow_nvlink_for_low_latency_mode=True, allow_mnnvl=False,
                  explicitly_destroy=False, *, policy=None, timeout_s=100.0, zero_copy=True,
-                 tuning=None):
+                 tuning=None, stages=None, stage_bytes=None):
         self._core = None
         self.group = group = checked_group(group)
-        self.variants = self.tuning = None
+        self.variants = self.tuning = knobs = None
 
         def check():
+            nonlocal knobs
             check_int(num_nvl_bytes, "num_nvl_bytes", 0)
             if num_nvl_bytes % SLOT_ALIGN:
                 raise ValueError(f"num_nvl_bytes: must be a multiple of {SLOT_ALIGN}, "
@@ -128,6 +133,7 @@ class Buffer:
                 raise NotImplementedError("low_latency_mode: must be False in this release")
             check_int(num_qps_per_rank, "num_qps_per_rank", 1)
             timeout_ns(timeout_s)
+            knobs = check_knobs(stages=stages, stage_bytes=stage_bytes)
             executor = group.executor
             self.tuning = tuning_files.find(tuning, executor.device_name, group.size,
                                             executor.arch)
@@ -161,7 +167,7 @@ class Buffer:
             raise ValueError(f"group: {self._ranks_here} ranks do not fit on one GPU, at most "
                              f"{resident} do")
         self._choice = LaunchChoice(group.executor.device_name, group.size, self._ranks_here,
-                                    self._max_sms, self.variants, self.tuning)
+                                    self._max_sms, self.variants, self.tuning, knobs)
         self._on_emu = group.executor.name == "emu"
         self._is_thread = getattr(group.executor, "world", None) is not None
         self._core = core
@@ -352,7 +358,7 @@ class Buffer:
         call = Call.of_library(core.executor, library, "like", stream)
         if rows == 0:
             return call.empty(shape, BFLOAT16).owner
-        if self._on_emu and not core.is_capturing(call.stream):
+        if self._on_emu and not core.look(call.stream):
             core.settle()           # the host stores to it, and is on no stream
         slot = core.reserve(rows * hidden * BFLOAT16.itemsize, call.stream)
         call.show(slot)
@@ -378,7 +384,7 @@ class Buffer:
 
     # -- launch and end of a call ----------------------------------------------------------------
 
-    def _launch(self, call, num_sms, previous_event, async_finish, allocate_on_comm_stream):
+    def _launch(self, call, num_sms, ring, previous_event, async_finish, allocate_on_comm_stream):
         """The `Launch` of a call, whose results `call` then allocates."""
         core = self._core
         previous = None
@@ -389,17 +395,17 @@ class Buffer:
                 raise ValueError("allocate_on_comm_stream: must be False without previous_event "
                                  "and async_finish")
             call.allocate_on(core.stream)
-        captured = core.is_capturing(call.stream)
-        if captured and (call.copies or not call.library.captures):
+        graph = core.look(call.stream)
+        if graph and (call.copies or not call.library.captures):
             raise ValueError(f"{call.name}: must be an array of torch or CuPy on the GPU while the "
                              "stream is captured")
-        waits = not captured and self._host_waits(call, async_finish)
-        if self._in_flight and not captured:
+        waits = not graph and self._host_waits(call, async_finish)
+        if self._in_flight and not graph:
             self._in_flight.forget_finished()
         self._library = call.library
         self.last_num_sms = num_sms
         return Launch(call.stream, previous, num_sms, waits, bool(async_finish) and not waits,
-                      captured)
+                      graph, *ring)
 
     def _host_waits(self, call, async_finish):
         """Whether the host waits for the end of a call that is not captured."""
@@ -413,9 +419,16 @@ class Buffer:
         return self._is_thread and (call.library.blocks
                                     or (self._ranks_here > 1 and call.stream == 0))
 
-    def _sms_of(self, num_sms, config, op, array, num_tokens, num_topk):
-        """CTAs of a call on the rows of `array`: its num_sms, its config's, `set_num_sms`'s, else
-        the file's or the model's.  Ranks may differ: rows and flags do not depend on it."""
+    def _choose(self, op, array, num_tokens, num_topk, num_sms, config):
+        """CTAs and `Choice.ring` of a call on the rows of `array`.  Ranks may differ: rows and
+        flags do not depend on it."""
+        choice = self._choice.of(op, array.itemsize, num_tokens, array.shape[1] * array.itemsize,
+                                 num_topk or self.group_size)
+        return self._sms_of(num_sms, config, choice.sms), choice.ring
+
+    def _sms_of(self, num_sms, config, chosen):
+        """CTAs of a call: its num_sms, its config's, `set_num_sms`'s, else what was chosen for it,
+        by the file or the model."""
         check_config(config)
         if num_sms is None and config is not None and config.num_sms:
             if config.num_sms == DEFAULT_SMS:       # nobody's choice: it gives way
@@ -425,8 +438,7 @@ class Buffer:
             return self._fitting_sms(num_sms)
         if not isinstance(self.num_sms, _NobodySet):
             return self._fitting_sms(self.num_sms)
-        return self._choice.of(op, array.itemsize, num_tokens, array.shape[1] * array.itemsize,
-                               num_topk or self.group_size).sms
+        return chosen
 
     def _layout_sms(self):
         """Most CTAs of a layout, which waits for nobody."""
@@ -485,8 +497,8 @@ class Buffer:
         topk = take_indices(call, topk_idx)
         check_int(num_experts, "num_experts", 1)
         check_experts(num_experts, self.group_size, "num_experts")
-        launch = self._launch(call, self._layout_sms(), previous_event, async_finish,
-                              allocate_on_comm_stream)
+        launch = self._launch(call, self._layout_sms(), OWN_RING, previous_event,
+                              async_finish, allocate_on_comm_stream)
         per_rank = call.empty((self.group_size,), INT32)
         per_expert = call.empty((num_experts,), INT32)
         in_rank = call.empty((topk.shape[0], self.group_size), BOOL)
@@ -570,8 +582,9 @@ class Buffer:
             raise ValueError("topk_idx: must be given with num_worst_tokens")
         topk, weights = take_topk(call, topk_idx, topk_weights, num_tokens)
         num_topk = 0 if topk is None else topk.shape[1]
-        num_sms = self._sms_of(num_sms, config, "dispatch", rows.array, num_tokens, num_topk)
-        launch = self._launch(call, num_sms, previous_event, async_finish, allocate_on_comm_stream)
+        num_sms, ring = self._choose("dispatch", rows.array, num_tokens, num_topk, num_sms, config)
+        launch = self._launch(call, num_sms, ring, previous_event, async_finish,
+                              allocate_on_comm_stream)
         if launch.captured and not num_worst_tokens:
             raise ValueError("num_worst_tokens: must be given while the stream is captured, the "
                              "host cannot wait for the totals then")
@@ -619,9 +632,10 @@ class Buffer:
         check_handle(handle, core.executor, self.rank, self.group_size)
         rows = take_rows(call, x, handle.num_tokens)
         check_hidden(rows.array, handle)
-        num_sms = self._sms_of(num_sms, config, "dispatch", rows.array, handle.num_tokens,
-                               handle.num_topk)
-        launch = self._launch(call, num_sms, previous_event, async_finish, allocate_on_comm_stream)
+        num_sms, ring = self._choose("dispatch", rows.array, handle.num_tokens, handle.num_topk,
+                                     num_sms, config)
+        launch = self._launch(call, num_sms, ring, previous_event, async_finish,
+                              allocate_on_comm_stream)
         at = take_placement(call, handle)
         received, mappings = core.dispatch(rows, None, None, at, handle.num_worst_tokens, launch)
         if launch.detached:
@@ -666,9 +680,10 @@ class Buffer:
             weights = take_weights(call, topk_weights, handle.num_recv)
         bias0, bias1 = take_bias(call, bias, handle.num_tokens, hidden)
         is_pulled = core.is_pulled(rows, self.zero_copy)
-        num_sms = self._sms_of(num_sms, config, "combine_pull" if is_pulled else "combine_push",
-                               rows, handle.num_tokens, handle.num_topk)
-        launch = self._launch(call, num_sms, previous_event, async_finish, allocate_on_comm_stream)
+        num_sms, ring = self._choose("combine_pull" if is_pulled else "combine_push", rows,
+                                     handle.num_tokens, handle.num_topk, num_sms, config)
+        launch = self._launch(call, num_sms, ring, previous_event, async_finish,
+                              allocate_on_comm_stream)
         at = take_placement(call, handle)
         out = call.empty((handle.num_tokens, hidden), BFLOAT16)
         if weights is not None:

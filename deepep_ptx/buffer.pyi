@@ -45,6 +45,8 @@ class Buffer:
         timeout_s: float | None = 100.0,
         zero_copy: bool = True,
         tuning: str | PathLike[str] | Literal[False] | None = None,
+        stages: int | None = None,
+        stage_bytes: int | None = None,
     ) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deepep_ptx import select
 from deepep_ptx.errors import TuningError
+from deepep_ptx.knobs import KNOBS, accepted
 from deepep_ptx.sm_model import OPS
 
 SCHEMA = 1
@@ -25,8 +26,8 @@ def size_class(number):
     return 1 << max(0, number - 1).bit_length()
 
 
-def family_of(op):
-    """"dispatch" or "combine": the op whose kernel a tuned op runs, whichever way its rows go."""
+def kernel_of(op):
+    """"dispatch" or "combine": the kernel that an op runs, whichever way its rows go."""
     return op.partition("_")[0]
 
 
@@ -93,12 +94,12 @@ class Tuning:
             self._check_policy(f"entries[{index}].policy", entry, arch)
 
     def policies(self):
-        """"dispatch", "combine" -> policy of the largest calls that were tuned, which is where
+        """Kernel -> policy of the largest calls that were tuned, which is where
         the data path counts; a pulling combine's before a pushing one's."""
         found = {}
         for entry in sorted(self.entries.values(),
                             key=lambda e: (e.op != "combine_push", e.tokens, e.row_bytes)):
-            found[family_of(entry.op)] = entry.policy
+            found[kernel_of(entry.op)] = entry.policy
         return found
 
 
@@ -107,10 +108,10 @@ class Tuning:
             chosen = select.choose(entry.policy, arch)
         except ValueError as error:
             raise self._error(field, entry.policy, f"a policy that {arch} has") from error
-        for kernel in kernels_of(entry.op, chosen):
-            if not select.is_defined(chosen[kernel]):
-                raise self._error(field, entry.policy, "a policy whose loads PTX defines in "
-                                  f"{kernel}; ask for others with Buffer(policy=)")
+        kernel = kernel_of(entry.op)
+        if not select.is_defined(chosen[kernel]):
+            raise self._error(field, entry.policy, "a policy whose loads PTX defines in "
+                              f"{kernel}; ask for others with Buffer(policy=)")
 
     def _error(self, field, has, needed):
         return _error(self.path, self.origin, field, has, needed)
@@ -118,17 +119,8 @@ class Tuning:
 
 def tuned_variants(variants, tuning, arch):
     """`variants`, as `select.choose` gives them, with those that the file's policies pick."""
-    variants = dict(variants)
-    for family, policy in tuning.policies().items():
-        chosen = select.choose(policy, arch)
-        variants |= {kernel: chosen[kernel] for kernel in kernels_of(family, chosen)}
-    return variants
-
-
-def kernels_of(op, variants):
-    """Names of those of `variants` (as `select.choose` gives them) that move an op's payload."""
-    return [kernel for kernel, variant in variants.items()
-            if family_of(kernel) == family_of(op) and variant["path"]]
+    return variants | {kernel: select.choose(policy, arch)[kernel]
+                       for kernel, policy in tuning.policies().items()}
 
 
 # -- reading and writing ----------------------------------------------------------------------
@@ -208,7 +200,9 @@ def _check_entry(entry, field, need):
         value = getattr(entry, name)
         need(value >= 1 and value == size_class(value), f"{field}.{name}", value, "a power of two")
     for name, value in entry.knobs.items():
+        need(name in KNOBS, f"{field}.knobs.{name}", value, "left out; it is unknown")
         need(type(value) is int, f"{field}.knobs.{name}", value, "an integer")
+        need(value in KNOBS[name], f"{field}.knobs.{name}", value, accepted(name))
 
 
 def _error(path, origin, field, has, needed):

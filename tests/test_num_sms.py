@@ -180,8 +180,7 @@ def test_policies_of_a_file_where_nobody_asks_for_one(monkeypatch, tmp_path):
 
     of_file = symbols()
     assert of_file["dispatch"] == "ep_dispatch_bulk"        # of the largest calls
-    assert all("ld_relaxed_sys" in symbol for kernel, symbol in of_file.items()
-               if kernel.startswith("combine") and choose("bulk", "sm_90")[kernel]["path"])
+    assert of_file["combine"] == "ep_combine_vec_ld_relaxed_sys"
     asked = {kernel: variant["symbol"] for kernel, variant in choose("ld_na", "sm_90").items()}
     assert symbols("ld_na") == asked
     monkeypatch.setenv("DEEPEP_PTX_POLICY", "ld_na")
@@ -194,10 +193,10 @@ def test_a_choice_is_made_once_per_class(monkeypatch, tmp_path):
     tuning = load(tuning_file(tmp_path / "t.json", entry("dispatch", 2, knobs={"stages": 4})))
     made = LaunchChoice(GPU, R, 1, 100, choose("fast", "sm_90"), tuning)
     first = made.of("dispatch", 2, 24, 2 * H, K)
-    assert (first.sms, first.knobs) == (2, {"stages": 4})
+    assert (first.sms, first.ring) == (2, (4, 0))
     assert made.of("dispatch", 2, 17, 2 * H, K) is made.of("dispatch", 2, 32, 2 * H, K) is first
     other = made.of("dispatch", 2, 33, 2 * H, K)
-    assert other is not first and other.knobs == {}
+    assert other is not first and other.ring == (0, 0)
     monkeypatch.setattr("deepep_ptx.launch_choice.choose_sms", lambda *a: pytest.fail("again"))
     assert made.of("dispatch", 2, 64, 2 * H, K) is other
     assert made.of("dispatch", 2, 24, 2 * H, K) is first

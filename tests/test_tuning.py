@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 from deepep_ptx import Buffer, DeepEPError, RankError, TuningError, run_ranks
-from deepep_ptx import tuning as files
 from deepep_ptx.tuning import Entry, Header, load, save, size_class
 from deepep_ptx.tuning_files import default_path, find
 
@@ -117,6 +116,10 @@ def test_no_tuning_file(path, text, says):
     (["entries", 0, "policy"], "aggressive", None),
     (["entries", 0, "knobs"], [], "entries[0].knobs: must be an object, got []"),
     (["entries", 0, "knobs"], {"stages": "4"}, "entries[0].knobs.stages: must be an integer, got "),
+    (["entries", 0, "knobs"], {"stages": 1}, "entries[0].knobs.stages: must be in [2, "),
+    (["entries", 0, "knobs"], {"stage_bytes": 24},
+     "entries[0].knobs.stage_bytes: must be a multiple of 16 in [16, "),
+    (["entries", 0, "knobs"], {"depth": 4}, "entries[0].knobs.depth: must be left out; it is unkn"),
 ])
 def test_fields_that_are_wrong(path, where, value, text):
     change(path, where, value)
@@ -212,5 +215,3 @@ def test_policies_are_those_of_the_largest_calls(path):
     save(path, HEADER, [replace(ENTRY, tokens=64, policy="ld_na"), ENTRY,
                         replace(ENTRY, op="combine_push", policy="ld_na")])
     assert load(path).policies() == {"dispatch": "bulk", "combine": "ld_na"}
-    assert files.kernels_of("dispatch", {"dispatch": {"path": "bulk"}, "layout": {"path": None},
-                                         "combine": {"path": "vec"}}) == ["dispatch"]

@@ -9,9 +9,13 @@ from libc.string cimport memset
 
 from gen.params cimport (
     EP_FOREVER,
+    EP_KERNEL_COMBINE,
+    EP_KERNEL_DISPATCH,
     EP_MAX_RANKS,
     EP_MAX_SEGMENTS,
+    EP_MAX_SMEM,
     EP_MAX_TOPK,
+    EP_MIN_STAGES,
     EP_MODE_PULL_WEIGHTS,
     EP_MODE_PULL_X,
     EP_ROW_ALIGN,
@@ -30,7 +34,9 @@ from deepep_ptx.errors import DeepEPError
 FOREVER = EP_FOREVER
 MAX_RANKS = EP_MAX_RANKS
 MAX_SEGMENTS = EP_MAX_SEGMENTS
+MAX_SMEM = EP_MAX_SMEM
 MAX_TOPK = EP_MAX_TOPK
+MIN_STAGES = EP_MIN_STAGES
 ROW_ALIGN = EP_ROW_ALIGN
 SLOT_ALIGN = EP_SLOT_ALIGN
 
@@ -191,6 +197,7 @@ cdef class CoreBuffer:
         cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
         fill(&args.call, launch)
+        self.check_stage_bytes(EP_KERNEL_DISPATCH, launch.stage_bytes)
         args.num_tokens = x.array.shape[0]
         args.hidden_bytes = x.array.shape[1] * x.array.itemsize
         args.dtype = x.code
@@ -247,6 +254,7 @@ cdef class CoreBuffer:
         cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
         fill(&args.call, launch)
+        self.check_stage_bytes(EP_KERNEL_COMBINE, launch.stage_bytes)
         args.num_tokens = at.pos.shape[0]
         args.hidden_bytes = x.shape[1] * x.itemsize
         args.num_topk = 0 if topk_weights is None else topk_weights.shape[1]
@@ -273,6 +281,17 @@ cdef class CoreBuffer:
                 code = ep_buffer_combine(self.core, &args)
             self.raise_for(code)
             return maps.until_end(launch)
+
+    cdef int check_stage_bytes(self, uint32_t kernel, uint32_t stage_bytes) except -1:
+        cdef uint32_t most
+        if stage_bytes == 0:
+            return 0
+        most = ep_buffer_most_stage_bytes(self.core, kernel)
+        if most != 0 and stage_bytes > most:
+            raise ValueError(f"stage_bytes: must be a multiple of {EP_ROW_ALIGN} in "
+                             f"[{EP_ROW_ALIGN}, {most}] for {self.symbols[kernel]}, got "
+                             f"{stage_bytes}")
+        return 0
 
     def is_pulled(self, Array array, bint zero_copy):
         """Whether a combine leaves `array` where it is, for the other ranks to read."""
@@ -320,11 +339,12 @@ cdef class CoreBuffer:
         """Whether the newest call, and no other, found no room in an arena that grows."""
         return self.core.may_grow != 0
 
-    def is_capturing(self, size_t stream):
-        """Whether what is queued on `stream` is being captured."""
-        cdef int capturing = 0
-        check(ep_buffer_is_capturing(self.core, <void *>stream, &capturing), self.executor)
-        return capturing != 0
+    def look(self, size_t stream):
+        """The graph into which what is queued on `stream`, a caller's, is being captured, a number;
+        0: it is not.  Raises where its work has failed."""
+        cdef void *graph = NULL
+        check(ep_buffer_look(self.core, <void *>stream, &graph), self.executor)
+        return <size_t>graph
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -370,7 +390,7 @@ cdef class CoreBuffer:
         cdef uint32_t index = KERNELS[kernel]
         cdef const ep_loaded *loaded = &self.core.kernel[index]
         cdef uint32_t ctas = 0
-        cdef uint32_t smem = ep_buffer_smem(self.core, index)
+        cdef uint32_t smem = ep_buffer_most_smem(self.core, index)
         cdef int code = self.executor.table.max_resident(self.executor.table.self, loaded.handle,
                                                          loaded.threads, smem, &ctas)
         check(code, self.executor)
@@ -417,6 +437,7 @@ cdef class CoreBuffer:
 cdef void fill(ep_call *call, Launch launch) noexcept:
     call.caller_stream = <void *>launch.stream
     call.previous = NULL if launch.previous is None else launch.previous.handle
+    call.graph = <void *>launch.graph
     call.num_sms = launch.num_sms
     call.flags = ((EP_CALL_WAIT if launch.wait else 0)
                   | (EP_CALL_DETACHED if launch.detached else 0))
@@ -468,7 +489,7 @@ cdef class Mappings:
         rest = Mappings(self.buffer)
         rest.mapped, self.mapped = self.mapped, rest.mapped
         rest.arrays = self.arrays
-        if launch.captured:
+        if launch.graph:
             self.buffer.captured.append(rest)
             return None
         return rest

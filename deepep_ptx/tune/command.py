@@ -9,6 +9,7 @@ from deepep_ptx import _cuda
 from deepep_ptx.cli.options import names, numbers
 from deepep_ptx.cuda_ranks import ask_for_queues
 from deepep_ptx.errors import DeepEPError
+from deepep_ptx.knobs import KNOBS
 from deepep_ptx.measure.settings import SHAPES
 from deepep_ptx.runtime import ARCHS
 from deepep_ptx.sm_model import OPS, RATES
@@ -19,8 +20,6 @@ from deepep_ptx.tune.state import State
 from deepep_ptx.tune.sweep import sweep
 from deepep_ptx.tuning import save
 from deepep_ptx.tuning_files import default_path
-
-KNOBS = ("stages", "stage_bytes")       # launch parameters of the bulk data path
 
 
 def add(commands):

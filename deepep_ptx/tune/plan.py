@@ -6,10 +6,11 @@ import itertools
 from dataclasses import dataclass
 
 from deepep_ptx import reference, select
+from deepep_ptx.knobs import KNOBS, accepted
 from deepep_ptx.measure import settings
 from deepep_ptx.measure.inputs import DTYPES
 from deepep_ptx.sm_model import OPS, Work, predicted_us, ranks_per_token, rates_of
-from deepep_ptx.tuning import kernels_of
+from deepep_ptx.tuning import kernel_of
 
 ITEMSIZES = {"bf16": 2, "fp8": 1}
 TOKENS = (8, 64, 512, 4096)
@@ -94,11 +95,10 @@ class Plan:
 
     def work(self, case, policy="bulk"):
         """The `Work` of a case's call on the busiest device."""
-        kernels = select.choose(policy, self.arch)
-        *_, kernel = kernels_of(case.op, kernels)
+        kernel = select.choose(policy, self.arch)[kernel_of(case.op)]
         ranks_here = max(map(self.devices.count, self.devices))
         return Work(case.op, case.tokens, self.hidden * ITEMSIZES[case.dtype], self.ranks,
-                    ranks_here, ranks_per_token(self.ranks, self.topk), kernels[kernel]["path"])
+                    ranks_here, ranks_per_token(self.ranks, self.topk), kernel["path"])
 
     def estimate_s(self, case):
         """Seconds that a case may take, if no candidate is ever dropped."""
@@ -143,10 +143,14 @@ def make(*, gpu, arch, num_gpus, devices=None, ranks=None, ops=OPS, dtypes=("bf1
     _check_all("ops", ops, OPS)
     _check_all("dtypes", dtypes, DTYPES)
     for name, values in (("tokens", tokens), ("sms", sms), *dict(knobs).items()):
+        option = name.replace("_", "-")
         if not values:
-            raise ValueError(f"--{name}: must name at least one number")
+            raise ValueError(f"--{option}: must name at least one number")
         for value in values:
-            settings.check(name.replace("_", "-"), value, 1)
+            if name not in KNOBS:
+                settings.check(option, value, 1)
+            elif value not in KNOBS[name]:
+                raise ValueError(f"--{option}: must be {accepted(name)}, got {value}")
     settings.check_shape(**shape | {"tokens": min(tokens)})
     if "fp8" in dtypes and shape["hidden"] % reference.FP8_GROUP:
         raise ValueError(f"--hidden: must be a multiple of {reference.FP8_GROUP} with fp8, got "
@@ -166,14 +170,13 @@ def make(*, gpu, arch, num_gpus, devices=None, ranks=None, ops=OPS, dtypes=("bf1
 
 
 def _candidates(op, arch, sms, policies, knobs):
-    """All combinations; a policy whose loads PTX does not define in the op's kernels is left out,
+    """All combinations; a policy whose loads PTX does not define in the op's kernel is left out,
     and of several names for one variant the first stays."""
     variants = {}
     for policy in policies:
-        chosen = select.choose(policy, arch, origin="--policies")
-        kernels = [chosen[kernel] for kernel in kernels_of(op, chosen)]
-        if all(map(select.is_defined, kernels)):
-            variants.setdefault(kernels[-1]["symbol"], kernels[-1])
+        kernel = select.choose(policy, arch, origin="--policies")[kernel_of(op)]
+        if select.is_defined(kernel):
+            variants.setdefault(kernel["symbol"], kernel)
     if not variants:
         raise ValueError(f"--policies: {', '.join(policies) or 'none'} has no loads that PTX "
                          f"defines in {op}")
