@@ -34,7 +34,7 @@ SOURCES := setup.py pyproject.toml ptx/variants.toml ptx/variants.lock \
 PYTEST_JOBS = $(shell $(PY) -c 'import xdist; print("-n 2")' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu-test gpu-bench build gen lint lint-python lint-c lint-ptx check-gen lock clean ready
+.PHONY: help demo test gpu-test gpu-bench build gen lint lint-python lint-c lint-ptx check-gen counts lock clean ready
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,8 +49,8 @@ gpu-test: $(BUILT)  ## what only GPUs can show, and the round trips of the CPU e
 	$(PY) -m pytest tests/gpu $(ARGS)
 	CUDA_DEVICE_MAX_CONNECTIONS=32 DEEPEP_PTX_EXECUTOR=cuda $(PY) -m pytest tests/test_roundtrip.py $(ARGS)
 
-gpu-bench: $(BUILT)  ## kernel times beside the links' of the same run; ARGS="--out FILE" keeps them
-	PYTHONPATH=. $(PY) bench/intranode.py $(ARGS)
+gpu-bench: $(BUILT)  ## times of all calls beside the links' of the same run; ARGS="--out FILE" keeps them
+	PYTHONPATH=. $(PY) -m deepep_ptx bench intranode --executor cuda $(ARGS)
 
 build: $(BUILT)  ## the generated files and the extension modules, in place
 
@@ -72,6 +72,9 @@ lint-ptx: $(DEPS)  ## every variant assembled: no spills, no lost polls, the pro
 
 check-gen: $(DEPS)  ## fails when ptx/variants.lock is not what the tree renders and assembles to
 	$(PY) tools/check_gen.py
+
+counts: $(BUILT)  ## rewrites tests/counts.json, the bounds of tests/test_counts.py
+	PYTHONPATH=. $(PY) tests/counts.py --write
 
 lock: $(DEPS)  ## rewrites ptx/variants.lock
 	$(PY) tools/check_gen.py --write

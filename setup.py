@@ -20,10 +20,13 @@ from deepep_ptx.toolchain.generate import generate  # noqa: E402
 
 # Plain C sources of each extension; each has cysrc/deepep_ptx/<name>.pyx as well.
 C_SOURCES = {
+    "_arguments": [],
     "_array": [],
+    "_call": [],
     "_dlpack": [],
     "_errors": [],
     "_executor": [],
+    "_torch": [],
     "_buffer": ["cysrc/core"],
     "_emu": ["cysrc/emu"],
     "_cuda": ["cysrc/cuda"],

@@ -23,6 +23,7 @@ _PUBLIC = {
     "QueuePairError": "errors",
     "RankError": "errors",
     "RankMismatchError": "errors",
+    "TuningError": "errors",
 }
 
 __all__ = [*_PUBLIC, "reference"]

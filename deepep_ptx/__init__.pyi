@@ -13,6 +13,7 @@ from .errors import PtxError as PtxError
 from .errors import QueuePairError as QueuePairError
 from .errors import RankError as RankError
 from .errors import RankMismatchError as RankMismatchError
+from .errors import TuningError as TuningError
 from .event import EventHandle as EventHandle
 from .event import EventOverlap as EventOverlap
 from .runtime import run_ranks as run_ranks

@@ -2,38 +2,41 @@
 """DeepEP's `Buffer`: dispatch and combine among the ranks of a group."""
 
 import contextlib
-import functools
 import math
 import warnings
-from collections import deque
 
 from . import config as configs
-from . import select, symmetric
-from ._buffer import MAX_TOPK, SLOT_ALIGN, Launch, Placement, Region
-from .arguments import (
-    check_config,
+from . import select, symmetric, tuning_files
+from ._arguments import (
+    Launch,
+    Placement,
     check_experts,
     check_handle,
     check_hidden,
-    check_topk,
-    checked_group,
-    event_of,
     first_array,
     take_bias,
+    take_indices,
+    take_layout,
     take_output,
+    take_placement,
     take_rows,
     take_topk,
-    timeout_ns,
+    take_weights,
 )
-from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, INT64, Call
+from ._buffer import MAX_TOPK, SLOT_ALIGN, Region
+from .arguments import check_config, checked_group, event_of, timeout_ns
+from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, Call
 from .arrays.library import default_library, library_of, library_of_dtype
 from .arrays.streams import Stream
 from .checks import check_int, check_shape
 from .comm import all_or_none
 from .errors import CapacityError, DeepEPError, DestroyedError
 from .event import EventHandle, EventOverlap
-from .flight import Flight
+from .flight import Flights
 from .handle import EPHandle
+from .knobs import check_knobs
+from .launch_choice import OWN_RING, LaunchChoice
+from .tuning import tuned_variants
 
 DEFAULT_SMS = configs.DEFAULT_SMS
 MAX_WORST_TOKENS = (1 << 32) // MAX_TOPK - 1        # kernels count their choices in 32 bits
@@ -41,6 +44,10 @@ MAX_WORST_TOKENS = (1 << 32) // MAX_TOPK - 1        # kernels count their choice
 # Buffers of GPUs that were left without the other ranks: their memory, code and context stay until
 # the process ends.  (On the CPU executor they end with the run, whose groups keep them.)
 _abandoned = []
+
+
+class _NobodySet(int):
+    """A number of SMs that is nobody's choice."""
 
 
 class Buffer:
@@ -87,26 +94,34 @@ class Buffer:
             "fast".
         timeout_s: limit of each wait for another rank, in seconds (on the CPU executor of its
             virtual time); None or infinity: no limit.
+        tuning: path of a tuning file; None: DEEPEP_PTX_TUNING, else the user's file for this GPU
+            and number of ranks, if there is one; False: no file.
         zero_copy: results are views into the arena as long as it has room, and combine reads
             expert output from there.  False: results are copies, and combine always pushes.
+        stages, stage_bytes: launch parameters of the bulk kernels, for their rings of loads: at
+            most so many stages, at least 2, as far as shared memory has room, of so many bytes, a
+            multiple of 16; None: the tuning file's, else the kernel's own.
 
     Raises:
         ValueError, TypeError: an argument out of range; the text begins with its name.
+        TuningError: a tuning file that was named does not fit.
         NotImplementedError: low_latency_mode, num_rdma_bytes.
         RankMismatchError: one rank limits the arena and another does not.
         DeepEPError: another rank failed; it is named.
     """
 
-    num_sms = DEFAULT_SMS
+    num_sms = _NobodySet(DEFAULT_SMS)
 
     def __init__(self, group, num_nvl_bytes=0, num_rdma_bytes=0, low_latency_mode=False,
                  num_qps_per_rank=24, allow_nvlink_for_low_latency_mode=True, allow_mnnvl=False,
-                 explicitly_destroy=False, *, policy=None, timeout_s=100.0, zero_copy=True):
+                 explicitly_destroy=False, *, policy=None, timeout_s=100.0, zero_copy=True,
+                 tuning=None, stages=None, stage_bytes=None):
         self._core = None
         self.group = group = checked_group(group)
-        self.variants = None
+        self.variants = self.tuning = knobs = None
 
         def check():
+            nonlocal knobs
             check_int(num_nvl_bytes, "num_nvl_bytes", 0)
             if num_nvl_bytes % SLOT_ALIGN:
                 raise ValueError(f"num_nvl_bytes: must be a multiple of {SLOT_ALIGN}, "
@@ -118,8 +133,14 @@ class Buffer:
                 raise NotImplementedError("low_latency_mode: must be False in this release")
             check_int(num_qps_per_rank, "num_qps_per_rank", 1)
             timeout_ns(timeout_s)
+            knobs = check_knobs(stages=stages, stage_bytes=stage_bytes)
+            executor = group.executor
+            self.tuning = tuning_files.find(tuning, executor.device_name, group.size,
+                                            executor.arch)
             name, origin = select.requested_policy(policy)
-            self.variants = select.choose(name, group.executor.arch, origin=origin)
+            self.variants = select.choose(name, executor.arch, origin=origin)
+            if self.tuning is not None and not select.is_policy_requested(policy):
+                self.variants = tuned_variants(self.variants, self.tuning, executor.arch)
 
         # No rank waits for one whose arguments were refused.
         all_or_none(group, check)
@@ -131,24 +152,27 @@ class Buffer:
         self.explicitly_destroy = explicitly_destroy
         self.timeout_s = timeout_s
         self.zero_copy = bool(zero_copy)
-        self._ring = 0, 0               # stages of bulk copies and their bytes, 0: the kernel's own
         self._copied_bytes = 0
-        self._in_flight = deque()       # calls nobody has waited for, oldest first
         self._library = None            # of the newest call
+        self.last_num_sms = None        # likewise, what it was given
         kernels = {name: (variant, select.read_text(variant))
                    for name, variant in self.variants.items()}
         core, self._ranks_here = symmetric.connect(group, self.num_nvl_bytes,
                                                    timeout_ns(timeout_s), kernels)
         # Every CTA of a call may wait for its own grid's and for other ranks, so those of all ranks
         # that share a GPU must fit on it together.
-        resident = min(core.max_resident(kernel) for kernel in ("dispatch", "combine", "combine_push"))
+        resident = min(core.max_resident(kernel)
+                       for kernel in ("dispatch", "combine", "combine_push"))
         self._max_sms = resident // self._ranks_here
         if self._max_sms == 0:
             raise ValueError(f"group: {self._ranks_here} ranks do not fit on one GPU, at most "
                              f"{resident} do")
+        self._choice = LaunchChoice(group.executor.device_name, group.size, self._ranks_here,
+                                    self._max_sms, self.variants, self.tuning, knobs)
         self._on_emu = group.executor.name == "emu"
         self._is_thread = getattr(group.executor, "world", None) is not None
         self._core = core
+        self._in_flight = Flights(core)
 
     # -- growth, end ---------------------------------------------------------------------------
 
@@ -166,7 +190,7 @@ class Buffer:
             DeepEPTimeoutError, RankMismatchError, CapacityError, ValueError, DeepEPError.
         """
         self._live_core().check()
-        self._forget_finished()
+        self._in_flight.forget_finished()
 
     def reset(self):
         """Make the buffer usable again after a `DeepEPTimeoutError` on any rank; collective.
@@ -175,7 +199,7 @@ class Buffer:
         """
         core = self._live_core()
         epoch = core.reset_begin()
-        self._forget_finished()
+        self._in_flight.forget_finished()
         self.group.barrier()
         core.reset_end(max(self.group.allgather(epoch)))
         self.group.barrier()
@@ -198,7 +222,7 @@ class Buffer:
         self._core.close_peers()
         self.group.barrier()
         core, self._core = self._core, None
-        self._in_flight.clear()
+        self._in_flight.end()
         core.close()
         if failure is not None:
             raise failure
@@ -209,6 +233,7 @@ class Buffer:
         core.abandon()
         # Its kernels may still use what calls in flight hold.
         kept = core, list(self._in_flight)
+        self._in_flight.end()
         if core.executor.name == "cuda":
             _abandoned.append(kept)
         else:
@@ -237,16 +262,17 @@ class Buffer:
     def _is_busy(self):
         """Whether a call has not ended."""
         with contextlib.suppress(DeepEPError):      # of a run that has failed: nothing runs
-            self._forget_finished()
-            return bool(self._in_flight) or not Flight(self._core, None, []).ends_within(0.01)
+            return self._in_flight.is_busy()
         return False
 
     # -- settings and state --------------------------------------------------------------------
 
     @staticmethod
     def set_num_sms(num_sms):
-        """CTAs of the kernels of all buffers from now on, at least 1; a call raises `ValueError`
-        where that many do not fit on the GPU, beside those of other ranks that share it."""
+        """CTAs of the kernels of all buffers from now on, at least 1, odd numbers too; a call
+        raises `ValueError` where that many do not fit on the GPU, beside those of other ranks that
+        share it.  Before the first call of this, calls take what a tuning file or the model of
+        docs/tuning.md gives them, and `num_sms` is 20, DeepEP's."""
         Buffer.num_sms = check_int(num_sms, "num_sms", 1)
 
     @staticmethod
@@ -333,9 +359,10 @@ class Buffer:
         call = Call.of_library(core.executor, library, "like", stream)
         if rows == 0:
             return call.empty(shape, BFLOAT16).owner
-        if self._on_emu and not core.is_capturing(call.stream):
+        if self._on_emu and not core.look(call.stream):
             core.settle()           # the host stores to it, and is on no stream
         slot = core.reserve(rows * hidden * BFLOAT16.itemsize, call.stream)
+        call.show(slot)
         return call.part(slot, 0, shape, BFLOAT16, False)
 
     @property
@@ -358,90 +385,84 @@ class Buffer:
 
     # -- launch and end of a call ----------------------------------------------------------------
 
-    def _launch(self, call, config, previous_event, async_finish, allocate_on_comm_stream):
+    def _launch(self, call, num_sms, ring, previous_event, async_finish, allocate_on_comm_stream):
         """The `Launch` of a call, whose results `call` then allocates."""
         core = self._core
-        num_sms = self._checked_sms(config)
-        previous = event_of(previous_event, core.executor)
+        previous = None
+        if previous_event is not None:
+            previous = event_of(previous_event, core.executor)
         if allocate_on_comm_stream:
             if previous_event is None or not async_finish:
                 raise ValueError("allocate_on_comm_stream: must be False without previous_event "
                                  "and async_finish")
             call.allocate_on(core.stream)
-        captured = core.is_capturing(call.stream)
-        if captured and (call.copies or not call.library.captures):
+        graph = core.look(call.stream)
+        if graph and (call.copies or not call.library.captures):
             raise ValueError(f"{call.name}: must be an array of torch or CuPy on the GPU while the "
                              "stream is captured")
-        waits = not captured and (call.copies or self._must_wait(call)
-                                  or (self._on_emu and not (async_finish and self.zero_copy)))
-        if not captured:
-            self._forget_finished()
+        waits = not graph and self._host_waits(call, async_finish)
+        if self._in_flight and not graph:
+            self._in_flight.forget_finished()
         self._library = call.library
+        self.last_num_sms = num_sms
         return Launch(call.stream, previous, num_sms, waits, bool(async_finish) and not waits,
-                      captured, *self._ring)
+                      graph, *ring)
 
-    def _must_wait(self, call):
-        """Whether a rank that is a thread could keep another one from being served.
+    def _host_waits(self, call, async_finish):
+        """Whether the host waits for the end of a call that is not captured."""
+        if call.copies:
+            return True
+        if self._on_emu:
+            return not (async_finish and self.zero_copy)
+        # A rank that is a thread could keep another one from being served: by an event on a stream
+        # that they share, or by a library's call that waits for a device on which this rank's
+        # kernels wait for the other.
+        return self._is_thread and (call.library.blocks
+                                    or (self._ranks_here > 1 and call.stream == 0))
 
-        By an event on a stream that ranks share, or by a library's call that waits for a device on
-        which this rank's kernels wait for the other.
-        """
-        return self._is_thread and not self._on_emu and (
-            call.library.blocks or (self._ranks_here > 1 and call.stream == 0))
+    def _choose(self, op, array, num_tokens, num_topk, num_sms, config):
+        """CTAs and `Choice.ring` of a call on the rows of `array`.  Ranks may differ: rows and
+        flags do not depend on it."""
+        choice = self._choice.of(op, array.itemsize, num_tokens, array.shape[1] * array.itemsize,
+                                 num_topk or self.group_size)
+        return self._sms_of(num_sms, config, choice.sms), choice.ring
 
-    def _checked_sms(self, config):
+    def _sms_of(self, num_sms, config, chosen):
+        """CTAs of a call: its num_sms, its config's, `set_num_sms`'s, else what was chosen for it,
+        by the file or the model."""
         check_config(config)
-        num_sms = config.num_sms if config is not None and config.num_sms else self.num_sms
-        if num_sms == DEFAULT_SMS:
+        if num_sms is None and config is not None and config.num_sms:
+            if config.num_sms == DEFAULT_SMS:       # nobody's choice: it gives way
+                return min(DEFAULT_SMS, self._max_sms)
+            num_sms = config.num_sms
+        if num_sms is not None:
+            return self._fitting_sms(num_sms)
+        if not isinstance(self.num_sms, _NobodySet):
+            return self._fitting_sms(self.num_sms)
+        return chosen
+
+    def _layout_sms(self):
+        """Most CTAs of a layout, which waits for nobody."""
+        if isinstance(self.num_sms, _NobodySet):
             return min(DEFAULT_SMS, self._max_sms)
-        if num_sms > self._max_sms:
+        return self._fitting_sms(self.num_sms)
+
+    def _fitting_sms(self, num_sms):
+        if check_int(num_sms, "num_sms", 1) > self._max_sms:
             raise ValueError(
                 f"num_sms: must be in [1, {self._max_sms}], the CTAs per rank that "
                 f"{self._ranks_here} rank(s) on one GPU can have side by side; got {num_sms}")
-        return num_sms
+        return int(num_sms)
 
-    def _depart(self, launch, mappings, arrays):
-        """The `Flight` of a call whose end nobody waits for; None where the caller's stream or the
-        host does."""
-        if not launch.detached:
-            return None
-        flight = Flight(self._core, mappings, list(arrays), launch.captured)
-        if not flight.captured:
-            self._in_flight.append(flight)
-        return flight
-
-    def _finish(self, call, flight, results):
-        """The call's `EventOverlap`, with its results there."""
-        if flight is None:
-            return EventOverlap()
-        results = [array for array in results if array is not None]
-        call.share(results)
-        flight.arrays += results
-        flight.record()
-        if flight.captured:         # whoever has the event keeps the arrays
-            return EventOverlap(EventHandle._of(flight.event, call.current), flight.arrays)
-        wait = functools.partial(self._wait_on_host, flight.event) if self._on_emu else None
-        return EventOverlap(EventHandle._of(flight.event, call.current, wait))
-
-    def _wait_on_host(self, event):
-        event.synchronize()
-        self._forget_finished()
-        if self._core is not None and self._core.has_news:
-            self._core.check()
-
-    def _forget_finished(self):
-        while self._in_flight and self._in_flight[0].is_over():
-            self._in_flight.popleft().close()
-
-    def _with_growth(self, run):
-        """`run()`, again with a larger arena while it has no room and may grow.
+    def _with_growth(self, run, *arguments):
+        """`run(*arguments)`, again with a larger arena while it has no room and may grow.
 
         All ranks get the same verdict, so all of them grow, or none.  Each turn adds a segment, of
         which there are few.
         """
         while True:
             try:
-                return run()
+                return run(*arguments)
             except CapacityError as error:
                 if not self._core.may_grow:         # or it is an earlier call's
                     raise
@@ -474,25 +495,27 @@ class Buffer:
         """
         core = self._live_core()
         call = Call(core.executor, topk_idx, "topk_idx", stream)
-        topk = call.take(topk_idx, "topk_idx", (INT64, INT32), ("num_tokens", "num_topk"))
-        check_topk(topk.shape[1])
+        topk = take_indices(call, topk_idx)
         check_int(num_experts, "num_experts", 1)
         check_experts(num_experts, self.group_size, "num_experts")
-        launch = self._launch(call, None, previous_event, async_finish, allocate_on_comm_stream)
+        launch = self._launch(call, self._layout_sms(), OWN_RING, previous_event,
+                              async_finish, allocate_on_comm_stream)
         per_rank = call.empty((self.group_size,), INT32)
         per_expert = call.empty((num_experts,), INT32)
         in_rank = call.empty((topk.shape[0], self.group_size), BOOL)
         mappings = core.layout(topk, per_rank, per_expert, in_rank, launch)
-        flight = self._depart(launch, mappings, [topk_idx])
-        results = (per_rank.owner, per_expert.owner, in_rank.owner)
-        event = self._finish(call, flight, results)
-        return results[0], None, results[1], results[2], event
+        event = EventOverlap()
+        if launch.detached:
+            flight = self._in_flight.depart(launch, mappings, [topk_idx])
+            event = self._in_flight.announce(flight, call, [per_rank.owner, per_expert.owner,
+                                                            in_rank.owner])
+        return per_rank.owner, None, per_expert.owner, in_rank.owner, event
 
     def dispatch(self, x, handle=None, num_tokens_per_rank=None, num_tokens_per_rdma_rank=None,
                  is_token_in_rank=None, num_tokens_per_expert=None, topk_idx=None,
                  topk_weights=None, expert_alignment=1, num_worst_tokens=0, config=None,
                  previous_event=None, async_finish=False, allocate_on_comm_stream=False, *,
-                 stream=None):
+                 num_sms=None, stream=None):
         """Send each token once to every rank that has one of its experts; collective.
 
         Args:
@@ -510,8 +533,11 @@ class Buffer:
             expert_alignment: num_recv_tokens_per_expert_list is rounded up to multiples of it.
             num_worst_tokens: 0, or the number of rows of every result, at least what any rank
                 receives; then top-k is needed and the host does not wait for the totals.
-            config: None or a `Config`, of which num_sms counts.
+            config: None or a `Config`, of which num_sms counts, unless it is 0.
             previous_event, async_finish, allocate_on_comm_stream: as in `get_dispatch_layout`.
+            num_sms: CTAs of this call, from 1 to as many as fit on the GPU beside those of other
+                ranks; None: the config's, else `set_num_sms`'s, else what the tuning file or the
+                model gives.  Ranks may differ.
             stream: the caller's.
 
         Returns:
@@ -542,7 +568,7 @@ class Buffer:
                 raise ValueError("topk_idx: must be None with a handle, and topk_weights too")
             if num_worst_tokens:
                 raise ValueError("num_worst_tokens: must be 0 with a handle, which has the rows")
-            return self._cached_dispatch(core, call, x, handle, config, previous_event,
+            return self._cached_dispatch(core, call, x, handle, num_sms, config, previous_event,
                                          async_finish, allocate_on_comm_stream)
         if num_tokens_per_rdma_rank is not None:
             raise ValueError("num_tokens_per_rdma_rank: must be None, all ranks share one NVLink "
@@ -551,70 +577,78 @@ class Buffer:
         check_int(num_worst_tokens, "num_worst_tokens", 0, MAX_WORST_TOKENS)
         rows = take_rows(call, x)
         num_tokens, hidden = rows.array.shape
-        for name, value in (("num_tokens_per_rank", num_tokens_per_rank),
-                            ("num_tokens_per_expert", num_tokens_per_expert),
-                            ("is_token_in_rank", is_token_in_rank)):
-            if value is None:
-                raise TypeError(f"{name}: must be given without a handle; get_dispatch_layout "
-                                "returns it")
-        per_rank = call.take(num_tokens_per_rank, "num_tokens_per_rank", (INT32,),
-                             (self.group_size,))
-        per_expert = call.take(num_tokens_per_expert, "num_tokens_per_expert", (INT32,),
-                               ("num_experts",))
-        check_experts(per_expert.shape[0], self.group_size, "num_tokens_per_expert")
-        in_rank = call.take(is_token_in_rank, "is_token_in_rank", (BOOL,),
-                            (num_tokens, self.group_size))
+        layout = take_layout(call, num_tokens_per_rank, num_tokens_per_expert, is_token_in_rank,
+                             num_tokens, self.group_size)
         if num_worst_tokens and topk_idx is None:
             raise ValueError("topk_idx: must be given with num_worst_tokens")
         topk, weights = take_topk(call, topk_idx, topk_weights, num_tokens)
-        launch = self._launch(call, config, previous_event, async_finish, allocate_on_comm_stream)
+        num_topk = 0 if topk is None else topk.shape[1]
+        num_sms, ring = self._choose("dispatch", rows.array, num_tokens, num_topk, num_sms, config)
+        launch = self._launch(call, num_sms, ring, previous_event, async_finish,
+                              allocate_on_comm_stream)
         if launch.captured and not num_worst_tokens:
             raise ValueError("num_worst_tokens: must be given while the stream is captured, the "
                              "host cannot wait for the totals then")
 
-        at = Placement(call.empty((num_tokens, self.group_size), INT32),
-                       call.empty((self.group_size, self.group_size), INT32),
-                       in_rank=in_rank, rank_counts=per_rank, expert_counts=per_expert)
-
-        def run():
-            return core.dispatch(rows, topk, weights, at, num_worst_tokens, launch)
-
-        received, mappings = run() if num_worst_tokens else self._with_growth(run)
+        at = Placement(call.library, call.empty((num_tokens, self.group_size), INT32),
+                       call.empty((self.group_size, self.group_size), INT32), *layout)
+        if num_worst_tokens:
+            received, mappings = core.dispatch(rows, topk, weights, at, num_worst_tokens, launch)
+        else:
+            received, mappings = self._with_growth(core.dispatch, rows, topk, weights, at, 0,
+                                                   launch)
         pos, rank_prefix = at.pos.owner, at.rank_prefix.owner
-        flight = self._depart(launch, mappings, [
-            *_arrays(x), num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert, topk_idx,
-            topk_weights, pos, rank_prefix])
-        recv_x, recv_idx, recv_weights, recv_src_idx = self._views(call, launch, received, rows,
-                                                                   topk)
+        if launch.detached:
+            flight = self._in_flight.depart(launch, mappings, [
+                *_arrays(x), num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert,
+                topk_idx, topk_weights, pos, rank_prefix])
+        copy = self._copies(call, launch, received)
+        recv_x = _received_rows(call, received, rows, copy)
+        num_topk, recv_idx, recv_weights = 0, None, None
+        if topk is not None:
+            num_topk = topk.shape[1]
+            shape = received.rows, num_topk
+            recv_idx = call.part(received.slot, received.topk_idx, shape, topk.dtype, copy)
+            recv_weights = call.part(received.slot, received.topk_weights, shape, FLOAT32, copy)
+        recv_src_idx = call.part(received.slot, received.src_idx, (received.rows,), INT32, copy)
         for array in (pos, rank_prefix, recv_src_idx):
             call.freeze(array)
-        event = self._finish(call, flight, [pos, rank_prefix, *_arrays(recv_x), recv_idx,
-                                            recv_weights, recv_src_idx])
-        handle = EPHandle(
-            rank_prefix, recv_src_idx=recv_src_idx, is_token_in_rank=is_token_in_rank,
-            num_tokens=num_tokens, num_recv=received.rows, num_worst_tokens=num_worst_tokens,
-            num_topk=0 if topk is None else topk.shape[1], hidden=hidden,
-            number=received.number, pos=pos, executor=core.executor.name, rank=self.rank,
-        )
+        event = EventOverlap()
+        if launch.detached:
+            event = self._in_flight.announce(flight, call, [
+                pos, rank_prefix, *_arrays(recv_x), recv_idx, recv_weights, recv_src_idx])
+        handle = EPHandle._of(rank_prefix, {
+            "rank": self.rank, "executor": core.executor.name, "recv_src_idx": recv_src_idx,
+            "is_token_in_rank": is_token_in_rank, "num_tokens": num_tokens,
+            "num_recv": received.rows, "num_worst_tokens": num_worst_tokens, "num_topk": num_topk,
+            "hidden": hidden, "pos": pos,
+            "placement": at.filled(received.number, received.rows),
+        })
         aligned = [-(-count // expert_alignment) * expert_alignment
                    for count in received.expert_counts]
         return recv_x, recv_idx, recv_weights, aligned, handle, event
 
-    def _cached_dispatch(self, core, call, x, handle, config, previous_event, async_finish,
-                         allocate_on_comm_stream):
+    def _cached_dispatch(self, core, call, x, handle, num_sms, config, previous_event,
+                         async_finish, allocate_on_comm_stream):
         check_handle(handle, core.executor, self.rank, self.group_size)
         rows = take_rows(call, x, handle.num_tokens)
         check_hidden(rows.array, handle)
-        launch = self._launch(call, config, previous_event, async_finish, allocate_on_comm_stream)
-        at = self._placement(call, handle)
+        num_sms, ring = self._choose("dispatch", rows.array, handle.num_tokens, handle.num_topk,
+                                     num_sms, config)
+        launch = self._launch(call, num_sms, ring, previous_event, async_finish,
+                              allocate_on_comm_stream)
+        at = take_placement(call, handle)
         received, mappings = core.dispatch(rows, None, None, at, handle.num_worst_tokens, launch)
-        flight = self._depart(launch, mappings, [*_arrays(x), handle])
-        recv_x = self._views(call, launch, received, rows, None)[0]
-        event = self._finish(call, flight, _arrays(recv_x))
+        if launch.detached:
+            flight = self._in_flight.depart(launch, mappings, [*_arrays(x), handle])
+        recv_x = _received_rows(call, received, rows, self._copies(call, launch, received))
+        event = EventOverlap()
+        if launch.detached:
+            event = self._in_flight.announce(flight, call, _arrays(recv_x))
         return recv_x, None, None, None, None, event
 
     def combine(self, x, handle, topk_weights=None, bias=None, config=None, previous_event=None,
-                async_finish=False, allocate_on_comm_stream=False, *, stream=None):
+                async_finish=False, allocate_on_comm_stream=False, *, num_sms=None, stream=None):
         """Add up, for each of this rank's tokens, the rows that its ranks made of it; collective.
 
         The sum is in float32, in ascending rank order on top of the biases, rounded once.
@@ -626,7 +660,8 @@ class Buffer:
             handle: of the dispatch.
             topk_weights: float32 [handle.num_recv, num_topk] or None.
             bias: None, bfloat16 [num_tokens, hidden], or a pair of such.
-            config, previous_event, async_finish, allocate_on_comm_stream: as in `dispatch`.
+            config, previous_event, async_finish, allocate_on_comm_stream, num_sms: as in
+                `dispatch`.
             stream: the caller's.
 
         Returns:
@@ -643,59 +678,59 @@ class Buffer:
         hidden = rows.shape[1]
         weights = out_weights = None
         if topk_weights is not None:
-            weights = call.take(topk_weights, "topk_weights", (FLOAT32,),
-                                (handle.num_recv, "num_topk"))
-            check_topk(weights.shape[1], "topk_weights")
+            weights = take_weights(call, topk_weights, handle.num_recv)
         bias0, bias1 = take_bias(call, bias, handle.num_tokens, hidden)
-        launch = self._launch(call, config, previous_event, async_finish, allocate_on_comm_stream)
-        at = self._placement(call, handle)
+        is_pulled = core.is_pulled(rows, self.zero_copy)
+        num_sms, ring = self._choose("combine_pull" if is_pulled else "combine_push", rows,
+                                     handle.num_tokens, handle.num_topk, num_sms, config)
+        launch = self._launch(call, num_sms, ring, previous_event, async_finish,
+                              allocate_on_comm_stream)
+        at = take_placement(call, handle)
         out = call.empty((handle.num_tokens, hidden), BFLOAT16)
         if weights is not None:
             out_weights = call.empty((handle.num_tokens, weights.shape[1]), FLOAT32)
+        arguments = (rows, is_pulled, weights, bias0, bias1, out, out_weights, at,
+                     handle.num_topk or self.group_size, self.zero_copy, launch)
+        if launch.wait:
+            mappings = self._with_growth(core.combine, *arguments)
+        else:
+            mappings = core.combine(*arguments)
+        combined_x = out.owner
+        combined_weights = None if out_weights is None else out_weights.owner
+        event = EventOverlap()
+        if launch.detached:
+            flight = self._in_flight.depart(launch, mappings,
+                                            [x, topk_weights, *_arrays(bias), handle])
+            event = self._in_flight.announce(flight, call, [combined_x, combined_weights])
+        return combined_x, combined_weights, event
 
-        def run():
-            return core.combine(rows, weights, bias0, bias1, out, out_weights, at,
-                                handle.num_topk or self.group_size, self.zero_copy, launch)
+    def _copies(self, call, launch, received):
+        """Whether the results of a dispatch are copies; it is then seen to that they can be made,
+        else to the end of their slot."""
+        slot = received.slot
+        if slot is None:
+            return False
+        if not (call.copies or received.landed or not self.zero_copy):
+            call.show(slot)
+            return False
+        self._copied_bytes += slot.nbytes
+        if self._on_emu and not launch.wait:
+            self._core.settle()         # host memory can be copied once the call has ended
+        elif launch.detached and call.library.shares:
+            call.allocate_on(self._core.stream)     # the caller's stream does not wait
+        elif launch.detached:
+            self._core.executor.stream_wait(call.stream, self._core.stream)
+        return True
 
-        mappings = self._with_growth(run) if launch.wait else run()
-        flight = self._depart(launch, mappings, [x, topk_weights, *_arrays(bias), handle])
-        results = out.owner, None if out_weights is None else out_weights.owner
-        event = self._finish(call, flight, results)
-        return results[0], results[1], event
 
-    def _placement(self, call, handle):
-        return Placement(
-            call.take(handle.pos, "handle.pos", (INT32,), (handle.num_tokens, self.group_size)),
-            call.take(handle[0], "handle[0]", (INT32,), (self.group_size, self.group_size)),
-            handle=handle.number, rows=handle.num_recv)
-
-    def _views(self, call, launch, received, rows, topk):
-        """recv_x (a pair where x was one), recv_topk_idx, recv_topk_weights, recv_src_idx."""
-        slot, num = received.slot, received.rows
-        copy = call.copies or received.landed or not self.zero_copy
-        if slot is not None and copy:
-            self._copied_bytes += slot.nbytes
-            if self._on_emu and not launch.wait:
-                self._core.settle()     # host memory can be copied once the call has ended
-            elif launch.detached and call.library.shares:
-                call.allocate_on(self._core.stream)     # the caller's stream does not wait
-            elif launch.detached:
-                self._core.executor.stream_wait(call.stream, self._core.stream)
-
-        def part(offset, shape, dtype):
-            if slot is None:
-                return call.empty(shape, dtype).owner
-            return call.part(slot, offset, shape, dtype, copy)
-
-        at_x, at_scales, at_idx, at_weights, at_src = received.offsets
-        recv_x = part(at_x, (num, rows.array.shape[1]), rows.array.dtype)
-        if rows.scales is not None:
-            recv_x = recv_x, part(at_scales, (num, rows.scales.shape[1]), rows.scales.dtype)
-        recv_idx = recv_weights = None
-        if topk is not None:
-            recv_idx = part(at_idx, (num, topk.shape[1]), topk.dtype)
-            recv_weights = part(at_weights, (num, topk.shape[1]), FLOAT32)
-        return recv_x, recv_idx, recv_weights, part(at_src, (num,), INT32)
+def _received_rows(call, received, rows, copy):
+    """recv_x, a pair where x was one."""
+    array, scales = rows.array, rows.scales
+    recv_x = call.part(received.slot, 0, (received.rows, array.shape[1]), array.dtype, copy)
+    if scales is None:
+        return recv_x
+    return recv_x, call.part(received.slot, received.scales, (received.rows, scales.shape[1]),
+                             scales.dtype, copy)
 
 
 def _arrays(value):

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+from os import PathLike
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypeAlias, overload
 
@@ -17,6 +18,8 @@ _Stream: TypeAlias = Any
 class Buffer:
     num_sms: ClassVar[int]
     variants: dict[str, Any]
+    tuning: Any
+    last_num_sms: int | None
     group: _Group
     rank: int
     group_size: int
@@ -41,6 +44,9 @@ class Buffer:
         policy: str | None = None,
         timeout_s: float | None = 100.0,
         zero_copy: bool = True,
+        tuning: str | PathLike[str] | Literal[False] | None = None,
+        stages: int | None = None,
+        stage_bytes: int | None = None,
     ) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -116,6 +122,7 @@ class Buffer:
         async_finish: bool = False,
         allocate_on_comm_stream: bool = False,
         *,
+        num_sms: int | None = None,
         stream: _Stream = None,
     ) -> tuple[Any, _Array | None, _Array | None, list[int], EPHandle, EventOverlap]: ...
     @overload
@@ -136,6 +143,7 @@ class Buffer:
         async_finish: bool = False,
         allocate_on_comm_stream: bool = False,
         *,
+        num_sms: int | None = None,
         stream: _Stream = None,
     ) -> tuple[Any, None, None, None, None, EventOverlap]: ...
     def combine(
@@ -149,5 +157,6 @@ class Buffer:
         async_finish: bool = False,
         allocate_on_comm_stream: bool = False,
         *,
+        num_sms: int | None = None,
         stream: _Stream = None,
     ) -> tuple[_Array, _Array | None, EventOverlap]: ...

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from ._buffer import MAX_RANKS, MAX_TOPK, ROW_ALIGN, SLOT_ALIGN
 from .checks import check_int
 
-DEFAULT_SMS = 20
+DEFAULT_SMS = 20          # DeepEP's, of configs; calls without a number choose their own
 MAX_ROWS = (1 << 31) - 1  # of one result: rows are counted in int32
 COMBINE_ITEMSIZE = 2      # combine adds bfloat16, whatever dispatch moved
 

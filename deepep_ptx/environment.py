@@ -5,7 +5,8 @@ import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deepep_ptx import select
+from deepep_ptx import select, tuning, tuning_files
+from deepep_ptx.errors import TuningError
 
 WARNING, PROBLEM = "warning", "problem"
 
@@ -70,6 +71,18 @@ def _judge_choice(value, environ):
     return None
 
 
+def _judge_tuning(value):
+    """As far as the file alone can be judged: which GPU it has to fit is seen later."""
+    try:
+        tuning.load(value)
+    except TuningError as error:
+        return Finding(PROBLEM, f"{error.file}: {error.field}: must be {error.needed}, got "
+                                f"{error.has!r}",
+                       "name a file that `deepep-ptx tune` of this version has written, or unset "
+                       "it")
+    return None
+
+
 def _judge_connections(value):
     if not value.isdecimal() or not 1 <= int(value) <= 32:
         return Finding(PROBLEM, f"{value!r} is not a number in 1..32", "set it to 32, or unset it")
@@ -108,6 +121,20 @@ VARIABLES = (
         "fast",
         "when a Buffer is made; by demo and info",
         _judge_switch),
+    Variable(
+        tuning_files.VARIABLE,
+        "the tuning file, where Buffer(tuning=) is None; one that does not fit is an error",
+        "path of a file that `deepep-ptx tune` has written",
+        "the user's file for the GPU and number of ranks, if it is there and fits; else the model "
+        "of how many SMs a call needs",
+        "when a Buffer is made; by doctor",
+        _judge_tuning),
+    Variable(
+        "XDG_CONFIG_HOME",
+        "where the user's tuning files lie: in deepep_ptx/tuning below it",
+        "a folder, by an absolute path",
+        "~/.config",
+        "when a Buffer is made; by tune and doctor"),
     Variable(
         "DEEPEP_PTX_EXECUTOR",
         "what runs the kernels, where run_ranks(executor=) is None",
@@ -158,6 +185,18 @@ VARIABLES = (
         "0",
         "by the driver, when a kernel is loaded",
         _on_is(WARNING, "the driver compiles the kernels again in every process")),
+    Variable(
+        "LOCAL_RANK",
+        "torchrun's: which of its processes on this host this one is, and so which GPU it takes",
+        "a number",
+        "bench starts its processes itself",
+        "by bench, beside RANK, WORLD_SIZE and MASTER_ADDR"),
+    Variable(
+        "WORLD_SIZE",
+        "torchrun's: how many processes there are, one rank each",
+        "a number",
+        "bench starts its processes itself",
+        "by bench, beside RANK, LOCAL_RANK and MASTER_ADDR"),
     Variable(
         "CUDA_HOME",
         "where the toolkit with cuda.h lies, without the nvidia-cuda-runtime wheel",

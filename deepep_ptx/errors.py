@@ -74,6 +74,21 @@ class Aborted(DeepEPError):
     """Another rank of this run failed, and this one was told to stop."""
 
 
+class TuningError(ValueError):
+    """A tuning file that cannot be used here.
+
+    file: its path.  field: of it.  has: what the field is.  needed: what it must be, in words.
+    The text begins with who named the file: "tuning", or DEEPEP_PTX_TUNING.
+    """
+
+    def __init__(self, message, *, file=None, field=None, has=None, needed=None):
+        super().__init__(message)
+        self.file = file
+        self.field = field
+        self.has = has
+        self.needed = needed
+
+
 class PtxError(DeepEPError):
     """PTX text that the CPU executor does not execute.  file, line: of the source."""
 

@@ -42,6 +42,21 @@ class RankError(DeepEPError):
 
 class Aborted(DeepEPError): ...
 
+class TuningError(ValueError):
+    file: str | None
+    field: str | None
+    has: Any
+    needed: str | None
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        field: str | None = None,
+        has: Any = None,
+        needed: str | None = None,
+    ) -> None: ...
+
 class PtxError(DeepEPError):
     file: str | None
     line: int | None

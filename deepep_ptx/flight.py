@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Calls on their way."""
+"""Calls whose end nobody waits for."""
 
+import functools
 import time
+from collections import deque
 
 from ._executor import Event
+from .event import EventHandle, EventOverlap
 
 
 class Flight:
-    """A call whose end nobody waits for.
+    """Such a call.
 
     mappings: None, or what maps arrays of host memory.  arrays: alive until it has ended.
     captured: it is recorded, and runs with its graph.
@@ -45,3 +48,56 @@ class Flight:
         if self.mappings is not None:
             self.mappings.close()
         self.arrays = []
+
+
+class Flights(deque):
+    """Those of one buffer, oldest first.
+
+    core: the buffer's, None once that is gone.
+    """
+
+    def __init__(self, core):
+        super().__init__()
+        self.core = core
+
+    def depart(self, launch, mappings, arrays):
+        """The `Flight` of a call that has been launched, with its arguments `arrays`."""
+        flight = Flight(self.core, mappings, [array for array in arrays if array is not None],
+                        launch.captured)
+        if not flight.captured:
+            self.append(flight)
+        return flight
+
+    def announce(self, flight, call, results):
+        """The `EventOverlap` of the end of `flight`, with its results there."""
+        results = [array for array in results if array is not None]
+        call.share(results)
+        flight.arrays += results
+        flight.record()
+        if flight.captured:         # whoever has the event keeps the arrays
+            return EventOverlap(EventHandle._of(flight.event, call.current), flight.arrays)
+        wait = None
+        if call.executor.name == "emu":
+            wait = functools.partial(self._wait_on_host, flight.event)
+        return EventOverlap(EventHandle._of(flight.event, call.current, wait))
+
+    def forget_finished(self):
+        """Let go of those that have ended."""
+        while self and self[0].is_over():
+            self.popleft().close()
+
+    def is_busy(self):
+        """Whether one of them, or work of another call, has not ended."""
+        self.forget_finished()
+        return bool(self) or not Flight(self.core, None, []).ends_within(0.01)
+
+    def end(self):
+        """The buffer is gone, and nobody waits for its calls any more."""
+        self.clear()
+        self.core = None
+
+    def _wait_on_host(self, event):
+        event.synchronize()
+        self.forget_finished()
+        if self.core is not None and self.core.has_news:
+            self.core.check()

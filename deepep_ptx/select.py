@@ -12,6 +12,7 @@ DEFAULT_POLICY = "fast"
 # A use of a kernel, for which another variant may be chosen -> the kernel: combine where this rank
 # pushes its rows.
 USES = {"combine_push": "combine"}
+_POLICY_VARIABLES = ("DEEPEP_PTX_POLICY", "DISABLE_AGGRESSIVE_PTX_INSTRS")
 _DEEPEP_SWITCH = {"1": "safe", "0": "aggressive"}
 
 
@@ -29,6 +30,12 @@ def rendered():
 def read_text(variant):
     """The rendered PTX of a variant."""
     return (rendered() / variant["file"]).read_text()
+
+
+def is_policy_requested(argument=None, environ=None):
+    """Whether anybody asks for a policy: the argument or a variable."""
+    environ = os.environ if environ is None else environ
+    return argument is not None or any(environ.get(name) for name in _POLICY_VARIABLES)
 
 
 def requested_policy(argument=None, environ=None):

@@ -7,10 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, _cuda, cli, measure, run_ranks
-from deepep_ptx.ab import command, job, plan, report, run, sass, statistics
-from deepep_ptx.ab.machine import Emu, Gpu
+from deepep_ptx import Buffer, _cuda, cli, measure, run_ranks, select
+from deepep_ptx.ab import plan, report, run, sass
+from deepep_ptx.cli.options import names, numbers
 from deepep_ptx.errors import DeepEPError
+from deepep_ptx.measure import bits, statistics, traffic
+from deepep_ptx.measure.inputs import Job
+from deepep_ptx.measure.machine import Emu, Timing
 from deepep_ptx.toolchain.ptxas import Assembly, Sass, ToolError
 
 SMALL = {"ranks": 2, "tokens": 5, "hidden": 16, "topk": 2, "experts": 4}
@@ -20,6 +23,10 @@ OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name}", str(v
 def planned(kernel="dispatch", policies=("ld_na", "ld_nc_na"), executor="emu", **options):
     options = {"arch": "sm_90"} | SMALL | options
     return plan.make(kernel, list(policies), executor=executor, **options)
+
+
+def job_of(made):
+    return Job(made.shape, made.seed, combine=made.kernel != "dispatch")
 
 
 # -- plan -------------------------------------------------------------------------------------
@@ -210,23 +217,17 @@ def test_undefined_forms_alone_have_nothing_to_beat():
 ROWS = np.array([[9, 4, 2], [3, 9, 1], [5, 6, 9]])      # [home, host]
 
 
-@pytest.mark.parametrize("kernel, combine, wire, logical", [
-    ("dispatch", None, 11, 20),             # rank 2 sends 5 + 6
-    ("combine", "pull", 11, 20),            # rank 2 reads them back
-    ("combine", "push", 10, 19),            # rank 1 pushes 4 + 6
-])
-def test_busiest(kernel, combine, wire, logical):
-    made = planned(kernel, executor="cuda", combine=combine, ranks=3, experts=6,
-                   devices=[0, 1, 2])
-    assert report.busiest(made, ROWS, remote=True) == wire
-    assert report.busiest(made, ROWS, remote=False) == logical
+def test_busiest():
+    assert traffic.busiest_link(ROWS, [0, 1, 2]) == 11, "rank 2 sends 5 + 6"
+    assert traffic.busiest_link(ROWS.T, [0, 1, 2]) == 11, "and gets as many back"
+    assert traffic.busiest_link(ROWS, [0, 1, 0]) == 4 + 6, "ranks on one GPU share its links"
+    assert traffic.busiest_link(ROWS, [0, 0, 0]) == 0
+    assert traffic.busiest_rank(ROWS) == 19
 
 
-def test_ranks_on_one_gpu_share_its_links():
-    made = planned(executor="cuda", ranks=3, experts=6, devices=[0, 1, 0])
-    assert report.busiest(made, ROWS, remote=True) == 4 + 6
-    alone = planned(executor="cuda", ranks=3, experts=6, devices=[0, 0, 0])
-    assert report.busiest(alone, ROWS, remote=True) == 0
+def test_bytes_of_a_row():
+    assert traffic.row_bytes(7168, "bf16") == 14336
+    assert traffic.row_bytes(7168, "fp8") == 7168 + 4 * 56, "scales cross the link too"
 
 
 # -- measure ----------------------------------------------------------------------------------
@@ -238,12 +239,12 @@ def test_spread():
 def test_wrong_rows_are_of_bits():
     want = np.array([[0.0, np.nan], [1, 2], [3, 4]], np.float32)
     got = want.copy()
-    assert not len(measure.wrong_rows(got, want)), "the same NaN is right"
+    assert not len(bits.wrong_rows(got, want)), "the same NaN is right"
     got[0, 0] = -0.0
     got[2, 1] = 5
-    assert measure.wrong_rows(got, want).tolist() == [0, 2]
-    assert measure.wrong_rows(got[:, 0], want[:, 0]).tolist() == [0]
-    assert not len(measure.wrong_rows(got[:0], want[:0]))
+    assert bits.wrong_rows(got, want).tolist() == [0, 2]
+    assert bits.wrong_rows(got[:, 0], want[:, 0]).tolist() == [0]
+    assert not len(bits.wrong_rows(got[:0], want[:0]))
 
 
 # -- run, on the CPU executor -----------------------------------------------------------------
@@ -275,7 +276,7 @@ def test_counts(kernel, policies, options, tmp_path, capsys):
 def test_counts_are_of_the_measured_call_alone(monkeypatch):
     """A combine's counts have no dispatch in them, and the same call counts the same."""
     made = planned("combine", ["ld_na", "ld_volatile"], combine="push")
-    first, second = run.run(made, job.make(made)).counts
+    first, second = run.run(made, job_of(made)).counts
     assert first == second
     assert all(rank["peer_store_bytes"] > 0 for rank in first)
 
@@ -283,7 +284,7 @@ def test_counts_are_of_the_measured_call_alone(monkeypatch):
 def test_the_number_of_sms_is_left_as_it_was():
     before = Buffer.num_sms
     made = planned(sms=3)
-    run.run(made, job.make(made))
+    run.run(made, job_of(made))
     assert Buffer.num_sms == before
 
 
@@ -316,7 +317,8 @@ def test_a_wrong_row_is_reported_and_nothing_else(kernel, array, monkeypatch, tm
 
 
 def test_a_wrong_shape_is_wrong():
-    found = job.first_wrong("a", 0, {"recv_x": np.zeros((1, 4))}, {"recv_x": np.zeros((2, 4))})
+    found = bits.first_wrong("a", 0, {"recv_x": np.zeros((1, 4))}, {"recv_x": np.zeros((2, 4))},
+                             Emu(None))
     assert str(found) == "a: rank 0: recv_x: is float64 [1, 4], reference float64 [2, 4]"
 
 
@@ -325,13 +327,15 @@ def test_a_wrong_shape_is_wrong():
 class Timed(Emu):
     """The CPU executor with times: 100 us for the first variant's kernel, 3 % more for others."""
 
+    times = True
     calls = []
+    symbols = sorted({v["symbol"] for v in select.load_table()["variants"]})
 
-    def measure(self, call, symbol):
-        result, _ = self.finish(call)
-        self.calls.append((self.executor.rank, symbol))
+    def measure(self, align, call):
+        result, _ = super().measure(align, call)
         rng = np.random.default_rng(len(self.calls))
-        return result, (100 if symbol.endswith("ld_na") else 103) + rng.random() / 10
+        return result, Timing([(symbol, (100 if symbol.endswith("ld_na") else 103)
+                                + rng.random() / 10) for symbol in self.symbols], 120.0, False)
 
 
 @pytest.fixture
@@ -344,6 +348,13 @@ def timed(monkeypatch):
     monkeypatch.setattr(run, "run_ranks", on_emu)
     monkeypatch.setattr(run, "machine_of", Timed)
     monkeypatch.setattr(Timed, "calls", [])
+    honest = run.Calls._of_kernel
+
+    def noted(self, timing):
+        Timed.calls.append((self.comm.rank, self.contender.symbol))
+        return honest(self, timing)
+
+    monkeypatch.setattr(run.Calls, "_of_kernel", noted)
     monkeypatch.setattr(_cuda, "device_count", lambda: 2)
     monkeypatch.setattr(measure, "links", lambda gpus: {
         "copy_engine_one_way_gb_s": 200.0, "copy_engine_both_ways_gb_s": 100.0})
@@ -380,7 +391,7 @@ def test_the_record_of_a_timed_run(timed, tmp_path, capsys):
 def test_calls_are_interleaved_in_the_planned_order(timed):
     made = planned(policies=["ld_na", "bulk", "safe"], executor="cuda", num_gpus=2, rounds=6,
                    warmup=1)
-    run.run(made, job.make(made))
+    run.run(made, job_of(made))
     symbols = [c.symbol for c in made.contenders]
     want = symbols + [symbols[i] for i in made.order().ravel()] + symbols
     for rank in range(2):
@@ -411,34 +422,21 @@ def test_bits_that_go_wrong_in_the_rounds_leave_no_figures(timed, monkeypatch, c
     assert "first bad row 0" in out and "median" not in out and "slower" not in out
 
 
-class Launches:
-    """What `Gpu` uses of an executor: calls launch what they are told to."""
-
-    def __init__(self, launches):
-        self.launches = launches
-        self.profiled = []
-
-    def profile(self, most):
-        self.profiled.append(most)
-
-    def launch_times(self):
-        return self.launches
+def of_kernel(symbol, launches):
+    calls = object.__new__(run.Calls)
+    calls.contender = plan.Contender("x", {"symbol": symbol}, False)
+    return calls._of_kernel(Timing(launches, 0.0, False))
 
 
 @pytest.mark.parametrize("launches, times", [
-    ([], 0), ([("ep_layout", 50.0)], 0), ([("ep_x", 1.0), ("ep_x", 2.0)], 2)])
+    ([], 0), ([("ep_y", 50.0)], 0), ([("ep_x", 1.0), ("ep_x", 2.0)], 2)])
 def test_a_kernel_that_did_not_run_once_gives_no_time(launches, times):
-    gpu = object.__new__(Gpu)
-    gpu.executor = Launches(launches)
     with pytest.raises(DeepEPError, match=f"ep_x: launched {times} times"):
-        gpu.measure(lambda: None, "ep_x")
+        of_kernel("ep_x", launches)
 
 
 def test_the_time_is_that_of_the_kernel_asked_for():
-    gpu = object.__new__(Gpu)
-    gpu.executor = Launches([("ep_layout", 50.0), ("ep_x", 100.0)])
-    assert gpu.measure(lambda: "result", "ep_x") == ("result", 100.0)
-    assert gpu.executor.profiled[0] > 1 and gpu.executor.profiled[-1] == 0
+    assert of_kernel("ep_x", [("ep_y", 50.0), ("ep_x", 100.0)]) == 100.0
 
 
 # -- machine code -----------------------------------------------------------------------------
@@ -503,5 +501,5 @@ def test_without_the_assembler_one_line_says_so(monkeypatch, tmp_path, capsys):
 
 
 def test_lists_have_commas():
-    assert command.names("a, b,,c") == ["a", "b", "c"]
-    assert command.numbers("0,1") == [0, 1]
+    assert names("a, b,,c") == ["a", "b", "c"]
+    assert numbers("0,1") == [0, 1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from deepep_ptx import _dlpack
+from deepep_ptx._torch import Torch
 from deepep_ptx.arrays import BFLOAT16, FLOAT32, HOST, INT32, Call, dlpack
 from deepep_ptx.arrays.dtypes import BY_NAME, DLPACK
 from deepep_ptx.arrays.library import library_of
@@ -283,6 +284,22 @@ def test_torch_tensors_that_are_refused(torch, make, error, text):
     assert str(caught.value).startswith(text)
 
 
+def test_a_torch_without_functions_of_dlpack(torch):
+    class Older:
+        Tensor = object
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+    older, newer = Torch(Older()), library_of(torch.empty(0), "x")
+    for tensor in (torch.zeros(2, 3), torch.zeros(4, 1, dtype=torch.bool), torch.zeros(0, 3),
+                   torch.zeros(2, 8, dtype=torch.bfloat16)[:, ::2]):
+        old, new = (library.take(tensor, "x", 0) for library in (older, newer))
+        assert old.owner is new.owner is tensor
+        for field in ("address", "shape", "dtype", "nbytes", "device", "contiguous", "strides"):
+            assert getattr(old, field) == getattr(new, field), field
+
+
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 def test_tensors_without_memory_are_refused(torch):
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -447,6 +464,15 @@ def test_the_call_waits_for_the_streams_of_all_arrays():
     call = Call(cuda, GpuArray((2,), np.float32, stream=7), "x")
     for stream in (7, None, 9):
         call.take(GpuArray((2,), np.float32, stream=stream), "y", (FLOAT32,), (2,))
+    assert cuda.waits == [(7, 9)]
+
+
+def test_the_call_waits_for_what_an_earlier_one_made():
+    cuda = FakeCuda(device_of=0)
+    made = take(GpuArray((2,), np.float32, stream=9), cuda)
+    for stream in (9, 7):
+        call = Call(cuda, GpuArray((2,), np.float32), "x", stream)
+        call.take_again(made, call.library, "handle.pos")
     assert cuda.waits == [(7, 9)]
 
 

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Bad arguments: a typed error that begins with the argument's name, and nothing launched."""
 
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, Config, EventOverlap, run_ranks, symmetric
+from deepep_ptx._arguments import Placement
+from deepep_ptx.arrays.library import NUMPY
 from deepep_ptx.errors import CapacityError, DestroyedError, RankError, RankMismatchError
 from deepep_ptx.event import EventHandle
 from deepep_ptx.handle import EPHandle
@@ -38,11 +42,19 @@ def arrays():
 @pytest.fixture
 def handle():
     """A handle as a dispatch of T tokens that all stay would give it."""
+    return handle_of(R)
+
+
+def handle_of(num_ranks, rank=0):
+    prefix = np.zeros((num_ranks, num_ranks), np.int32)
+    prefix[:, 0] = T
+    pos = np.zeros((T, num_ranks), np.int32)
+    take = partial(NUMPY.take, name="handle", stream=0)
     return EPHandle(
-        np.array([[T, 0], [T, 0]], np.int32), recv_src_idx=np.arange(T, dtype=np.int32),
-        is_token_in_rank=np.zeros((T, R), np.bool_), num_tokens=T, num_recv=T, num_topk=K,
-        num_worst_tokens=0, hidden=H, number=1, pos=np.zeros((T, R), np.int32), executor="emu",
-        rank=0,
+        prefix, recv_src_idx=np.arange(T, dtype=np.int32),
+        is_token_in_rank=np.zeros((T, num_ranks), np.bool_), num_tokens=T, num_recv=T, num_topk=K,
+        num_worst_tokens=0, hidden=H, pos=pos, executor="emu", rank=rank,
+        placement=Placement(NUMPY, take(pos), take(prefix), handle=1, rows=T),
     )
 
 
@@ -241,16 +253,14 @@ def test_combine(buffer, handle, change, error, text):
     expect(buffer, error, text, buffer.combine, **arguments)
 
 
-def test_handle_of_another_group(buffer, handle):
-    other = EPHandle(np.zeros((3, 3), np.int32), **vars(handle))
+def test_handle_of_another_group(buffer):
     expect(buffer, ValueError, "handle: made by a group of 3 ranks", buffer.combine,
-           np.zeros((T, H), BF16), other)
+           np.zeros((T, H), BF16), handle_of(3))
 
 
-def test_handle_of_another_rank(buffer, handle):
-    other = EPHandle(handle[0], **(vars(handle) | {"rank": 1}))
+def test_handle_of_another_rank(buffer):
     expect(buffer, ValueError, "handle: made by rank 1, this is rank 0", buffer.combine,
-           np.zeros((T, H), BF16), other)
+           np.zeros((T, H), BF16), handle_of(R, rank=1))
 
 
 def test_handle_is_immutable(handle):

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from deepep_ptx import cli, doctor, environment, select
-from deepep_ptx.doctor import child, gpu, install, machine, selftest, variables
+from deepep_ptx.doctor import child, gpu, install, machine, selftest, tuning, variables
 from deepep_ptx.doctor.result import OK, PROBLEM, WARNING, Result
+from deepep_ptx.tuning import Header, save
 
 ROOT = Path(__file__).resolve().parents[1]
 H100 = {"name": "NVIDIA H100", "arch": 90, "memory": 80 << 30}
@@ -164,6 +165,46 @@ def test_no_assembler_is_fine(monkeypatch):
         raise install.ptxas.ToolError("ptxas is not there")
     monkeypatch.setattr(install.ptxas, "find", missing)
     assert only(install.assembler, None).status == OK
+
+
+# -- tuning files -----------------------------------------------------------------------------
+
+
+def test_tuning_files(tmp_path):
+    header = Header("0.1.0", "NVIDIA H100", 2, 1, "2026-11-24", "580", 0, {})
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    here = a_machine(tmp_path, environ, gpus=driver(2))
+    assert only(tuning.files, here).text.startswith("none: a model says how many SMs")
+    folder = tmp_path / "deepep_ptx" / "tuning"
+    save(folder / "b.json", header, [])
+    found = only(tuning.files, here)
+    assert found.status == OK
+    assert found.text == f"{folder}/b.json: for 2 ranks on NVIDIA H100, by 0.1.0 on 2026-11-24"
+    # Of a machine without a GPU nobody knows what would fit.
+    assert only(tuning.files, a_machine(tmp_path, environ, gpus=NO_DRIVER)).status == OK
+    save(folder / "a.json", Header("0", "NVIDIA A100", 2, 1, "", "", 0, {}), [])
+    (folder / "c.json").write_text("{")
+    other, _, broken = tuning.files(here)
+    assert other.status == broken.status == WARNING
+    assert "a.json: for 2 ranks on NVIDIA A100" in other.text
+    assert other.text.endswith("here is NVIDIA H100") and "deepep-ptx tune" in other.fix
+    assert "c.json: file: must be JSON, got" in broken.text
+
+
+def test_a_tuning_file_that_the_variable_names(tmp_path):
+    path = tmp_path / "t.json"
+    save(path, Header("0.1.0", "NVIDIA H100", 2, 1, "2026-11-24", "580", 0, {}), [])
+    environ = {"XDG_CONFIG_HOME": str(tmp_path), "DEEPEP_PTX_TUNING": str(path)}
+    save(tmp_path / "deepep_ptx" / "tuning" / "u.json", Header("0", "A", 2, 1, "", "", 0, {}), [])
+    named, users = tuning.files(a_machine(tmp_path, environ, gpus=driver(2)))
+    assert named.text.startswith(f"DEEPEP_PTX_TUNING: {path}: for 2 ranks on NVIDIA H100")
+    assert users.text.startswith("not looked at beside the variable: ")
+    (variable,) = (v for v in environment.VARIABLES if v.name == "DEEPEP_PTX_TUNING")
+    assert environment.judge(variable, environ) is None
+    path.write_text("[]")
+    finding = environment.judge(variable, environ)
+    assert finding.severity == PROBLEM
+    assert finding.text == f"{path}: file: must be an object, got 'list'"
 
 
 # -- environment ------------------------------------------------------------------------------

@@ -88,9 +88,14 @@ void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, const struct ep_
     ep_launch_fit(b, &b->kernel[kernel]);
 }
 
-uint32_t ep_buffer_smem(const struct ep_buffer *b, uint32_t kernel)
+uint32_t ep_buffer_most_smem(const struct ep_buffer *b, uint32_t kernel)
 {
-    return ep_launch_smem(b, &b->kernel[kernel]);
+    return ep_launch_most_smem(b, &b->kernel[kernel]);
+}
+
+uint32_t ep_buffer_most_stage_bytes(const struct ep_buffer *b, uint32_t kernel)
+{
+    return ep_launch_most_stage_bytes(b, &b->kernel[kernel]);
 }
 
 uint32_t ep_param_bytes(uint32_t kernel)

@@ -100,8 +100,10 @@ struct ep_buffer {
 int  ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                       uint64_t timeout_ns, int grows, struct ep_buffer **out);
 void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, const struct ep_loaded *loaded);
-/* Dynamic shared memory of a CTA of that kernel, with as many stages as it takes by default. */
-uint32_t ep_buffer_smem(const struct ep_buffer *b, uint32_t kernel);
+/* Dynamic shared memory that a CTA of that kernel may take, whatever stages a call wants. */
+uint32_t ep_buffer_most_smem(const struct ep_buffer *b, uint32_t kernel);
+/* Largest stage_bytes that a call of that kernel may want; 0: it has no rings. */
+uint32_t ep_buffer_most_stage_bytes(const struct ep_buffer *b, uint32_t kernel);
 /* Size of a kernel's parameter block: what a loaded kernel must take. */
 uint32_t ep_param_bytes(uint32_t kernel);
 int  ep_buffer_heap_handle(struct ep_buffer *b, void *handle);
@@ -131,8 +133,9 @@ void ep_buffer_destroy(struct ep_buffer *b);
 int  ep_buffer_reset_begin(struct ep_buffer *b, uint64_t *epoch);
 int  ep_buffer_reset_end(struct ep_buffer *b, uint64_t max_epoch);
 
-/* Whether what is queued on `stream` is being captured. */
-int  ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing);
+/* *graph: what is being captured on `stream`, a caller's, for the call that comes; NULL where
+ * nothing is.  An error where its work has failed. */
+int  ep_buffer_look(struct ep_buffer *b, void *stream, void **graph);
 /* Whether only a reset makes the buffer usable again, as far as the device has said. */
 int  ep_buffer_is_aborted(const struct ep_buffer *b);
 /* Waits for the calls made so far; EP_ERR_STATUS when one of them failed. */
@@ -158,9 +161,11 @@ uint64_t ep_buffer_used(struct ep_buffer *b);
 struct ep_call {                 /* of every call                                               */
     void     *caller_stream;     /* on which the arrays are ready and the results are used      */
     void     *previous;          /* event to start after, NULL: after what caller_stream holds  */
+    void     *graph;             /* as ep_buffer_look found it on caller_stream                 */
     uint32_t  num_sms;
     uint32_t  flags;             /* EP_CALL_*                                                   */
-    uint32_t  stages, stage_bytes;               /* 0: the kernel's own                        */
+    uint32_t  stages;            /* of each ring for bulk copies, as far as there is room for   */
+    uint32_t  stage_bytes;       /* them; 0: the kernel's own                                   */
 };
 
 struct ep_layout_args {          /* device addresses as in struct ep_layout_params              */

@@ -16,25 +16,30 @@ static uint64_t max_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
 /* -- begin and end of a call ------------------------------------------------------------------ */
 
-/* The call's kernels run after `previous`, or after what the caller's stream has queued. */
+/* Whether a call can be made, with what holds for it; nothing is queued yet. */
 static int begin(struct ep_buffer *b, const struct ep_call *call)
 {
-    const struct ep_executor *exec = b->exec;
     if (b->closed)
         return EP_ERR_DESTROYED;
     b->num_launched = 0;
     b->num_status = 0;
-    b->graph = NULL;
+    b->graph = call->graph;
     b->may_grow = 0;
     if (b->control.abort)        /* what made it so may not have been raised yet                */
         return b->ring->next ? ep_status_look(b, EP_ALL) : ep_status_refuse(b, EP_CODE_ABORTED);
-    TRY(exec->capture(exec->self, call->caller_stream, &b->graph));
     if (!b->graph) {
         if (ep_status_has_aborted(b))
             return ep_status_look(b, EP_ALL);
         if (b->retired)
             ep_slots_release_retired(b);
     }
+    return EP_OK;
+}
+
+/* The call's kernels run after `previous`, or after what the caller's stream has queued. */
+static int order(struct ep_buffer *b, const struct ep_call *call)
+{
+    const struct ep_executor *exec = b->exec;
     /* A captured stream takes this one into its capture only if it is waited for. */
     if (b->graph || !call->previous) {
         pthread_mutex_lock(&b->order);       /* no slot that dies may be ordered in between     */
@@ -129,6 +134,7 @@ static int launch_layout(struct ep_buffer *b, const struct ep_layout_args *a)
 int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
 {
     TRY(begin(b, &a->call));
+    TRY(order(b, &a->call));
     int rc = launch_layout(b, a);
     if (rc == EP_OK)
         return a->call.flags & EP_CALL_WAIT ? ep_status_look(b, EP_UNTOLD) : end(b, &a->call);
@@ -322,13 +328,14 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
     struct ep_loaded kernel;
     TRY(ep_launch_choose(b, EP_KERNEL_DISPATCH, &a->call, &kernel));
     TRY(begin(b, &a->call));
-    if (waits && b->unseen) {
+    if (waits && b->unseen) {    /* before this stream waits for the caller's                   */
         int rc = ep_status_look_back(b);
         if (rc == EP_ERR_INTERRUPTED || rc == EP_ERR_ABORTED)
             abort_call(b);       /* the others go on to wait for this rank                      */
         if (rc != EP_OK)
             return rc;
     }
+    TRY(order(b, &a->call));
     b->num_calls++;
     *out = (struct ep_dispatch_result){.rows = a->rows, .slot = slot_of(a, a->rows),
                                        .number = b->num_calls};
@@ -412,6 +419,7 @@ int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
     struct ep_loaded kernel;
     TRY(ep_launch_choose(b, combine_kernel(a), &a->call, &kernel));
     TRY(begin(b, &a->call));
+    TRY(order(b, &a->call));
     b->num_calls++;
     int rc = reserve_staging(b, a, &staging);
     if (rc == EP_OK)

@@ -75,6 +75,9 @@ struct ep_executor {
     /* Graphs.  *graph: what is being captured on `stream`, NULL where nothing is.  While a stream is
      * captured nothing that is queued on it runs, and waits for it are errors. */
     int (*capture)(void *self, void *stream, void **graph);
+    /* The same of a caller's stream, before a call that comes after its work; an error where that
+     * has failed: it shall not look like ours. */
+    int (*look)(void *self, void *stream, void **graph);
     /* release(what), from any thread and without a call of the executor, once `graph` and all that
      * was made of it are gone. */
     int (*graph_keep)(void *self, void *graph, void *what, void (*release)(void *what));

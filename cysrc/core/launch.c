@@ -1,17 +1,43 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/launch.h"
 
-uint32_t ep_launch_smem(const struct ep_buffer *b, const struct ep_loaded *kernel)
+static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+static uint32_t smem_without_rings(const struct ep_buffer *b, const struct ep_loaded *kernel)
 {
-    return kernel->smem + b->comm.num_ranks * kernel->smem_per_rank
+    return kernel->smem + b->comm.num_ranks * kernel->smem_per_rank;
+}
+
+/* For each of a kernel's rings, which it has. */
+static uint32_t room_of_ring(const struct ep_buffer *b, const struct ep_loaded *kernel)
+{
+    return (EP_MAX_SMEM - smem_without_rings(b, kernel)) / kernel->rings;
+}
+
+static uint32_t smem_of(const struct ep_buffer *b, const struct ep_loaded *kernel)
+{
+    return smem_without_rings(b, kernel)
            + kernel->rings * kernel->stages * (kernel->stage_bytes + EP_STAGE_EXTRA);
 }
 
-int ep_launch_fit(const struct ep_buffer *b, struct ep_loaded *kernel)
+uint32_t ep_launch_most_smem(const struct ep_buffer *b, const struct ep_loaded *kernel)
 {
-    while (kernel->stages > EP_MIN_STAGES && ep_launch_smem(b, kernel) > EP_MAX_SMEM)
-        kernel->stages--;
-    return ep_launch_smem(b, kernel) <= EP_MAX_SMEM;
+    return kernel->rings ? EP_MAX_SMEM : smem_without_rings(b, kernel);
+}
+
+uint32_t ep_launch_most_stage_bytes(const struct ep_buffer *b, const struct ep_loaded *kernel)
+{
+    if (!kernel->rings)
+        return 0;
+    uint32_t most = room_of_ring(b, kernel) / EP_MIN_STAGES - EP_STAGE_EXTRA;
+    return most - most % EP_ROW_ALIGN;
+}
+
+void ep_launch_fit(const struct ep_buffer *b, struct ep_loaded *kernel)
+{
+    if (kernel->rings)
+        kernel->stages = min_u32(kernel->stages, room_of_ring(b, kernel)
+                                                 / (kernel->stage_bytes + EP_STAGE_EXTRA));
 }
 
 int ep_launch_choose(const struct ep_buffer *b, uint32_t kernel, const struct ep_call *call,
@@ -25,9 +51,10 @@ int ep_launch_choose(const struct ep_buffer *b, uint32_t kernel, const struct ep
     if (call->stage_bytes)
         out->stage_bytes = call->stage_bytes;
     if (out->stages < EP_MIN_STAGES || out->stage_bytes % EP_ROW_ALIGN
-        || out->stage_bytes > EP_MAX_SMEM || out->stages > EP_MAX_SMEM)
+        || out->stage_bytes > ep_launch_most_stage_bytes(b, out))
         return EP_ERR_ARGUMENT;
-    return ep_launch_fit(b, out) ? EP_OK : EP_ERR_ARGUMENT;
+    ep_launch_fit(b, out);
+    return EP_OK;
 }
 
 int ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
@@ -36,7 +63,7 @@ int ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
 {
     struct ep_launch launch = {
         .kernel = loaded->handle, .params = params, .param_bytes = param_bytes,
-        .grid = grid, .block = loaded->threads, .smem = ep_launch_smem(b, loaded),
+        .grid = grid, .block = loaded->threads, .smem = smem_of(b, loaded),
         .stream = stream};
     if (b->num_launched < EP_NUM_LOADED)
         b->launched[b->num_launched++] = kernel;

@@ -6,10 +6,12 @@
 
 #include "core/buffer.h"
 
-/* Dynamic shared memory of a CTA. */
-uint32_t ep_launch_smem(const struct ep_buffer *b, const struct ep_loaded *kernel);
-/* Gives up stages of its rings that there is no room for, down to EP_MIN_STAGES: whether it fits. */
-int  ep_launch_fit(const struct ep_buffer *b, struct ep_loaded *kernel);
+/* Dynamic shared memory of a CTA, whatever stages a call wants. */
+uint32_t ep_launch_most_smem(const struct ep_buffer *b, const struct ep_loaded *kernel);
+/* With EP_MIN_STAGES of them there is room; 0: a kernel without rings. */
+uint32_t ep_launch_most_stage_bytes(const struct ep_buffer *b, const struct ep_loaded *kernel);
+/* Gives up stages of its rings that there is no room for. */
+void ep_launch_fit(const struct ep_buffer *b, struct ep_loaded *kernel);
 /* The kernel as a call wants it: EP_ERR_ARGUMENT for stages that it cannot have. */
 int  ep_launch_choose(const struct ep_buffer *b, uint32_t kernel, const struct ep_call *call,
                       struct ep_loaded *out);

@@ -214,12 +214,15 @@ static int order_after(struct ep_buffer *b, void *const streams[2])
 {
     if (b->closed)               /* no more calls                                               */
         return 1;
+    uint32_t num_streams = streams[1] == streams[0] ? 1 : 2;
     /* An edge between a captured stream and one that is not would break the capture. */
-    if (is_captured(b, b->stream) || is_captured(b, streams[0]) || is_captured(b, streams[1]))
+    if (is_captured(b, b->stream))
         return 0;
-    b->exec->stream_wait(b->exec->self, b->stream, streams[0]);
-    if (streams[1] != streams[0])
-        b->exec->stream_wait(b->exec->self, b->stream, streams[1]);
+    for (uint32_t i = 0; i < num_streams; i++)
+        if (is_captured(b, streams[i]))
+            return 0;
+    for (uint32_t i = 0; i < num_streams; i++)
+        b->exec->stream_wait(b->exec->self, b->stream, streams[i]);
     return 1;
 }
 

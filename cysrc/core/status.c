@@ -105,12 +105,7 @@ int ep_buffer_settle(struct ep_buffer *b)
     return b->closed ? EP_ERR_DESTROYED : b->exec->stream_synchronize(b->exec->self, b->stream);
 }
 
-int ep_buffer_is_capturing(struct ep_buffer *b, void *stream, int *capturing)
+int ep_buffer_look(struct ep_buffer *b, void *stream, void **graph)
 {
-    void *graph = NULL;
-    if (b->closed)
-        return EP_ERR_DESTROYED;
-    TRY(b->exec->capture(b->exec->self, stream, &graph));
-    *capturing = graph != NULL;
-    return EP_OK;
+    return b->closed ? EP_ERR_DESTROYED : b->exec->look(b->exec->self, stream, graph);
 }

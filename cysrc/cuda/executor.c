@@ -35,6 +35,10 @@ struct cuda_executor {
     CUdevice device;
     CUcontext context;
     CUmemoryPool pool;       /* of its own: a shared one may make a stream wait for another rank's */
+    CUevent edge;            /* of every stream_wait: a wait is for what was recorded before it  */
+    pthread_mutex_t lock;    /* guards the edge and the idle events                              */
+    CUevent *idle;           /* events that are nobody's, to be given out again                  */
+    uint32_t num_idle, max_idle;
     int arch;
     int stopped;             /* atomic: the next host wait, or the one that runs, ends at once  */
     uint64_t asked;          /* when a wait last looked for Ctrl-C                              */
@@ -104,7 +108,21 @@ static int check(struct cuda_executor *e, CUresult code, const char *call)
         if (code_ != EP_OK)                                                                      \
             return code_;                                                                        \
     } while (0)
-#define ENTER() TRY(cuCtxSetCurrent, e->context)
+
+static CUcontext current_context(struct cuda_executor *e)
+{
+    CUcontext context = NULL;
+
+    e->cu->p_cuCtxGetCurrent(&context);
+    return context;
+}
+
+/* The executor's context is current from here on: mostly it is the thread's own. */
+#define ENTER()                                                                                  \
+    do {                                                                                         \
+        if (current_context(e) != e->context)                                                    \
+            TRY(cuCtxSetCurrent, e->context);                                                    \
+    } while (0)
 
 /* Somebody else's capture shall not forbid what concerns none of its streams. */
 #define IN_ANY_CAPTURE(call)                                                                     \
@@ -119,16 +137,9 @@ static int check(struct cuda_executor *e, CUresult code, const char *call)
 /* Finalisers run in whatever thread drops the last reference: that thread's context stays its own. */
 static int keeping_context(struct cuda_executor *e, CUcontext before, int code)
 {
-    e->cu->p_cuCtxSetCurrent(before);
+    if (before != e->context)
+        e->cu->p_cuCtxSetCurrent(before);
     return code;
-}
-
-static CUcontext current_context(struct cuda_executor *e)
-{
-    CUcontext context = NULL;
-
-    e->cu->p_cuCtxGetCurrent(&context);
-    return context;
 }
 
 #define KEEPING_CONTEXT(call)                                                                    \
@@ -445,16 +456,28 @@ int cuda_executor_profile(struct cuda_executor *e, uint32_t most)
 int cuda_executor_launch_time(struct cuda_executor *e, uint32_t index, void **kernel,
                               float *microseconds)
 {
-    float milliseconds = 0;
-
     if (index >= e->num_timed) {
         snprintf(e->error, sizeof e->error, "%u launches were timed", e->num_timed);
         return EP_ERR_ARGUMENT;
     }
-    ENTER();
-    TRY(cuEventSynchronize, e->timed[index].end);
-    TRY(cuEventElapsedTime, &milliseconds, e->timed[index].begin, e->timed[index].end);
     *kernel = e->timed[index].kernel;
+    return cuda_executor_elapsed(e, e->timed[index].begin, e->timed[index].end, microseconds);
+}
+
+int cuda_executor_timed_event(struct cuda_executor *e, void **event)
+{
+    ENTER();
+    TRY(cuEventCreate, (CUevent *)event, CU_EVENT_DEFAULT);
+    return EP_OK;
+}
+
+int cuda_executor_elapsed(struct cuda_executor *e, void *begin, void *end, float *microseconds)
+{
+    float milliseconds = 0;
+
+    ENTER();
+    TRY(cuEventSynchronize, end);
+    TRY(cuEventElapsedTime, &milliseconds, begin, end);
     *microseconds = milliseconds * 1000;
     return EP_OK;
 }
@@ -525,45 +548,18 @@ static int op_wait_word(void *self, const uint64_t *word, uint64_t want, uint64_
     IN_ANY_CAPTURE(wait_word(e, word, want, timeout_ns));
 }
 
-/* A kernel that failed breaks the context for good and shows at any later call: asked for before a
- * call of ours queues anything, it is the caller's. */
-static int check_caller(struct cuda_executor *e, void *stream)
-{
-    CUresult found = e->cu->p_cuStreamQuery(stream);
-    const char *name = "unknown error";
-
-    if (found == CUDA_SUCCESS || found == CUDA_ERROR_NOT_READY
-            || (found >= CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
-                && found <= CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD))
-        return EP_OK;                        /* done, busy, or being captured: no failure */
-    e->cu->p_cuGetErrorName(found, &name);
-    snprintf(e->error, sizeof e->error, "an earlier kernel or copy of the caller on GPU %d failed:"
-             " %s; nothing was launched", e->device, name);
-    return EP_ERR_EXECUTOR;
-}
-
-static int find_capture(struct cuda_executor *e, void *stream, void **graph);
-
-/* The event is gone when it has been waited for: destroying it early is allowed. */
 static int wait_stream(struct cuda_executor *e, void *waiter, void *waited)
 {
-    CUevent event = NULL;
-    void *graph = NULL;
     int code;
 
-    ENTER();
     if (waiter == waited)
         return EP_OK;
-    code = find_capture(e, waited, &graph);
-    if (code == EP_OK && graph == NULL)              /* a query would end a capture */
-        code = check_caller(e, waited);
-    if (code != EP_OK)
-        return code;
-    TRY(cuEventCreate, &event, CU_EVENT_DISABLE_TIMING);
-    code = check(e, e->cu->p_cuEventRecord(event, waited), "cuEventRecord");
+    ENTER();
+    pthread_mutex_lock(&e->lock);
+    code = check(e, e->cu->p_cuEventRecord(e->edge, waited), "cuEventRecord");
     if (code == EP_OK)
-        code = check(e, e->cu->p_cuStreamWaitEvent(waiter, event, 0), "cuStreamWaitEvent");
-    e->cu->p_cuEventDestroy(event);
+        code = check(e, e->cu->p_cuStreamWaitEvent(waiter, e->edge, 0), "cuStreamWaitEvent");
+    pthread_mutex_unlock(&e->lock);
     return code;
 }
 
@@ -574,12 +570,26 @@ static int op_stream_wait(void *self, void *waiter, void *waited)
     KEEPING_CONTEXT(wait_stream(e, waiter, waited));
 }
 
-static int create_event(struct cuda_executor *e, void **out)
+/* One that nobody has any more, NULL: there is none. */
+static CUevent take_idle(struct cuda_executor *e)
 {
     CUevent event = NULL;
 
-    ENTER();
-    TRY(cuEventCreate, &event, CU_EVENT_DISABLE_TIMING);
+    pthread_mutex_lock(&e->lock);
+    if (e->num_idle > 0)
+        event = e->idle[--e->num_idle];
+    pthread_mutex_unlock(&e->lock);
+    return event;
+}
+
+static int create_event(struct cuda_executor *e, void **out)
+{
+    CUevent event = take_idle(e);
+
+    if (event == NULL) {
+        ENTER();
+        TRY(cuEventCreate, &event, CU_EVENT_DISABLE_TIMING);
+    }
     *out = event;
     return EP_OK;
 }
@@ -591,11 +601,35 @@ static int op_event_create(void *self, void **out)
     KEEPING_CONTEXT(create_event(e, out));
 }
 
+/* Whether `event` is kept for the next who asks for one.  Streams may still wait for it: for what
+ * was recorded when they were told to. */
+static int keep_idle(struct cuda_executor *e, CUevent event)
+{
+    uint32_t room = e->max_idle == 0 ? 16 : 2 * e->max_idle;
+    CUevent *larger;
+    int kept;
+
+    pthread_mutex_lock(&e->lock);
+    if (e->num_idle == e->max_idle) {
+        larger = realloc(e->idle, room * sizeof *larger);
+        if (larger != NULL) {
+            e->idle = larger;
+            e->max_idle = room;
+        }
+    }
+    kept = e->num_idle < e->max_idle;
+    if (kept)
+        e->idle[e->num_idle++] = event;
+    pthread_mutex_unlock(&e->lock);
+    return kept;
+}
+
 static int op_event_destroy(void *self, void *event)
 {
     EXECUTOR(self);
 
-    TRY(cuEventDestroy, event);
+    if (!keep_idle(e, event))
+        TRY(cuEventDestroy, event);
     return EP_OK;
 }
 
@@ -682,8 +716,37 @@ static int find_capture(struct cuda_executor *e, void *stream, void **graph)
 static int op_capture(void *self, void *stream, void **graph)
 {
     EXECUTOR(self);
+    CUcontext before = current_context(e);
 
-    KEEPING_CONTEXT(find_capture(e, stream, graph));
+    return keeping_context(e, before, find_capture(e, stream, graph));
+}
+
+/* A kernel that failed breaks the context for good and shows at any later call: asked for before a
+ * call of ours queues anything, it is the caller's. */
+static int look_at(struct cuda_executor *e, void *stream, void **graph)
+{
+    int code = find_capture(e, stream, graph);
+    const char *name = "unknown error";
+    CUresult found;
+
+    if (code != EP_OK || *graph != NULL)             /* a query would end a capture */
+        return code;
+    found = e->cu->p_cuStreamQuery(stream);
+    if (found == CUDA_SUCCESS || found == CUDA_ERROR_NOT_READY
+            || (found >= CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+                && found <= CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD))
+        return EP_OK;                        /* done, busy, or another's capture: no failure */
+    e->cu->p_cuGetErrorName(found, &name);
+    snprintf(e->error, sizeof e->error, "an earlier kernel or copy of the caller on GPU %d failed:"
+             " %s; nothing was launched", e->device, name);
+    return EP_ERR_EXECUTOR;
+}
+
+static int op_look(void *self, void *stream, void **graph)
+{
+    EXECUTOR(self);
+
+    KEEPING_CONTEXT(look_at(e, stream, graph));
 }
 
 static int op_graph_keep(void *self, void *graph, void *what, void (*release)(void *what))
@@ -734,6 +797,32 @@ static int make_pool(struct cuda_executor *e)
     return EP_OK;
 }
 
+/* What is of the executor's own in the device's context. */
+static int make_own(struct cuda_executor *e)
+{
+    ENTER();
+    TRY(cuEventCreate, &e->edge, CU_EVENT_DISABLE_TIMING);
+    return make_pool(e);
+}
+
+static void close_device(struct cuda_executor *e)
+{
+    CUcontext before = current_context(e);
+
+    if (e->cu->p_cuCtxSetCurrent(e->context) == CUDA_SUCCESS) {
+        forget_times(e);
+        while (e->num_idle > 0)
+            e->cu->p_cuEventDestroy(e->idle[--e->num_idle]);
+        if (e->edge != NULL)
+            e->cu->p_cuEventDestroy(e->edge);
+    }
+    e->cu->p_cuCtxSetCurrent(before);
+    if (e->pool != NULL)
+        e->cu->p_cuMemPoolDestroy(e->pool);
+    e->cu->p_cuDevicePrimaryCtxRelease(e->device);
+    free(e->idle);
+}
+
 static int open_device(struct cuda_executor *e, int device)
 {
     int major = 0, minor = 0;
@@ -744,9 +833,9 @@ static int open_device(struct cuda_executor *e, int device)
     TRY(cuDeviceGetAttribute, &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, e->device);
     e->arch = 10 * major + minor;
     TRY(cuDevicePrimaryCtxRetain, &e->context, e->device);
-    if (make_pool(e) == EP_OK)
+    if (make_own(e) == EP_OK)
         return EP_OK;
-    e->cu->p_cuDevicePrimaryCtxRelease(e->device);
+    close_device(e);
     return EP_ERR_EXECUTOR;
 }
 
@@ -768,8 +857,10 @@ struct cuda_executor *cuda_executor_create(int device, const char **why)
         return NULL;
     }
     e->cu = cu;
+    pthread_mutex_init(&e->lock, NULL);
     if (open_device(e, device) != EP_OK) {
         snprintf(reason, sizeof reason, "%s", e->error);
+        pthread_mutex_destroy(&e->lock);
         free(e->opened);
         free(e);
         return NULL;
@@ -786,7 +877,7 @@ struct cuda_executor *cuda_executor_create(int device, const char **why)
         .event_create = op_event_create, .event_destroy = op_event_destroy,
         .event_record = op_event_record, .event_wait = op_event_wait,
         .event_synchronize = op_event_synchronize, .event_query = op_event_query,
-        .capture = op_capture, .graph_keep = op_graph_keep,
+        .capture = op_capture, .look = op_look, .graph_keep = op_graph_keep,
         .stream_wait = op_stream_wait, .launch = op_launch, .wait_word = op_wait_word,
         .max_resident = op_max_resident,
         .last_error = op_last_error,
@@ -796,13 +887,8 @@ struct cuda_executor *cuda_executor_create(int device, const char **why)
 
 void cuda_executor_destroy(struct cuda_executor *e)
 {
-    CUcontext before = current_context(e);
-
-    if (e->cu->p_cuCtxSetCurrent(e->context) == CUDA_SUCCESS)
-        forget_times(e);
-    e->cu->p_cuCtxSetCurrent(before);
-    e->cu->p_cuMemPoolDestroy(e->pool);
-    e->cu->p_cuDevicePrimaryCtxRelease(e->device);
+    close_device(e);
+    pthread_mutex_destroy(&e->lock);
     free(e->opened);
     free(e);
 }

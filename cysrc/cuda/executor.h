@@ -48,6 +48,12 @@ int cuda_executor_profile(struct cuda_executor *executor, uint32_t most);
 int cuda_executor_launch_time(struct cuda_executor *executor, uint32_t index, void **kernel,
                               float *microseconds);
 
+/* An event that keeps its time, for the table's functions of events. */
+int cuda_executor_timed_event(struct cuda_executor *executor, void **event);
+/* From one of them to another, both recorded; waits for the latter. */
+int cuda_executor_elapsed(struct cuda_executor *executor, void *begin, void *end,
+                          float *microseconds);
+
 /* Copies between any two GPUs of this process with the copy engine, `times` times in a row on
  * `stream`; returns when done, with the time of one copy. */
 int cuda_executor_time_copy(struct cuda_executor *executor, ep_dptr_t dst, ep_dptr_t src,

@@ -75,6 +75,7 @@ cdef extern from "core/buffer.h" nogil:
     struct ep_call:
         void *caller_stream
         void *previous
+        void *graph
         uint32_t num_sms
         uint32_t flags
         uint32_t stages
@@ -151,7 +152,8 @@ cdef extern from "core/buffer.h" nogil:
     int ep_buffer_create(const ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                          uint64_t timeout_ns, int grows, ep_buffer **out)
     void ep_buffer_set_kernel(ep_buffer *b, uint32_t kernel, const ep_loaded *loaded)
-    uint32_t ep_buffer_smem(const ep_buffer *b, uint32_t kernel)
+    uint32_t ep_buffer_most_smem(const ep_buffer *b, uint32_t kernel)
+    uint32_t ep_buffer_most_stage_bytes(const ep_buffer *b, uint32_t kernel)
     uint32_t ep_param_bytes(uint32_t kernel)
     int ep_buffer_heap_handle(ep_buffer *b, void *handle)
     int ep_buffer_open_heap(ep_buffer *b, uint32_t rank, const void *handle)
@@ -169,7 +171,7 @@ cdef extern from "core/buffer.h" nogil:
     void ep_buffer_destroy(ep_buffer *b)
     int ep_buffer_reset_begin(ep_buffer *b, uint64_t *epoch)
     int ep_buffer_reset_end(ep_buffer *b, uint64_t max_epoch)
-    int ep_buffer_is_capturing(ep_buffer *b, void *stream, int *capturing)
+    int ep_buffer_look(ep_buffer *b, void *stream, void **graph)
     int ep_buffer_check(ep_buffer *b)
     void ep_buffer_retire(ep_buffer *b, ep_block *slot, void **streams)
     int ep_buffer_reserve(ep_buffer *b, uint64_t bytes, void *stream, ep_block **out,
@@ -193,5 +195,6 @@ cdef class CoreBuffer:
     cdef list captured               # mappings of captured calls
 
     cdef int raise_for(self, int code) except -1
-    cdef bint is_pulled(self, Array array, bint zero_copy, uint32_t *segment,
-                        uint64_t *offset) except -1
+    cdef int check_stage_bytes(self, uint32_t kernel, uint32_t stage_bytes) except -1
+    cdef bint find_pulled(self, Array array, bint zero_copy, uint32_t *segment,
+                          uint64_t *offset) except -1

@@ -9,29 +9,34 @@ from libc.string cimport memset
 
 from gen.params cimport (
     EP_FOREVER,
-    EP_MAX_LOCAL_EXPERTS,
+    EP_KERNEL_COMBINE,
+    EP_KERNEL_DISPATCH,
     EP_MAX_RANKS,
     EP_MAX_SEGMENTS,
+    EP_MAX_SMEM,
     EP_MAX_TOPK,
+    EP_MIN_STAGES,
     EP_MODE_PULL_WEIGHTS,
     EP_MODE_PULL_X,
     EP_ROW_ALIGN,
     EP_SLOT_ALIGN,
 )
 
+from deepep_ptx._arguments cimport Launch, Placement, Rows
 from deepep_ptx._array cimport IN_HOST_MEMORY, Array
 from deepep_ptx._errors cimport Report, check
-from deepep_ptx._executor cimport EP_HANDLE_BYTES, Event, Executor, ep_dptr_t
+from deepep_ptx._executor cimport EP_HANDLE_BYTES, Executor, ep_dptr_t
 
 from deepep_ptx._errors import KERNELS
 from deepep_ptx.errors import DeepEPError
 
 # Limits of params.h, for argument checks.
 FOREVER = EP_FOREVER
-MAX_LOCAL_EXPERTS = EP_MAX_LOCAL_EXPERTS
 MAX_RANKS = EP_MAX_RANKS
 MAX_SEGMENTS = EP_MAX_SEGMENTS
+MAX_SMEM = EP_MAX_SMEM
 MAX_TOPK = EP_MAX_TOPK
+MIN_STAGES = EP_MIN_STAGES
 ROW_ALIGN = EP_ROW_ALIGN
 SLOT_ALIGN = EP_SLOT_ALIGN
 
@@ -165,7 +170,7 @@ cdef class CoreBuffer:
         cdef int code
         cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
-        launch.fill(&args.call)
+        fill(&args.call, launch)
         args.num_tokens, args.num_topk = topk_idx.shape
         args.num_experts = expert_counts.shape[0]
         args.topk_idx_bytes = topk_idx.itemsize
@@ -191,7 +196,8 @@ cdef class CoreBuffer:
         cdef int code
         cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
-        launch.fill(&args.call)
+        fill(&args.call, launch)
+        self.check_stage_bytes(EP_KERNEL_DISPATCH, launch.stage_bytes)
         args.num_tokens = x.array.shape[0]
         args.hidden_bytes = x.array.shape[1] * x.array.itemsize
         args.dtype = x.code
@@ -223,8 +229,10 @@ cdef class CoreBuffer:
             received.rows = result.rows
             received.number = result.number
             received.landed = result.landed
-            received.offsets = (0, result.slot.scales, result.slot.topk_idx,
-                                result.slot.topk_weights, result.slot.src_idx)
+            received.scales = result.slot.scales
+            received.topk_idx = result.slot.topk_idx
+            received.topk_weights = result.slot.topk_weights
+            received.src_idx = result.slot.src_idx
             if args.rows == 0 and at.handle == 0:
                 received.expert_counts = [
                     result.expert_counts[i] for i in range(args.num_experts // self.num_ranks)
@@ -233,28 +241,29 @@ cdef class CoreBuffer:
                 received.slot = Slot.wrap(self, result.block, result.view, launch.stream)
             return received, maps.until_end(launch)
 
-    def combine(self, Array x, Array topk_weights, Array bias0, Array bias1, Array out,
-                Array out_weights, Placement at not None, uint32_t max_ranks, bint zero_copy,
-                Launch launch not None):
+    def combine(self, Array x, bint pull_x, Array topk_weights, Array bias0, Array bias1,
+                Array out, Array out_weights, Placement at not None, uint32_t max_ranks,
+                bint zero_copy, Launch launch not None):
         """Reduce x [n, H] bf16 and, unless None, topk_weights float32 [n, K] into out, out_weights.
 
-        bias0, bias1: None or [T, H].  at: of the dispatch, whose tokens went to max_ranks ranks at
-        most.
+        pull_x: what `is_pulled` said of x.  bias0, bias1: None or [T, H].  at: of the dispatch,
+        whose tokens went to max_ranks ranks at most.
         """
         cdef ep_combine_args args
         cdef int code
         cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
-        launch.fill(&args.call)
+        fill(&args.call, launch)
+        self.check_stage_bytes(EP_KERNEL_COMBINE, launch.stage_bytes)
         args.num_tokens = at.pos.shape[0]
         args.hidden_bytes = x.shape[1] * x.itemsize
         args.num_topk = 0 if topk_weights is None else topk_weights.shape[1]
         args.max_ranks = max_ranks
         args.handle = at.handle
-        if self.is_pulled(x, zero_copy, &args.x_segment, &args.x_offset):
+        if pull_x and self.find_pulled(x, True, &args.x_segment, &args.x_offset):
             args.mode |= EP_MODE_PULL_X
             args.x_bytes = x.nbytes
-        if self.is_pulled(topk_weights, zero_copy, &args.weights_segment, &args.weights_offset):
+        if self.find_pulled(topk_weights, zero_copy, &args.weights_segment, &args.weights_offset):
             args.mode |= EP_MODE_PULL_WEIGHTS
             args.weights_bytes = 0 if topk_weights is None else topk_weights.nbytes
         with maps:
@@ -273,8 +282,25 @@ cdef class CoreBuffer:
             self.raise_for(code)
             return maps.until_end(launch)
 
-    cdef bint is_pulled(self, Array array, bint zero_copy, uint32_t *segment,
-                        uint64_t *offset) except -1:
+    cdef int check_stage_bytes(self, uint32_t kernel, uint32_t stage_bytes) except -1:
+        cdef uint32_t most
+        if stage_bytes == 0:
+            return 0
+        most = ep_buffer_most_stage_bytes(self.core, kernel)
+        if most != 0 and stage_bytes > most:
+            raise ValueError(f"stage_bytes: must be a multiple of {EP_ROW_ALIGN} in "
+                             f"[{EP_ROW_ALIGN}, {most}] for {self.symbols[kernel]}, got "
+                             f"{stage_bytes}")
+        return 0
+
+    def is_pulled(self, Array array, bint zero_copy):
+        """Whether a combine leaves `array` where it is, for the other ranks to read."""
+        cdef uint32_t segment = 0
+        cdef uint64_t offset = 0
+        return self.find_pulled(array, zero_copy, &segment, &offset)
+
+    cdef bint find_pulled(self, Array array, bint zero_copy, uint32_t *segment,
+                          uint64_t *offset) except -1:
         # Nothing to read counts as pulled: nobody has to wait for a push.
         if array is None or array.nbytes == 0:
             return True
@@ -313,11 +339,12 @@ cdef class CoreBuffer:
         """Whether the newest call, and no other, found no room in an arena that grows."""
         return self.core.may_grow != 0
 
-    def is_capturing(self, size_t stream):
-        """Whether what is queued on `stream` is being captured."""
-        cdef int capturing = 0
-        check(ep_buffer_is_capturing(self.core, <void *>stream, &capturing), self.executor)
-        return capturing != 0
+    def look(self, size_t stream):
+        """The graph into which what is queued on `stream`, a caller's, is being captured, a number;
+        0: it is not.  Raises where its work has failed."""
+        cdef void *graph = NULL
+        check(ep_buffer_look(self.core, <void *>stream, &graph), self.executor)
+        return <size_t>graph
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -363,7 +390,7 @@ cdef class CoreBuffer:
         cdef uint32_t index = KERNELS[kernel]
         cdef const ep_loaded *loaded = &self.core.kernel[index]
         cdef uint32_t ctas = 0
-        cdef uint32_t smem = ep_buffer_smem(self.core, index)
+        cdef uint32_t smem = ep_buffer_most_smem(self.core, index)
         cdef int code = self.executor.table.max_resident(self.executor.table.self, loaded.handle,
                                                          loaded.threads, smem, &ctas)
         check(code, self.executor)
@@ -407,105 +434,15 @@ cdef class CoreBuffer:
         self.captured.clear()
 
 
-@cython.final
-cdef class Launch:
-    """How a call is launched.
-
-    stream: the caller's, a number: its arrays are ready and its results are used there.
-    previous: an `Event` that the kernels run after, None: after what `stream` has queued.
-    num_sms: CTAs.  wait: the host waits for the end.  detached: `stream` does not wait for it.
-    captured: what is queued on `stream` is being captured.
-    stages, stage_bytes: of each ring for bulk copies, 0: the kernel's own.
-    """
-
-    cdef readonly size_t stream
-    cdef readonly Event previous
-    cdef readonly uint32_t num_sms
-    cdef readonly bint wait
-    cdef readonly bint detached
-    cdef readonly bint captured
-    cdef readonly uint32_t stages
-    cdef readonly uint32_t stage_bytes
-
-    def __init__(self, size_t stream, Event previous, uint32_t num_sms, bint wait, bint detached,
-                 bint captured, uint32_t stages=0, uint32_t stage_bytes=0):
-        self.stream = stream
-        self.previous = previous
-        self.num_sms = num_sms
-        self.wait = wait
-        self.detached = detached
-        self.captured = captured
-        self.stages = stages
-        self.stage_bytes = stage_bytes
-
-    cdef void fill(self, ep_call *call) noexcept:
-        call.caller_stream = <void *>self.stream
-        call.previous = NULL if self.previous is None else self.previous.handle
-        call.num_sms = self.num_sms
-        call.flags = ((EP_CALL_WAIT if self.wait else 0)
-                      | (EP_CALL_DETACHED if self.detached else 0))
-        call.stages = self.stages
-        call.stage_bytes = self.stage_bytes
-
-
-@cython.final
-cdef class Rows:
-    """What a dispatch moves.
-
-    array: [num_tokens, hidden].  code: of its dtype and its scales', equal on all ranks.
-    scales: None, or [num_tokens, num_scales] of 4-byte words in any `strides` (bytes, two).
-    """
-
-    cdef readonly Array array
-    cdef readonly uint32_t code
-    cdef readonly Array scales
-    cdef readonly tuple strides
-
-    def __init__(self, Array array not None, uint32_t code, Array scales=None, tuple strides=None):
-        self.array = array
-        self.code = code
-        self.scales = scales
-        self.strides = strides
-
-    @property
-    def span(self):
-        """(first, end): bytes of the scales' memory, from the first element's address."""
-        if self.scales is None or self.scales.nbytes == 0:
-            return 0, 0
-        reach = [(length - 1) * stride
-                 for length, stride in zip(self.scales.shape, self.strides, strict=True)]
-        return (sum(min(0, step) for step in reach),
-                sum(max(0, step) for step in reach) + self.scales.itemsize)
-
-
-@cython.final
-cdef class Placement:
-    """Where the rows of a dispatch go.
-
-    pos int32 [T, R], rank_prefix int32 [R, R].  handle: number of the call that filled them, 0:
-    they are to be filled, from in_rank bool [T, R], rank_counts int32 [R] and expert_counts int32
-    [num_experts].  rows: of the result, with a handle.
-    """
-
-    cdef readonly Array pos
-    cdef readonly Array rank_prefix
-    cdef readonly Array in_rank
-    cdef readonly Array rank_counts
-    cdef readonly Array expert_counts
-    cdef readonly uint32_t num_experts
-    cdef readonly uint64_t handle
-    cdef readonly uint32_t rows
-
-    def __init__(self, Array pos, Array rank_prefix, *, Array in_rank=None, Array rank_counts=None,
-                 Array expert_counts=None, uint64_t handle=0, uint32_t rows=0):
-        self.pos = pos
-        self.rank_prefix = rank_prefix
-        self.in_rank = in_rank
-        self.rank_counts = rank_counts
-        self.expert_counts = expert_counts
-        self.num_experts = 0 if expert_counts is None else expert_counts.shape[0]
-        self.handle = handle
-        self.rows = rows
+cdef void fill(ep_call *call, Launch launch) noexcept:
+    call.caller_stream = <void *>launch.stream
+    call.previous = NULL if launch.previous is None else launch.previous.handle
+    call.graph = <void *>launch.graph
+    call.num_sms = launch.num_sms
+    call.flags = ((EP_CALL_WAIT if launch.wait else 0)
+                  | (EP_CALL_DETACHED if launch.detached else 0))
+    call.stages = launch.stages
+    call.stage_bytes = launch.stage_bytes
 
 
 @cython.final
@@ -552,7 +489,7 @@ cdef class Mappings:
         rest = Mappings(self.buffer)
         rest.mapped, self.mapped = self.mapped, rest.mapped
         rest.arrays = self.arrays
-        if launch.captured:
+        if launch.graph:
             self.buffer.captured.append(rest)
             return None
         return rest
@@ -592,9 +529,9 @@ cdef class Mappings:
 cdef class Received:
     """What dispatch found.
 
-    rows: of the result.  offsets: of x, scales, topk_idx, topk_weights and src_idx in `slot`, in
-    bytes.  slot: None without rows, or without room for them.  landed: the slot is to be copied out
-    before the next call.
+    rows: of the result.  slot: None without rows, or without room for them.  scales, topk_idx,
+    topk_weights, src_idx: where they begin in it, in bytes; x is at 0.  landed: the slot is to be
+    copied out before the next call.
     expert_counts: tokens of each local expert, [] unless the host waited for the totals.
     number: of the call, for handles.
     """
@@ -602,7 +539,10 @@ cdef class Received:
     cdef readonly uint32_t rows
     cdef readonly uint64_t number
     cdef readonly bint landed
-    cdef readonly tuple offsets
+    cdef readonly uint64_t scales
+    cdef readonly uint64_t topk_idx
+    cdef readonly uint64_t topk_weights
+    cdef readonly uint64_t src_idx
     cdef readonly list expert_counts
     cdef readonly object slot
 
@@ -665,7 +605,6 @@ cdef class Region:
     cdef CoreBuffer buffer
     cdef readonly uint64_t address
     cdef readonly uint64_t nbytes
-    cdef public object current
 
     def __init__(self, CoreBuffer buffer not None):
         self.buffer = buffer

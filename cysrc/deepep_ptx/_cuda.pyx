@@ -123,6 +123,25 @@ cdef int interrupted() noexcept nogil:
 
 
 @cython.final
+cdef class TimedEvent(Event):
+    """A point in the work of an executor's GPU that keeps its time."""
+
+    def __init__(self, CudaExecutor executor not None):
+        self.executor = executor
+        self.call(cuda_executor_timed_event(executor.own, &self.handle))
+
+    def since(self, TimedEvent begin not None):
+        """Microseconds from `begin`, recorded too, to this one; waits for it on the host."""
+        cdef CudaExecutor executor = <CudaExecutor>self.executor
+        cdef float microseconds = 0
+        cdef int code
+        with nogil:
+            code = cuda_executor_elapsed(executor.own, begin.handle, self.handle, &microseconds)
+        self.call(code)
+        return microseconds
+
+
+@cython.final
 @cython.no_gc_clear         # __dealloc__ uses the executor
 cdef class CudaKernel:
     """A loaded kernel; `handle` goes into launches."""

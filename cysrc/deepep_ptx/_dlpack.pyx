@@ -11,7 +11,7 @@ from cpython.pycapsule cimport (
     PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New, PyCapsule_SetName,
 )
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "Python.h" nogil:
     int Py_IsInitialized()
@@ -28,32 +28,7 @@ cdef const char *NAME = "dltensor"
 cdef const char *USED = "used_dltensor"
 cdef const char *NAME_VERSIONED = "dltensor_versioned"
 cdef const char *USED_VERSIONED = "used_dltensor_versioned"
-
-# Layouts of dlpack.h.
-cdef struct Tensor:
-    void *data
-    int32_t device_type
-    int32_t device_id
-    int32_t ndim
-    uint8_t type_code
-    uint8_t bits
-    uint16_t lanes
-    int64_t *shape
-    int64_t *strides            # in elements; NULL = C order
-    uint64_t byte_offset
-
-cdef struct Managed:
-    Tensor tensor
-    void *context
-    void (*deleter)(Managed *) noexcept nogil
-
-cdef struct ManagedVersioned:
-    uint32_t major
-    uint32_t minor
-    void *context
-    void (*deleter)(ManagedVersioned *) noexcept nogil
-    uint64_t flags
-    Tensor tensor
+cdef const char *EXCHANGE = "dlpack_exchange_api"
 
 
 @cython.final
@@ -110,6 +85,15 @@ cdef void drop(void *owner) noexcept nogil:
             Py_DECREF(<object>owner)
 
 
+cdef const Exchange *exchange_of(cls) except? NULL:
+    cdef const Exchange *found
+    capsule = getattr(cls, "__dlpack_c_exchange_api__", None)
+    if not PyCapsule_IsValid(capsule, EXCHANGE):
+        return NULL
+    found = <const Exchange *>PyCapsule_GetPointer(capsule, EXCHANGE)
+    return found if found.major == 1 and found.read != NULL else NULL
+
+
 cdef void delete_managed(Managed *managed) noexcept nogil:
     drop(managed.context)
     PyMem_RawFree(managed)
@@ -153,8 +137,8 @@ cdef int describe(Tensor *tensor, int64_t *lengths, uint64_t address, tuple shap
     return 0
 
 
-def export(owner, uint64_t address, tuple shape not None, int type_code, int bits, int device_type,
-           int device_id, bint versioned=False, bint read_only=False):
+cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bits, int device_type,
+                    int device_id, bint versioned=False, bint read_only=False):
     """A capsule over C-contiguous memory, which `owner` keeps until the capsule's user is done.
 
     versioned: a capsule of version 1; only such a one can say `read_only`.

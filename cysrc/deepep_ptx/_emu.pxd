@@ -63,6 +63,8 @@ cdef extern from "emu/emu.h" nogil:
         uint64_t global_store_bytes
         uint64_t peer_load_bytes
         uint64_t peer_store_bytes
+        uint64_t global_load_transactions
+        uint64_t global_store_transactions
 
 cdef extern from "emu/host.h" nogil:
     struct host_world

@@ -361,7 +361,9 @@ cdef class World:
 
     def counters(self, rank):
         """Totals of `rank`'s kernels: warp_instructions, thread_instructions and bytes loaded from
-        and stored to global memory, of which peer memory."""
+        and stored to global memory, of which peer memory, and transactions: 32-byte sectors that
+        one warp instruction touches, counted anew where the next active lane is in another one;
+        those of a bulk copy."""
         cdef emu_counters counters
         host_counters(self.host, self.valid_rank(rank), &counters)
         return counters

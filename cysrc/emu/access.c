@@ -57,6 +57,15 @@ EMU_INLINE uint64_t get_register(const struct emu_exec *x, const struct emu_inst
     return op->wide ? ((const emu_u64 *)reg)[lane] : ((const emu_u32 *)reg)[lane];
 }
 
+/* 1 where a lane's access is in another sector than that of the lane before, which it updates. */
+EMU_INLINE uint64_t transactions(uint64_t va, uint64_t *last)
+{
+    uint64_t before = *last;
+
+    *last = va / EMU_SECTOR;
+    return *last != before;
+}
+
 /* Checks all but validity; false after a fault. */
 EMU_INLINE bool reach_lane(struct emu_exec *x, const struct emu_instr *op, unsigned lane,
                            uint64_t va, bool writes, struct emu_span *span)
@@ -77,6 +86,8 @@ EMU_INLINE bool reach_lane(struct emu_exec *x, const struct emu_instr *op, unsig
 
 int emu_load_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
 {
+    uint64_t sector = UINT64_MAX;
+
     for (uint32_t left = m; left; left &= left - 1) {
         unsigned lane = __builtin_ctz(left);
         uint64_t va = emu_lane_address(x, op, lane);
@@ -88,13 +99,15 @@ int emu_load_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
             return emu_fault_address(x, EMU_FAULT_UNWRITTEN, lane, va);
         for (unsigned k = 0; k < op->vec; k++)
             set_register(x, op, op->dst[k], lane, get_element(span.host + k * op->elem, op->elem));
-        emu_count_load(x, &span, op->size);
+        emu_count_load(x, &span, op->size, transactions(va, &sector));
     }
     return EMU_RUN_ON;
 }
 
 int emu_store_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
 {
+    uint64_t sector = UINT64_MAX;
+
     for (uint32_t left = m; left; left &= left - 1) {
         unsigned lane = __builtin_ctz(left);
         uint64_t va = emu_lane_address(x, op, lane);
@@ -109,7 +122,7 @@ int emu_store_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
             copy_bytes((uint8_t *)&bytes + k * op->elem, &value, op->elem);
         }
         put_lane(x, &span, &bytes, op->size);
-        emu_count_store(x, &span, op->size);
+        emu_count_store(x, &span, op->size, transactions(va, &sector));
     }
     return EMU_RUN_ON;
 }
@@ -138,9 +151,11 @@ static uint64_t combine(const struct emu_instr *op, uint64_t old, uint64_t b, ui
 
 int emu_atomic(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
 {
+    uint64_t sector = UINT64_MAX;
+
     for (uint32_t left = m; left; left &= left - 1) {
         unsigned lane = __builtin_ctz(left);
-        uint64_t va = emu_lane_address(x, op, lane), old;
+        uint64_t va = emu_lane_address(x, op, lane), old, another;
         struct lane_bytes new = {{0}};
         struct emu_span span;
 
@@ -156,8 +171,9 @@ int emu_atomic(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
         put_lane(x, &span, &new, op->size);
         if (op->dst[0] != EMU_NONE)
             set_register(x, op, op->dst[0], lane, old);
-        emu_count_load(x, &span, op->size);
-        emu_count_store(x, &span, op->size);
+        another = transactions(va, &sector);
+        emu_count_load(x, &span, op->size, another);
+        emu_count_store(x, &span, op->size, another);
     }
     return EMU_RUN_ON;
 }

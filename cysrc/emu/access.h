@@ -12,6 +12,8 @@
 
 #include <string.h>
 
+enum { EMU_SECTOR = 32 };       /* bytes of a memory transaction */
+
 /* Bytes that passed the bounds check. */
 struct emu_span {
     uint8_t  *host;
@@ -42,19 +44,29 @@ EMU_INLINE bool emu_reach(const struct emu_exec *x, unsigned space, uint64_t va,
     return true;
 }
 
-EMU_INLINE void emu_count_load(struct emu_exec *x, const struct emu_span *span, uint64_t bytes)
+/* 32-byte sectors of `bytes` from `va` on. */
+EMU_INLINE uint64_t emu_sectors(uint64_t va, uint64_t bytes)
+{
+    return (va % EMU_SECTOR + bytes + EMU_SECTOR - 1) / EMU_SECTOR;
+}
+
+EMU_INLINE void emu_count_load(struct emu_exec *x, const struct emu_span *span, uint64_t bytes,
+                               uint64_t transactions)
 {
     if (span->mapping) {
         x->rank->counters.global_load_bytes += bytes;
+        x->rank->counters.global_load_transactions += transactions;
         if (span->mapping->peer)
             x->rank->counters.peer_load_bytes += bytes;
     }
 }
 
-EMU_INLINE void emu_count_store(struct emu_exec *x, const struct emu_span *span, uint64_t bytes)
+EMU_INLINE void emu_count_store(struct emu_exec *x, const struct emu_span *span, uint64_t bytes,
+                                uint64_t transactions)
 {
     if (span->mapping) {
         x->rank->counters.global_store_bytes += bytes;
+        x->rank->counters.global_store_transactions += transactions;
         if (span->mapping->peer)
             x->rank->counters.peer_store_bytes += bytes;
     }
@@ -224,7 +236,7 @@ EMU_INLINE int emu_load(struct emu_exec *x, const struct emu_instr *op, uint32_t
                           (void *)(regs + (op->vec > 1 ? op->dst[1] : 0)),
                           (void *)(regs + (op->vec > 2 ? op->dst[2] : 0)),
                           (void *)(regs + (op->vec > 2 ? op->dst[3] : 0)));
-        emu_count_load(x, &span, bytes);
+        emu_count_load(x, &span, bytes, emu_sectors(first, bytes));
         return EMU_RUN_ON;
     }
     if (!emu_same_address(x, op) || !emu_aligned(op, first) ||
@@ -245,7 +257,7 @@ EMU_INLINE int emu_load(struct emu_exec *x, const struct emu_instr *op, uint32_t
                 d[l] = value;
         }
     }
-    emu_count_load(x, &span, bytes);
+    emu_count_load(x, &span, bytes, 1);
     return EMU_RUN_ON;
 }
 
@@ -271,7 +283,7 @@ EMU_INLINE int emu_store(struct emu_exec *x, const struct emu_instr *op, uint32_
     memcpy(span.host, row, bytes);
     if (span.valid)
         emu_bits_set(span.valid, span.offset, bytes);
-    emu_count_store(x, &span, bytes);
+    emu_count_store(x, &span, bytes, emu_sectors(first, bytes));
     return EMU_RUN_ON;
 }
 

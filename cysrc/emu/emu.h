@@ -157,6 +157,7 @@ const struct emu_fault *emu_world_fault(const struct emu_world *world);   /* NUL
 struct emu_counters {
     uint64_t warp_instructions, thread_instructions;
     uint64_t global_load_bytes, global_store_bytes, peer_load_bytes, peer_store_bytes;
+    uint64_t global_load_transactions, global_store_transactions;   /* of 32 bytes */
 };
 void emu_rank_counters(const struct emu_world *world, uint32_t rank, struct emu_counters *out);
 

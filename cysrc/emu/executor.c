@@ -240,7 +240,7 @@ struct emu_executor *emu_executor_create(struct host_world *host, uint32_t rank)
         .event_wait = op_event_wait,
         .event_synchronize = op_event_synchronize,
         .event_query = op_event_query,
-        .capture = op_capture,
+        .capture = op_capture, .look = op_capture,
         .graph_keep = op_graph_keep,
         .launch = op_launch,
         .wait_word = op_wait_word,

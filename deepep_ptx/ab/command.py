@@ -2,13 +2,15 @@
 """`deepep-ptx ab`: options in, report and exit code out."""
 
 import json
-import os
 from pathlib import Path
 
 from deepep_ptx import _cuda, measure
-from deepep_ptx.ab import job, plan, report, run, sass
+from deepep_ptx.ab import plan, report, run, sass
+from deepep_ptx.cli.options import names, numbers
 from deepep_ptx.cuda_ranks import ask_for_queues
 from deepep_ptx.errors import DeepEPError
+from deepep_ptx.measure import settings
+from deepep_ptx.measure.inputs import Job
 from deepep_ptx.runtime import ARCHS, EXECUTORS
 from deepep_ptx.toolchain.ptxas import ToolError
 
@@ -31,7 +33,7 @@ def add(commands):
     ab.add_argument("--arch", choices=ARCHS, help="target of the variants (default: the GPU's)")
     ab.add_argument("--devices", type=numbers, metavar="N,N[,...]",
                     help="GPU of each rank (default: in turn)")
-    gpu, emu = plan.DEFAULTS["cuda"], plan.DEFAULTS["emu"]
+    gpu, emu = settings.SHAPES["cuda"], settings.SHAPES["emu"]
     for name, what in (("ranks", "threads, one rank each"), ("tokens", "per rank"),
                        ("hidden", "elements of a row"), ("topk", "experts per token"),
                        ("experts", "of all ranks")):
@@ -43,9 +45,9 @@ def add(commands):
     ab.add_argument("--combine", choices=plan.COMBINE_MODES,
                     help="of combine: rows pulled from the peers, or pushed by them (default: pull)")
     ab.add_argument("--rounds", type=int, metavar="N",
-                    help=f"that count, on GPUs (default: {gpu['rounds']})")
+                    help=f"that count, on GPUs (default: {plan.ROUNDS['cuda']['rounds']})")
     ab.add_argument("--warmup", type=int, metavar="N",
-                    help=f"rounds before them (default: {gpu['warmup']})")
+                    help=f"rounds before them (default: {plan.ROUNDS['cuda']['warmup']})")
     ab.add_argument("--seed", type=int, default=0, metavar="N",
                     help="of data, order and resampling (default: %(default)s)")
     ab.add_argument("--timeout-s", type=float, default=10.0, metavar="S",
@@ -69,7 +71,7 @@ def command(args):
     if planned.executor == "cuda" and not _cuda.device_count():
         raise DeepEPError(f"--executor: 'cuda' cannot be used: {_cuda.why_not()}")
     look = _look(planned)
-    inputs = job.make(planned)
+    inputs = Job(planned.shape, planned.seed, combine=planned.kernel != "dispatch")
     links = _links(planned)
     outcome = run.run(planned, inputs)
     made = report.record(planned, inputs, outcome, look, links)
@@ -82,20 +84,13 @@ def command(args):
 
 
 def _plan(args):
-    num_gpus = _cuda.device_count()
-    executor = (args.executor or os.environ.get("DEEPEP_PTX_EXECUTOR")
-                or ("cuda" if num_gpus else "emu"))
-    if executor not in EXECUTORS[1:]:
-        raise ValueError(f"DEEPEP_PTX_EXECUTOR: must be emu or cuda, got {executor!r}")
-    arch = args.arch
-    if arch is None:
-        on_gpu = executor == "cuda" and num_gpus
-        arch = _cuda.CudaExecutor(0).arch if on_gpu else ARCHS[-1]
+    executor = settings.executor_of(args.executor)
+    arch = settings.arch_of(args.arch, executor)
     options = {name: getattr(args, name) for name in (
         "devices", "ranks", "tokens", "hidden", "topk", "experts", "sms", "rounds", "warmup",
         "seed", "timeout_s", "combine")}
-    return plan.make(args.kernel, args.policy, executor=executor, arch=arch, num_gpus=num_gpus,
-                     **options)
+    return plan.make(args.kernel, args.policy, executor=executor, arch=arch,
+                     num_gpus=_cuda.device_count(), **options)
 
 
 def _look(planned):
@@ -110,13 +105,3 @@ def _links(planned):
     """Of the first two GPUs of the run; {} where it has one."""
     gpus = list(dict.fromkeys(planned.devices or ()))
     return measure.links(gpus[:2]) if len(gpus) > 1 else {}
-
-
-def names(text):
-    """Of a list with commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def numbers(text):
-    """Of a list with commas."""
-    return [int(number) for number in names(text)]

@@ -4,22 +4,16 @@
 import difflib
 from dataclasses import dataclass
 
-import numpy as np
-
 from deepep_ptx import reference, select
-from deepep_ptx.runtime import MAX_RANKS
+from deepep_ptx.measure import settings
+from deepep_ptx.measure.inputs import Shape
+from deepep_ptx.measure.statistics import interleaved
 
 COMBINE_MODES = ("pull", "push")
 MIN_ROUNDS = 5          # below, an interval says nothing
 
-# What is taken where nothing is asked for.  The CPU executor counts, and counts are exact on small
-# shapes; it makes no rounds.
-DEFAULTS = {
-    "cuda": {"tokens": 4096, "hidden": 7168, "topk": 8, "experts": 256, "rounds": 100,
-             "warmup": 5},
-    "emu": {"ranks": 4, "tokens": 32, "hidden": 1024, "topk": 4, "experts": 16, "rounds": 0,
-            "warmup": 0},
-}
+# The CPU executor runs each variant once.
+ROUNDS = {"cuda": {"rounds": 100, "warmup": 5}, "emu": {"rounds": 0, "warmup": 0}}
 
 
 @dataclass(frozen=True)
@@ -61,15 +55,15 @@ class Plan:
     combine: str | None                 # None: the kernel is not of combine
 
     @property
-    def worst_rows(self):
-        """Rows that a rank could receive at most."""
-        return self.ranks * self.tokens
+    def shape(self):
+        """The `Shape` of the inputs."""
+        return Shape(self.ranks, self.tokens, self.hidden, self.topk, self.experts)
 
     @property
     def arena_bytes(self):
         """Room for what is received, for what is pushed, and for one slot that is not free yet."""
         row = self.hidden * reference.BF16_BYTES + 12 * self.topk + 4
-        return -(-3 * (self.worst_rows * row + (1 << 20)) // 128) * 128
+        return -(-3 * (self.shape.worst_rows * row + (1 << 20)) // 128) * 128
 
     @property
     def num_calls(self):
@@ -80,9 +74,7 @@ class Plan:
     def order(self):
         """Contenders' numbers [warmup + rounds, contenders]: each round runs all of them once, in
         an order of its own that the seed fixes."""
-        rounds = self.warmup + self.rounds
-        numbers = np.tile(np.arange(len(self.contenders)), (rounds, 1))
-        return np.random.default_rng([self.seed, rounds]).permuted(numbers, axis=1)
+        return interleaved(len(self.contenders), self.warmup + self.rounds, self.seed)
 
 
 def make(kernel, policies, *, executor, arch, num_gpus=0, devices=None, ranks=None, tokens=None,
@@ -109,31 +101,24 @@ def make(kernel, policies, *, executor, arch, num_gpus=0, devices=None, ranks=No
     table = select.load_table() if table is None else table
     combine = _combine_mode(kernel, combine)
     contenders = _contenders(kernel, combine, policies, arch, table)
-    given = {"ranks": ranks, "tokens": tokens, "hidden": hidden, "topk": topk, "experts": experts,
-             "rounds": rounds, "warmup": warmup}
     if executor == "emu":
-        _refuse("the CPU executor runs each variant once, and counts", rounds=rounds,
-                warmup=warmup)
-        _refuse("the CPU executor has a device of its own for each rank", devices=devices)
-    shape = DEFAULTS[executor] | {name: v for name, v in given.items() if v is not None}
-    shape["ranks"] = _ranks(shape.get("ranks"), devices, num_gpus)
-    if experts is None:         # the default's are for a power of two
-        shape["experts"] += -shape["experts"] % shape["ranks"]
-    _check_shape(**shape)
-    _check("sms", sms, 1)
-    _check("seed", seed, 0)
+        settings.refuse("the CPU executor runs each variant once, and counts", rounds=rounds,
+                        warmup=warmup)
+        settings.refuse("the CPU executor has a device of its own for each rank", devices=devices)
+    shape = settings.shape_of(executor, num_gpus, devices, ranks=ranks, tokens=tokens,
+                              hidden=hidden, topk=topk, experts=experts)
+    settings.check_shape(**shape)
+    settings.check("sms", sms, 1)
+    settings.check("seed", seed, 0)
+    settings.check_timeout(timeout_s)
+    rounds = ROUNDS[executor]["rounds"] if rounds is None else rounds
+    warmup = ROUNDS[executor]["warmup"] if warmup is None else warmup
     if executor == "cuda":
-        _check("rounds", shape["rounds"], MIN_ROUNDS)
-        _check("warmup", shape["warmup"], 0)
-        if devices is None:
-            devices = [rank % max(1, num_gpus) for rank in range(shape["ranks"])]
-        elif num_gpus and max(devices) >= num_gpus:
-            raise ValueError(f"--devices: must be below {num_gpus}, the GPUs there are; got "
-                             f"{', '.join(map(str, devices))}")
-    if not 0 < timeout_s <= 1e9:
-        raise ValueError(f"--timeout-s: must be above 0 and at most 1e9, got {timeout_s}")
+        settings.check("rounds", rounds, MIN_ROUNDS)
+        settings.check("warmup", warmup, 0)
+        devices = settings.devices_of(devices, shape["ranks"], num_gpus)
     return Plan(kernel=kernel, contenders=contenders, executor=executor, arch=arch,
-                devices=None if devices is None else tuple(devices), sms=sms, seed=seed,
+                devices=devices, sms=sms, rounds=rounds, warmup=warmup, seed=seed,
                 timeout_s=timeout_s, combine=combine, **shape)
 
 
@@ -196,36 +181,3 @@ def _combine_mode(kernel, combine):
     if combine:
         raise ValueError(f"--combine: is for combine, not {kernel}")
     return None
-
-
-def _ranks(ranks, devices, num_gpus):
-    if devices is not None:
-        if min(devices, default=-1) < 0:
-            raise ValueError("--devices: must be GPU numbers, 0 and up")
-        if ranks not in (None, len(devices)):
-            raise ValueError(f"--devices: must name one GPU per rank, {ranks}; got {len(devices)}")
-        return len(devices)
-    return max(2, num_gpus) if ranks is None else ranks
-
-
-def _check_shape(ranks, tokens, hidden, topk, experts, **_):
-    _check("ranks", ranks, 1, MAX_RANKS)
-    _check("tokens", tokens, 1)
-    _check("experts", experts, 1)
-    _check("topk", topk, 1, min(experts, reference.MAX_TOPK))
-    if hidden < 8 or hidden % 8:
-        raise ValueError(f"--hidden: must be a positive multiple of 8 (16 bytes), got {hidden}")
-    if experts % ranks:
-        raise ValueError(f"--experts: must be a multiple of --ranks ({ranks}), got {experts}")
-
-
-def _check(name, value, low, high=None):
-    if value < low or (high is not None and value > high):
-        accepted = f"at least {low}" if high is None else f"{low}..{high}"
-        raise ValueError(f"--{name}: must be {accepted}, got {value}")
-
-
-def _refuse(why, **options):
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(f"--{name}: only on GPUs: {why}")

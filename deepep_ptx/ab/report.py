@@ -7,9 +7,11 @@ from dataclasses import asdict
 
 import numpy as np
 
-from deepep_ptx import __version__, measure, reference, select
-from deepep_ptx.ab import sass, statistics
-from deepep_ptx.ab.machine import FLUSH_BYTES
+from deepep_ptx import __version__, measure, select
+from deepep_ptx.ab import sass
+from deepep_ptx.cli.tables import table
+from deepep_ptx.measure import statistics, traffic
+from deepep_ptx.measure.machine import FLUSH_BYTES
 
 PAYLOAD = "payload rows; flags, indices and weights come on top"
 WIDTH = 100
@@ -115,19 +117,6 @@ def _has_to_beat(plan, times, number):
             f"(ratio {of.median:.4f}, {of.low:.4f} .. {of.high:.4f})")
 
 
-def busiest(plan, rows, remote):
-    """Payload rows that the kernel moves: of the busiest GPU over its links (`remote`), or of the
-    busiest rank, wherever to."""
-    if remote:
-        place = np.array(plan.devices)
-        rows = rows * (place[:, None] != place)
-    # [home, host] of a token's row: its home sends it and pulls it back, its host pushes it back.
-    of_ranks = rows.sum(axis=0 if plan.combine == "push" else 1)
-    if not remote:
-        return int(of_ranks.max())
-    return max(int(of_ranks[place == gpu].sum()) for gpu in set(plan.devices))
-
-
 # -- record -----------------------------------------------------------------------------------
 
 def _variant(plan, outcome, look, number):
@@ -154,9 +143,10 @@ def _assembler(look):
 
 
 def _timing(plan, job, outcome, links):
-    row_bytes = plan.hidden * reference.BF16_BYTES
-    wire = busiest(plan, job.rows, remote=True) * row_bytes
-    logical = busiest(plan, job.rows, remote=False) * row_bytes
+    row_bytes = traffic.row_bytes(plan.hidden, "bf16")
+    rows = job.rows.T if plan.combine == "push" else job.rows       # who sends what to whom
+    wire = traffic.busiest_link(rows, plan.devices) * row_bytes
+    logical = traffic.busiest_rank(rows) * row_bytes
     bandwidth = links.get("copy_engine_both_ways_gb_s")
     times = slower_rank(outcome)
     figures = []
@@ -232,7 +222,7 @@ def _times_table(made):
             f"{ratio['low']:.4f} .. {ratio['high']:.4f}" if ratio else "",
             str(variant["sass"]["registers"]) if variant["sass"] else "-",
         ))
-    return _columns(rows)
+    return table(rows)
 
 
 def _counts_table(made):
@@ -248,7 +238,7 @@ def _counts_table(made):
     rows += [(variant["name"], *(f"{total / made['rows']:,.1f}" for total in line))
              for variant, line in zip(made["variants"], totals, strict=True)]
     kernels = ", ".join(made["variants"][0]["launched"])
-    return [*_columns(rows), f"of the whole call, waits included; {made['variants'][0]['name']}: "
+    return [*table(rows), f"of the whole call, waits included; {made['variants'][0]['name']}: "
                              f"{kernels}"]
 
 
@@ -272,14 +262,6 @@ def _sass_lines(made):
 
 def _resources(figures):
     return f"{figures['registers']} registers, {figures['spills']} bytes of spills"
-
-
-def _columns(rows):
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]),
-                       *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:],
-                                                                  strict=True))]).rstrip()
-            for row in rows]
 
 
 def sass_diffs(plan, look):

@@ -8,8 +8,10 @@ import numpy as np
 from tqdm import tqdm
 
 from deepep_ptx import Buffer, run_ranks
-from deepep_ptx.ab.job import first_wrong
-from deepep_ptx.ab.machine import machine_of
+from deepep_ptx.errors import DeepEPError
+from deepep_ptx.measure.align import Aligner
+from deepep_ptx.measure.bits import first_wrong
+from deepep_ptx.measure.machine import machine_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +37,11 @@ def run(plan, job):
     Raises:
         RankError: a rank failed.
     """
-    num_sms = Buffer.num_sms
-    Buffer.set_num_sms(plan.sms)
-    try:
-        # A bar only on a terminal.
-        with tqdm(total=plan.num_calls, unit="call", delay=1, leave=False, disable=None) as bar:
-            results = run_ranks(_rank_main, plan.ranks, plan, job, plan.order(), bar,
-                                executor=plan.executor, arch=plan.arch, seed=plan.seed,
-                                devices=plan.devices)
-    finally:
-        Buffer.set_num_sms(num_sms)
+    # A bar only on a terminal.
+    with tqdm(total=plan.num_calls, unit="call", delay=1, leave=False, disable=None) as bar:
+        results = run_ranks(_rank_main, plan.ranks, plan, job, plan.order(), bar,
+                            executor=plan.executor, arch=plan.arch, seed=plan.seed,
+                            devices=plan.devices)
     wrong, _, launched, device_name = results[0]
     measured = [result[1] for result in results]
     timed = plan.executor == "cuda" and not wrong
@@ -62,11 +59,12 @@ def _rank_main(comm, plan, job, order, bar):
     """(all ranks' wrong arrays, what was measured per contender, launched symbols, device)."""
     machine = machine_of(comm.executor)
     with contextlib.ExitStack() as stack:
+        align = stack.enter_context(Aligner(comm, machine, plan.timeout_s))
         arrays = Arrays.of(job, comm.rank, machine)
         buffers = [stack.enter_context(Buffer(comm, plan.arena_bytes, policy=contender.symbol,
-                                              timeout_s=plan.timeout_s))
+                                              timeout_s=plan.timeout_s, tuning=False))
                    for contender in plan.contenders]
-        calls = [Calls(comm, plan, machine, contender, buffer, arrays)
+        calls = [Calls(comm, plan, machine, align, contender, buffer, arrays)
                  for contender, buffer in zip(plan.contenders, buffers, strict=True)]
         checked = [_checked(comm, job, call, bar) for call in calls]
         wrong = _all_wrong(comm, checked)
@@ -96,9 +94,10 @@ def _rounds(comm, plan, calls, order, bar):
 def _checked(comm, job, call, bar):
     """(the first wrong array or None, what was measured) of one call."""
     got, measured = call.measured()
-    wanted = job.wanted[comm.rank]
-    wrong = first_wrong(call.contender.name, comm.rank,
-                        {name: call.machine.get(got[name]) for name in wanted}, wanted)
+    wanted = (job.of_dispatch if call.plan.kernel == "dispatch" else job.of_combine)(comm.rank)
+    wrong = first_wrong(call.contender.name, comm.rank, got, wanted, call.machine)
+    for name in wanted:
+        call.machine.spoil(got[name])
     if comm.rank == 0:
         bar.update()
     return wrong, measured
@@ -122,16 +121,17 @@ class Arrays:
     def of(cls, job, rank, machine):
         """Those of `rank`."""
         return cls(*(machine.give(of_ranks[rank]) if of_ranks else None
-                     for of_ranks in (job.xs, job.topk_idxs, job.topk_weights, job.ys)))
+                     for of_ranks in (job.xs["bf16"], job.topk_idxs, job.topk_weights, job.ys)))
 
 
 class Calls:
     """The calls of one rank with one contender."""
 
-    def __init__(self, comm, plan, machine, contender, buffer, arrays):
+    def __init__(self, comm, plan, machine, align, contender, buffer, arrays):
         self.comm = comm
         self.plan = plan
         self.machine = machine
+        self.align = align
         self.contender = contender
         self.buffer = buffer
         self.arrays = arrays
@@ -148,17 +148,26 @@ class Calls:
         call = self.dispatch
         if self.plan.kernel != "dispatch":
             self.comm.barrier()
-            received, _ = self.machine.finish(self.dispatch)
-            call = self.combine_of(received)
-        self.machine.flush()
+            call = self.combine_of(self.dispatch())
         self.comm.barrier()
-        return self.machine.measure(call, self.contender.symbol)
+        result, measured = self.machine.measure(self.align, call)
+        return result, self._of_kernel(measured) if self.machine.times else measured
+
+    def _of_kernel(self, timing):
+        """Microseconds of the contender's kernel."""
+        symbol = self.contender.symbol
+        times = [time for launched, time in timing.launches if launched == symbol]
+        if len(times) != 1:
+            raise DeepEPError(f"{symbol}: launched {len(times)} times in a call that has it once: "
+                              f"{', '.join(launched for launched, _ in timing.launches)}")
+        return times[0]
 
     def dispatch(self):
         """Worst-case mode: nobody waits for the totals, the kernel is all that is measured."""
         recv_x, recv_idx, recv_weights, _, handle, _ = self.buffer.dispatch(
             self.arrays.x, topk_idx=self.arrays.topk_idx, topk_weights=self.arrays.topk_weights,
-            num_worst_tokens=self.plan.worst_rows, stream=self.machine.stream, **self.layout)
+            num_worst_tokens=self.plan.shape.worst_rows, num_sms=self.plan.sms,
+            stream=self.machine.stream, **self.layout)
         return {"recv_x": recv_x, "recv_topk_idx": recv_idx, "recv_topk_weights": recv_weights,
                 "recv_src_idx": handle.recv_src_idx, "rank_prefix_matrix": handle[0],
                 "handle": handle}
@@ -171,7 +180,8 @@ class Calls:
             y = received["recv_x"]
 
         def combine():
-            x, weights, _ = self.buffer.combine(y, received["handle"], stream=self.machine.stream,
+            x, weights, _ = self.buffer.combine(y, received["handle"], num_sms=self.plan.sms,
+                                                stream=self.machine.stream,
                                                 topk_weights=received["recv_topk_weights"])
             return {"combined_x": x, "combined_topk_weights": weights}
 

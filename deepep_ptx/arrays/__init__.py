@@ -2,15 +2,16 @@
 """Arrays of any library in and out of a buffer's calls.
 
 `Call` is what `Buffer` uses: it takes arguments as `Array`, makes results of the same library, and
-knows the caller's stream.  One file per library says how its arrays are read and made.
+knows the caller's stream.  One file per library says how its arrays are read and made; torch's and
+`Call`'s are Cython (cysrc/deepep_ptx): every call of a layer goes through them.
 """
 
 from .._array import HOST, Array
-from .call import Call
+from .._call import Call
 from .device_array import DeviceArray
-from .dtypes import BFLOAT16, BOOL, FLOAT32, INT32, INT64, ROW_DTYPES, SCALE_DTYPES, code_of
+from .dtypes import BFLOAT16, BOOL, FLOAT32, INT32, INT64, ROW_CODES, SCALE_DTYPES, code_of
 
 __all__ = [
-    "BFLOAT16", "BOOL", "FLOAT32", "HOST", "INT32", "INT64", "ROW_DTYPES", "SCALE_DTYPES", "Array",
+    "BFLOAT16", "BOOL", "FLOAT32", "HOST", "INT32", "INT64", "ROW_CODES", "SCALE_DTYPES", "Array",
     "Call", "DeviceArray", "code_of",
 ]

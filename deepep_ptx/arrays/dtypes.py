@@ -31,8 +31,6 @@ DLPACK = {dtype: ((_NUMPY | _ML_DTYPES)[name], 8 * dtype.itemsize)
           for name, dtype in BY_NAME.items()}
 FROM_DLPACK = {code: dtype for dtype, code in DLPACK.items()}
 
-# What dispatch moves: rows of any of these.
-ROW_DTYPES = tuple(dtype for dtype in DLPACK if dtype.itemsize <= 2)
 SCALE_DTYPES = (FLOAT32, INT32)
 
 
@@ -40,6 +38,10 @@ def code_of(dtype, scale_dtype=None):
     """A number for the pair of element types, for the ranks to compare."""
     code, bits = DLPACK[dtype]
     return code | bits << 8 | (0 if scale_dtype is None else DLPACK[scale_dtype][0] + 1) << 16
+
+
+# What dispatch moves: rows of any of these.
+ROW_CODES = {dtype: code_of(dtype) for dtype in DLPACK if dtype.itemsize <= 2}
 
 
 def name_of_code(number):

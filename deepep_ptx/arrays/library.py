@@ -7,12 +7,12 @@ from typing import Protocol
 import numpy as np
 
 from .._array import HOST
+from .._torch import Torch
 from . import dlpack
 from .cupy_arrays import CuPy
 from .device_array import Device, DeviceArray
 from .dtypes import BY_NAME, DLPACK
 from .numpy_arrays import NumPy
-from .torch_arrays import Torch
 
 
 class Library(Protocol):
@@ -57,7 +57,7 @@ NUMPY = NumPy()
 DEVICE = Device()
 
 # Type of an array -> its library; grows as types are met.
-_BY_TYPE = {np.ndarray: NUMPY, DeviceArray: DEVICE}
+BY_TYPE = {np.ndarray: NUMPY, DeviceArray: DEVICE}
 
 # Module -> (name of its array type, library)
 _BY_MODULE = {"torch": ("Tensor", Torch), "cupy": ("ndarray", CuPy)}
@@ -105,7 +105,7 @@ def library_of(value, name):
     Raises:
         TypeError: not an array; names the type.
     """
-    return _BY_TYPE.get(type(value)) or _find(value, name)
+    return BY_TYPE.get(type(value)) or _find(value, name)
 
 
 def _find(value, name):
@@ -117,8 +117,8 @@ def _find(value, name):
         module = sys.modules.get(module_name)
         array_type = getattr(module, type_name, None)
         if array_type is not None and isinstance(value, array_type):
-            _BY_TYPE[type(value)] = _LOADED.get(module_name) or _load(module_name, module)
-            return _BY_TYPE[type(value)]
+            BY_TYPE[type(value)] = _LOADED.get(module_name) or _load(module_name, module)
+            return BY_TYPE[type(value)]
     if hasattr(value, "__cuda_array_interface__"):
         return DEVICE
     if hasattr(value, "__array_interface__"):

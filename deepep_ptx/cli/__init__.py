@@ -16,7 +16,7 @@ from deepep_ptx.errors import DeepEPError, KernelFault, RankError
 
 # Command = module of this package: `add(commands)` adds its parser and sets `command`, a function
 # of the parsed arguments that returns the exit code.
-COMMANDS = ("demo", "info", "variants", "render", "ab", "doctor", "env")
+COMMANDS = ("demo", "info", "variants", "render", "ab", "bench", "tune", "doctor", "env")
 
 
 def main(argv=None):

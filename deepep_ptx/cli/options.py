@@ -7,7 +7,7 @@ import re
 OPTIONS = {
     "num_ranks": "ranks", "num_tokens": "tokens", "num_experts": "experts",
     "num_groups": "groups", "num_topk_groups": "topk-groups", "num_topk": "topk",
-    "save_input": "save-input",
+    "save_input": "save-input", "num_sms": "sms",
 }
 HELP = {
     "num_ranks": "ranks, each a virtual GPU",
@@ -17,6 +17,7 @@ HELP = {
     "num_groups": "groups of experts",
     "num_topk_groups": "groups that a token may choose from",
     "num_topk": "experts per token",
+    "num_sms": "CTAs of each kernel",
     "seed": "of embeddings, experts and scheduler",
     "executor": "what runs the kernels: emu, the CPU executor, or cuda (default: "
                 "DEEPEP_PTX_EXECUTOR, else cuda where a GPU is usable, else emu)",
@@ -40,6 +41,16 @@ HELP = {
 }
 # Settings' names in errors; other names are words of the language too, and start a text at most.
 _NAMES = re.compile(rf"\b({'|'.join(OPTIONS)})\b")
+
+
+def names(text):
+    """Of a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(text):
+    """Of a list with commas."""
+    return [int(number) for number in names(text)]
 
 
 def in_options(text):

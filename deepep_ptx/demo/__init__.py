@@ -17,7 +17,7 @@ import time
 
 from tqdm import tqdm
 
-from deepep_ptx import run_ranks
+from deepep_ptx import picture, run_ranks
 from deepep_ptx.demo import plot
 from deepep_ptx.demo.dtypes import DtypesReport, Errors, errors_of, exact_results
 from deepep_ptx.demo.experts import Experts
@@ -45,7 +45,7 @@ def run(**settings):
         RankError: a rank failed; its `__cause__` says why.
     """
     settings = Settings(**settings)
-    plot.require(settings.plot)
+    picture.require(settings.plot)
     job = prepare(settings)
     _save(job)
     with _bar(_steps(job)) as bar:
@@ -63,7 +63,7 @@ def compare_dtypes(**settings):
     Returns a `DtypesReport`; raises as `run`.
     """
     settings = Settings(**settings)
-    plot.require(settings.plot)
+    picture.require(settings.plot)
     source = load(settings)
     jobs = {dtype: source.cast(dtype) for dtype in DTYPES}
     chosen = settings.dtype or source.settings.dtype

@@ -1,53 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""A picture of a run: who sent how much to whom, and how busy each expert was.
-
-matplotlib draws it, and is imported here only, when somebody asks for a picture.
-"""
-
-from pathlib import Path
+"""A picture of a run: who sent how much to whom, and how busy each expert was."""
 
 import numpy as np
 
+from deepep_ptx import picture
 from deepep_ptx.demo.ranks import dispatch_row_bytes
 from deepep_ptx.demo.report import counted
+from deepep_ptx.picture import INK
 
-FORMATS = (".png", ".svg", ".pdf")
 MOST_NUMBERED = 16  # ranks whose cells have their numbers written in
-INK = "#222222"
 BAR_COLOURS = ("#35608d", "#7fa6cf")    # of a rank's experts, in turn
-
-
-def require(path):
-    """Raise ValueError unless a picture can be drawn into `path`; None is no picture."""
-    if path is None:
-        return
-    try:
-        import matplotlib.backends.backend_agg  # noqa: F401
-    except ImportError as error:
-        raise ValueError("plot: needs matplotlib, which is not installed: "
-                         "pip install matplotlib") from error
-    if Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"plot: must be a file named {', '.join(FORMATS)}, got {path}")
-    if not Path(path).absolute().parent.is_dir():
-        raise ValueError(f"plot: cannot write {path}: no such directory")
 
 
 def draw(report, path):
     """Write the picture of a `DemoReport` to `path`; ValueError when it cannot be written."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 6.2), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    FigureCanvasAgg(figure)
+    figure = picture.figure(13, 6.2)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.05))
     _title(figure, report)
     _traffic(figure, left, report)
     _load(right, report)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise ValueError(f"plot: cannot write {path}: {error.strerror}") from error
+    picture.save(figure, path)
 
 
 def _title(figure, report):

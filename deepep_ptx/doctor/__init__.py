@@ -3,7 +3,7 @@
 
 import os
 
-from deepep_ptx.doctor import gpu, install, selftest, variables
+from deepep_ptx.doctor import gpu, install, selftest, tuning, variables
 from deepep_ptx.doctor.machine import Machine
 from deepep_ptx.doctor.result import OK, PROBLEM, STATUSES, WARNING, Result
 
@@ -24,6 +24,7 @@ CHECKS = (
     gpu.ipc,
     gpu.shared_memory,
     gpu.rdma,
+    tuning.files,
     selftest.cpu,
     selftest.gpu,
 )

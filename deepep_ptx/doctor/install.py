@@ -13,7 +13,8 @@ from deepep_ptx import catalogue, select
 from deepep_ptx.doctor.result import OK, PROBLEM, WARNING, Result
 from deepep_ptx.toolchain import ptxas, render
 
-EXTENSIONS = ("_array", "_buffer", "_cuda", "_dlpack", "_emu", "_errors", "_executor")
+EXTENSIONS = ("_arguments", "_array", "_buffer", "_call", "_cuda", "_dlpack", "_emu", "_errors",
+              "_executor", "_torch")
 
 # Package -> (its distributions, what it is for).
 _OPTIONAL = {

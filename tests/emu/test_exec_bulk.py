@@ -148,6 +148,7 @@ def test_rows_through_a_ring_of_two_stages(scheduler, seed):
     counters = rows.machine.world.counters(0)
     assert counters["global_load_bytes"] == rows.rows.nbytes + 4 * rows.ctas
     assert counters["peer_store_bytes"] == rows.rows.nbytes + 4 * rows.ctas
+    assert counters["global_load_transactions"] == rows.rows.nbytes // 32 + rows.ctas
 
 
 # -- planted bugs --------------------------------------------------------------------------------

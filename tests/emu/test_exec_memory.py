@@ -380,6 +380,17 @@ def test_counters():
     got = machine.world.counters(0)
     assert got["global_load_bytes"] == 2 * (512 + 3) and got["peer_load_bytes"] == 6
     assert got["global_store_bytes"] == got["peer_store_bytes"] == 1024
+    assert got["global_load_transactions"] == 2 * (512 // 32 + 2), "bytes 0, 16, 32"
+    assert got["global_store_transactions"] == 2 * (512 // 32)
     assert got["warp_instructions"] == 2 * (8 + 6 + 1)
     assert got["thread_instructions"] == 2 * (14 * 32 + 3)
     assert set(machine.world.counters(1).values()) == {0}
+
+
+@pytest.mark.parametrize("apart, transactions", [(0, 1), (4, 4), (8, 8), (32, 32), (100, 32)])
+def test_transactions_are_sectors(apart, transactions):
+    """32 lanes load 4 bytes each, `apart` bytes apart."""
+    machine = Machine(1)
+    data = machine.array(np.zeros(1024, "u4"))
+    machine.run(f"mad.wide.u32 d4, r1, {apart}, d0;\nld.global.b32 r4, [d4];", data)
+    assert machine.world.counters(0)["global_load_transactions"] == transactions

@@ -1,12 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""Medians, the interval of their ratio, and what it says in words."""
+"""Medians and spreads, the interval of a ratio and what it says in words, and orders of rounds."""
 
+import statistics
 from dataclasses import dataclass
 
 import numpy as np
 
 RESAMPLES = 10_000
 COVERAGE = 0.95
+
+
+def spread(times):
+    """dict of times in microseconds: median_us, p10_us, p90_us."""
+    ordered = sorted(times)
+    return {
+        "median_us": statistics.median(ordered),
+        "p10_us": ordered[len(ordered) // 10],
+        "p90_us": ordered[-1 - len(ordered) // 10],
+    }
+
+
+def interleaved(count, rounds, seed):
+    """Numbers [rounds, count]: each round has all of 0..count-1 once, in an order of its own that
+    the seed fixes."""
+    numbers = np.tile(np.arange(count), (rounds, 1))
+    return np.random.default_rng([seed, rounds]).permuted(numbers, axis=1)
 
 
 @dataclass(frozen=True)

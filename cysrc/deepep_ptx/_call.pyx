@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: MIT
 """The arrays of one call of a buffer."""
 
-from .._array import HOST, UNKNOWN, place_name
-from .dlpack import type_name
-from .library import library_of
-from .streams import stream_number
+cimport cython
+from libc.stdint cimport uint64_t
+
+from deepep_ptx._array cimport IN_HOST_MEMORY, Array
+
+from deepep_ptx._array import HOST, UNKNOWN, place_name
+from deepep_ptx.arrays.dlpack import type_name
+from deepep_ptx.arrays.library import BY_TYPE, library_of
+from deepep_ptx.arrays.streams import stream_number
 
 
-class Call:
+cdef dict known_types = BY_TYPE
+
+
+@cython.final
+cdef class Call:
     """All of one library, in memory that the executor's kernels reach, ready on one stream.
 
     executor: of the rank.  value, name: the argument whose library the call's results are of.
@@ -23,27 +32,25 @@ class Call:
         ValueError: a stream on the CPU executor, which has none but the default one.
     """
 
-    __slots__ = ("executor", "library", "name", "stream", "results_on", "device", "copies")
-
-    def __init__(self, executor, value, name, stream=None):
-        self._begin(executor, library_of(value, name), value, name, stream)
+    def __init__(self, executor, value, str name not None, stream=None):
+        self.start(executor, library_of(value, name), value, name, stream)
 
     @classmethod
-    def of_library(cls, executor, library, name, stream=None):
+    def of_library(cls, executor, library, str name not None, stream=None):
         """A call without an array."""
-        call = cls.__new__(cls)
-        call._begin(executor, library, None, name, stream)
+        cdef Call call = cls.__new__(cls)
+        call.start(executor, library, None, name, stream)
         return call
 
-    def _begin(self, executor, library, value, name, stream):
+    cdef int start(self, executor, library, value, str name, stream) except -1:
         self.executor = executor
         self.library = library
         self.name = name
-        self.device = HOST
-        self.copies = False
-        if executor.name == "emu":
-            self.stream = self.results_on = 0 if stream is None else _no_stream(stream)
-            return
+        self.device = IN_HOST_MEMORY
+        self.on_emu = executor.name == "emu"
+        if self.on_emu:
+            self.stream = self.results_on = 0 if stream is None else no_stream(stream)
+            return 0
         if library.on_gpu:
             self.device = executor.device
         else:
@@ -53,11 +60,12 @@ class Call:
         else:
             self.stream = stream_number(stream)
         self.results_on = self.stream
+        return 0
 
-    def allocate_on(self, stream):
+    def allocate_on(self, size_t stream):
         """Allocate results for `stream`, on which they are made, if the library can; `share` says
         who else uses them."""
-        if self.library.shares and self.executor.name != "emu":
+        if self.library.shares and not self.on_emu:
             self.results_on = stream
 
     def share(self, arrays):
@@ -72,7 +80,8 @@ class Call:
         current = self.library.current(self.executor.device) if self.device != HOST else None
         return current or (lambda stream=self.stream: stream)
 
-    def take(self, value, name, dtypes, shape, alignment=1, strided=False):
+    cpdef Array take(self, value, str name, dtypes, tuple shape, unsigned alignment=1,
+                     bint strided=False):
         """Argument `name` as an `Array` of one of `dtypes` and of `shape`, C-contiguous unless
         `strided`.
 
@@ -84,54 +93,76 @@ class Call:
                 does not take.
             ValueError: on another GPU, another shape, not C-contiguous, or not aligned.
         """
-        library = library_of(value, name)
-        if library is not self.library:
-            raise TypeError(f"{name}: is a {library.name} array while {self.name} is a "
-                            f"{self.library.name} array; all arrays of a call must be of one "
-                            "library")
-        array = library.take(value, name, self.stream)
+        cdef Array array
+        if known_types.get(type(value)) is not self.library:
+            self.check_library(library_of(value, name), name)
+        array = self.library.take(value, name, self.stream)
         if array.device != self.device:
-            self._check_device(array, value, name)
+            self.check_device(array, value, name)
         if dtypes is not None and array.dtype not in dtypes:
-            accepted = " or ".join(str(dtype) for dtype in dtypes)
+            accepted = " or ".join([str(dtype) for dtype in dtypes])
             raise TypeError(f"{name}: dtype must be {accepted}, got {array.dtype}")
-        if not _matches(array.shape, shape):
-            accepted = ", ".join(str(length) for length in shape)
+        if not matches(array.shape, shape):
+            accepted = ", ".join([str(length) for length in shape])
             raise ValueError(f"{name}: shape must be [{accepted}], got {list(array.shape)}")
         if not (array.contiguous or strided):
             raise ValueError(f"{name}: must be C-contiguous; make a contiguous copy")
         if array.address % alignment and array.nbytes:
             raise ValueError(f"{name}: the first byte must be {alignment}-byte aligned")
-        if array.stream is not None and array.stream != self.stream:
-            self.executor.stream_wait(self.stream, array.stream)
+        self.follow(array)
         return array
 
-    def empty(self, shape, dtype):
+    def take_again(self, Array array not None, library, str name not None):
+        """`take` of what an earlier call of this rank has taken or made, of `library`."""
+        self.check_library(library, name)
+        self.follow(array)
+
+    cdef int follow(self, Array array) except -1:
+        # What is ready on another stream.
+        if array.stream is not None and array.stream != self.stream:
+            self.executor.stream_wait(self.stream, array.stream)
+        return 0
+
+    def empty(self, tuple shape not None, dtype):
         """A new array of the library, as an `Array` whose owner it is."""
         return self.library.empty(self.executor, shape, dtype, self.results_on)
 
-    def part(self, slot, offset, shape, dtype, copy):
-        """The library's array over bytes from `offset` of `slot`, which it keeps; or a copy."""
-        if not copy and self.device != HOST:
-            slot.current = self.library.current(self.executor.device)
+    def show(self, slot):
+        """Arrays over `slot` are given to the caller: what comes after its end comes after the
+        stream that is the library's current one then."""
+        if self.device != IN_HOST_MEMORY:
+            slot.current = self.library.current(self.device)
+
+    def part(self, slot, uint64_t offset, tuple shape not None, dtype, bint copy):
+        """The library's array over bytes from `offset` of `slot`, which it keeps; or a copy.  Where
+        `slot` is None a new array."""
+        if slot is None:
+            return self.empty(shape, dtype).owner
         return self.library.part(self.executor, slot, offset, shape, dtype, self.results_on, copy)
 
     def freeze(self, array):
         """Make an array of the library read-only, if it can be."""
         self.library.freeze(array)
 
-    def _check_device(self, array, value, name):
-        """Raises unless `array`, which is not known to be in the right place, is there."""
-        device = array.device
-        if device == UNKNOWN and self.executor.name != "emu":
+    cdef int check_library(self, library, str name) except -1:
+        if library is not self.library:
+            raise TypeError(f"{name}: is a {library.name} array while {self.name} is a "
+                            f"{self.library.name} array; all arrays of a call must be of one "
+                            "library")
+        return 0
+
+    cdef int check_device(self, Array array, value, str name) except -1:
+        # Raises unless the array, which is not known to be in the right place, is there.
+        cdef int device = array.device
+        if device == UNKNOWN and not self.on_emu:
             device = self.executor.device_of(array.address) if array.nbytes else self.device
             if device == HOST:
                 raise ValueError(f"{name}: 0x{array.address:x} is not memory of a GPU that this "
                                  "process uses; the array was freed, or is of another process")
             if device == self.device:
-                return
+                return 0
         kind = f"{type_name(value)} {place_name(device)}"
-        if self.executor.name == "emu":
+        if self.on_emu:
             raise TypeError(f"{name}: {kind}; the CPU executor takes arrays in host memory: copy "
                             "it there, or use executor='cuda'")
         needed = f"cuda:{self.device}"
@@ -142,17 +173,18 @@ class Call:
         raise ValueError(f"{name}: {kind}; this rank needs it on {needed}")
 
 
-def _matches(got, want):
+cdef bint matches(tuple got, tuple want) except -1:
+    cdef Py_ssize_t i
     if len(got) != len(want):
         return False
-    for length, accepted in zip(got, want, strict=True):
-        if length != accepted and type(accepted) is not str:
+    for i in range(len(got)):
+        if type(want[i]) is not str and got[i] != want[i]:
             return False
     return True
 
 
-def _no_stream(stream):
+cdef size_t no_stream(stream) except? 0:
     number = stream_number(stream)
     if number:
         raise ValueError(f"stream: must be None or 0 on the CPU executor, got {number}")
-    return number
+    return 0

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+from libc.stdint cimport uint32_t, uint64_t
+
+from deepep_ptx._array cimport Array
+from deepep_ptx._executor cimport Event
+
+
+cdef class Launch:
+    cdef readonly size_t stream
+    cdef readonly Event previous
+    cdef readonly uint32_t num_sms
+    cdef readonly bint wait
+    cdef readonly bint detached
+    cdef readonly size_t graph
+    cdef readonly uint32_t stages
+    cdef readonly uint32_t stage_bytes
+
+
+cdef class Rows:
+    cdef readonly Array array
+    cdef readonly uint32_t code
+    cdef readonly Array scales
+    cdef readonly tuple strides
+
+
+cdef class Placement:
+    cdef readonly object library
+    cdef readonly Array pos
+    cdef readonly Array rank_prefix
+    cdef readonly Array in_rank
+    cdef readonly Array rank_counts
+    cdef readonly Array expert_counts
+    cdef readonly uint32_t num_experts
+    cdef readonly uint64_t handle
+    cdef readonly uint32_t rows

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""PyTorch tensors.  This module never imports torch: who gives a tensor has it.
+
+Written for the time that it takes: a call reads up to six tensors and makes up to seven.
+"""
+
+import functools
+
+cimport cython
+from cpython.exc cimport PyErr_Clear
+from libc.stdint cimport int64_t, uint64_t
+
+from deepep_ptx._array cimport IN_HOST_MEMORY, Array
+from deepep_ptx._dlpack cimport Exchange, Tensor, exchange_of, export
+
+from deepep_ptx import _dlpack
+from deepep_ptx.arrays.dlpack import type_name
+from deepep_ptx.arrays.dtypes import BY_NAME, DLPACK
+
+
+@cython.final
+cdef class Torch:
+    """Takes and makes torch tensors, on the CPU for the CPU executor and on GPUs.
+
+    Tensors are read by DLPack's functions in C, or by `data_ptr()` where torch has none: unlike
+    `__dlpack__` both take tensors that require grad, which is what the inputs of an autograd
+    function are.
+    """
+
+    name = "torch"
+    on_gpu = True
+    blocks = False
+    shares = True
+    captures = True
+
+    cdef object torch
+    cdef readonly dict dtypes           # of torch -> of NumPy
+    cdef dict codes                     # dtype of NumPy -> (dtype of torch, DLPack's code and bits)
+    cdef readonly dict devices                   # ordinal -> what torch calls it
+    cdef dict streams                   # ordinal -> a function that gives its current stream
+    cdef dict by_code                   # DLPack's code | bits << 8 -> dtype of NumPy
+    cdef const Exchange *exchange       # NULL: torch has none
+    cdef object stream_of
+    cdef object make_empty
+    cdef object from_dlpack
+    cdef int gpu_type                   # of DLPack
+
+    def __init__(self, torch):
+        self.torch = torch
+        self.dtypes = {getattr(torch, name): dtype for name, dtype in BY_NAME.items()
+                       if hasattr(torch, name)}
+        self.codes = {dtype: (known, *DLPACK[dtype]) for known, dtype in self.dtypes.items()}
+        self.devices = {IN_HOST_MEMORY: torch.device("cpu")}
+        self.streams = {}
+        self.by_code = {code | bits << 8: dtype for dtype, (_, code, bits) in self.codes.items()}
+        self.exchange = exchange_of(torch.Tensor)
+        # The number alone, without a stream object around it, where torch has that.
+        self.stream_of = getattr(torch._C, "_cuda_getCurrentRawStream", self.number_of_current)
+        # With strides, of torch's ways to an empty tensor the one that takes the least time.
+        self.make_empty = torch.empty_strided
+        self.from_dlpack = torch._C._from_dlpack
+        self.gpu_type = _dlpack.CUDA
+
+    def take(self, tensor, str name not None, stream):
+        """See `library.Library`."""
+        cdef Array array = self.read(tensor)
+        return self.read_attributes(tensor, name) if array is None else array
+
+    cdef Array read(self, tensor):
+        # By the functions of DLPack, in half the time that the attributes take.  None where torch
+        # has none, and for all but contiguous memory of a type that is known.
+        cdef Tensor seen
+        cdef Py_ssize_t i
+        cdef tuple shape
+        cdef int device
+        if self.exchange == NULL:
+            return None
+        if self.exchange.read(<void *>tensor, &seen) != 0:
+            PyErr_Clear()
+            return None
+        dtype = self.by_code.get(seen.type_code | seen.bits << 8)
+        if dtype is None or seen.data == NULL or not in_order(&seen) or tensor.is_neg():
+            return None
+        if seen.device_type == self.gpu_type:
+            device = seen.device_id
+        elif seen.device_type == _dlpack.CPU:
+            device = IN_HOST_MEMORY
+        else:
+            return None
+        shape = tuple([seen.shape[i] for i in range(seen.ndim)])
+        return Array(tensor, <uint64_t><size_t>seen.data, shape, dtype, device)
+
+    cdef Array read_attributes(self, tensor, str name):
+        cdef object dtype = self.dtypes.get(tensor.dtype)
+        cdef bint contiguous
+        cdef uint64_t address
+        cdef Array array
+        if dtype is None:
+            raise TypeError(f"{name}: dtype {tensor.dtype} is not known")
+        if not (tensor.is_cuda or tensor.is_cpu):
+            raise TypeError(f"{name}: torch tensor on {tensor.device}; taken are CPU and CUDA "
+                            "tensors")
+        if tensor.layout is not self.torch.strided or tensor.is_neg():
+            raise TypeError(f"{name}: must be a dense tensor whose memory holds its values")
+        try:
+            address = tensor.data_ptr()
+        except RuntimeError as error:
+            raise TypeError(f"{name}: {type_name(tensor)} has no memory: {error}") from error
+        contiguous = tensor.is_contiguous()
+        strides = None if contiguous else [step * dtype.itemsize for step in tensor.stride()]
+        array = Array(tensor, address, tuple(tensor.shape), dtype,
+                      tensor.get_device() if tensor.is_cuda else IN_HOST_MEMORY, contiguous, None,
+                      strides)
+        if address == 0 and array.nbytes:
+            raise TypeError(f"{name}: {type_name(tensor)} has no memory")
+        return array
+
+    def empty(self, executor, tuple shape not None, dtype, size_t stream):
+        """See `library.Library`."""
+        cdef int device = self.device_of(executor)
+        if self.is_current(stream, device):
+            tensor = self.empty_on(device, shape, dtype)
+        else:
+            with self.on(stream, device):
+                tensor = self.empty_on(device, shape, dtype)
+        return Array(tensor, tensor.data_ptr(), shape, dtype, device)
+
+    def part(self, executor, slot, uint64_t offset, tuple shape not None, dtype, size_t stream,
+             bint copy):
+        """See `library.Library`."""
+        cdef int device = self.device_of(executor)
+        cdef uint64_t first = slot.address
+        _, code, bits = self.codes[dtype]
+        if device == IN_HOST_MEMORY:
+            capsule = export(slot, first + offset, shape, code, bits, _dlpack.CPU, 0)
+        else:
+            capsule = export(slot, first + offset, shape, code, bits, self.gpu_type, device)
+        tensor = self.from_dlpack(capsule)
+        if not copy:
+            return tensor
+        if self.is_current(stream, device):
+            return tensor.clone()
+        with self.on(stream, device):
+            return tensor.clone()
+
+    def freeze(self, tensor):
+        """Tensors cannot be read-only."""
+
+    def stream(self, number, device):
+        """torch's object for a stream of ours."""
+        return self.torch.cuda.ExternalStream(number, device=device)
+
+    def current_stream(self, tensor, device):
+        """The stream on which its work is."""
+        return self.stream_of(device) if tensor.is_cuda else 0
+
+    def current(self, device):
+        """See `library.Library`."""
+        current = self.streams.get(device)
+        if current is None:
+            current = self.streams[device] = functools.partial(self.stream_of, device)
+        return current
+
+    def share(self, tensor, stream, device):
+        """See `library.Library`."""
+        tensor.record_stream(self.stream(stream, device))
+
+    def number_of_current(self, device):
+        """Number of the thread's current stream on GPU `device`."""
+        return self.torch.cuda.current_stream(device).cuda_stream
+
+    cdef int device_of(self, executor) except? -1:
+        return IN_HOST_MEMORY if executor.name == "emu" else executor.device
+
+    cdef object empty_on(self, int device, tuple shape, dtype):
+        cdef object known = self.devices.get(device)
+        if known is None:
+            known = self.devices[device] = self.torch.device("cuda", device)
+        return self.make_empty(shape, c_order(shape), dtype=self.codes[dtype][0], device=known)
+
+    # The caching allocator gives memory to a stream: to the one that the results are for.
+
+    cdef bint is_current(self, size_t stream, int device) except -1:
+        return device == IN_HOST_MEMORY or stream == self.stream_of(device)
+
+    cdef object on(self, size_t stream, int device):
+        return self.torch.cuda.stream(self.stream(stream, device))
+
+
+cdef bint in_order(const Tensor *tensor) noexcept:
+    # Whether it is C-contiguous.
+    cdef int64_t want = 1
+    cdef int i
+    for i in reversed(range(tensor.ndim)):
+        if tensor.shape[i] != 1 and tensor.strides[i] != want:
+            return False
+        want *= tensor.shape[i]
+    return True
+
+
+cdef list c_order(tuple shape):
+    # Strides in elements.
+    cdef Py_ssize_t i
+    cdef list steps = [1] * len(shape)
+    for i in range(len(shape) - 1, 0, -1):
+        steps[i - 1] = steps[i] * shape[i]
+    return steps

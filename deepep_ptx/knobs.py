@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""Launch parameters of the bulk kernels that `Buffer` and tuning files may set.
+
+stages: of each ring through which a CTA's rows go, one load each; what shared memory has no room
+for is given up.  stage_bytes: of a load.  Kernels of other data paths have no rings.
+"""
+
+from ._buffer import MAX_SMEM, MIN_STAGES, ROW_ALIGN
+from .checks import check_int
+
+# Name -> values; the largest stage_bytes that a call can have is its kernel's.
+KNOBS = {"stages": range(MIN_STAGES, MAX_SMEM + 1),
+         "stage_bytes": range(ROW_ALIGN, MAX_SMEM + 1, ROW_ALIGN)}
+
+
+def accepted(knob):
+    """Its values in words."""
+    values = KNOBS[knob]
+    multiple = f"a multiple of {values.step} " if values.step > 1 else ""
+    return f"{multiple}in [{values.start}, {values[-1]}]"
+
+
+def check_knobs(**given):
+    """Those that are not None, name -> int.
+
+    `TypeError` for what is no integer, `ValueError` for what a knob cannot be.
+    """
+    knobs = {}
+    for knob, value in given.items():
+        if value is not None:
+            knobs[knob] = check_int(value, knob, KNOBS[knob].start, KNOBS[knob][-1])
+            if value not in KNOBS[knob]:
+                raise ValueError(f"{knob}: must be {accepted(knob)}, got {value}")
+    return knobs

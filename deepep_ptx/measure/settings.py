@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""Options that `deepep-ptx ab` and `bench` share: defaults, and what is refused."""
+
+import os
+
+from deepep_ptx import _cuda, reference
+from deepep_ptx.runtime import ARCHS, EXECUTORS, MAX_RANKS
+
+# What is taken where nothing is asked for.  The CPU executor counts, and counts are exact on small
+# shapes.
+SHAPES = {
+    "cuda": {"tokens": 4096, "hidden": 7168, "topk": 8, "experts": 256},
+    "emu": {"ranks": 4, "tokens": 32, "hidden": 1024, "topk": 4, "experts": 16},
+}
+
+
+def executor_of(asked):
+    """"cuda" or "emu": what was asked for, else what DEEPEP_PTX_EXECUTOR says, else what there is.
+
+    Raises:
+        ValueError: DEEPEP_PTX_EXECUTOR is neither.
+    """
+    executor = (asked or os.environ.get("DEEPEP_PTX_EXECUTOR")
+                or ("cuda" if _cuda.device_count() else "emu"))
+    if executor not in EXECUTORS[1:]:
+        raise ValueError(f"DEEPEP_PTX_EXECUTOR: must be emu or cuda, got {executor!r}")
+    return executor
+
+
+def arch_of(asked, executor):
+    """The target that was asked for, else that of the GPUs, else the newest."""
+    if asked is None and executor == "cuda" and _cuda.device_count():
+        return _cuda.CudaExecutor(0).arch
+    return asked or ARCHS[-1]
+
+
+def shape_of(executor, num_gpus, devices, **given):
+    """ranks, hidden, topk and experts as given, None for the executor's default; tokens likewise.
+
+    ranks: as many as `devices` names, else as many as GPUs and at least two.  experts: the default
+    is rounded up to a multiple of ranks.
+
+    Raises:
+        ValueError: the text begins with the option.
+    """
+    shape = SHAPES[executor] | {name: v for name, v in given.items() if v is not None}
+    shape["ranks"] = _ranks(shape.get("ranks"), devices, num_gpus)
+    check("ranks", shape["ranks"], 1, MAX_RANKS)
+    if given.get("experts") is None:        # the default's are for a power of two
+        shape["experts"] += -shape["experts"] % shape["ranks"]
+    return shape
+
+
+def devices_of(devices, ranks, num_gpus):
+    """GPU of each rank: those given, else in turn."""
+    if devices is None:
+        return tuple(rank % max(1, num_gpus) for rank in range(ranks))
+    if num_gpus and max(devices) >= num_gpus:
+        raise ValueError(f"--devices: must be below {num_gpus}, the GPUs there are; got "
+                         f"{', '.join(map(str, devices))}")
+    return tuple(devices)
+
+
+def check_shape(ranks, tokens, hidden, topk, experts):
+    """Raise ValueError unless a call of this shape can be made."""
+    check("ranks", ranks, 1, MAX_RANKS)
+    check("tokens", tokens, 1)
+    check("experts", experts, 1)
+    check("topk", topk, 1, min(experts, reference.MAX_TOPK))
+    if hidden < 8 or hidden % 8:
+        raise ValueError(f"--hidden: must be a positive multiple of 8 (16 bytes), got {hidden}")
+    if experts % ranks:
+        raise ValueError(f"--experts: must be a multiple of --ranks ({ranks}), got {experts}")
+
+
+def check_timeout(timeout_s):
+    """Raise ValueError unless it is a number of seconds to wait for."""
+    if not 0 < timeout_s <= 1e9:
+        raise ValueError(f"--timeout-s: must be above 0 and at most 1e9, got {timeout_s}")
+
+
+def check(name, value, low, high=None):
+    """Raise ValueError unless option `name` is in [low, high]."""
+    if value < low or (high is not None and value > high):
+        accepted = f"at least {low}" if high is None else f"{low}..{high}"
+        raise ValueError(f"--{name}: must be {accepted}, got {value}")
+
+
+def refuse(why, **options):
+    """Raise ValueError where an option was given that only GPUs take."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: only on GPUs: {why}")
+
+
+def _ranks(ranks, devices, num_gpus):
+    if devices is not None:
+        if min(devices, default=-1) < 0:
+            raise ValueError("--devices: must be GPU numbers, 0 and up")
+        if ranks not in (None, len(devices)):
+            raise ValueError(f"--devices: must name one GPU per rank, {ranks}; got {len(devices)}")
+        return len(devices)
+    return max(2, num_gpus) if ranks is None else ranks
