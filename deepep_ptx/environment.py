@@ -62,8 +62,8 @@ def _judge_choice(value, environ):
         chosen = select.choose(policy, newest, origin=origin)
     except ValueError as error:
         return Finding(PROBLEM, str(error).partition(": ")[2], "correct it, or unset it")
-    undefined = [variant["symbol"] for variant in chosen.values()
-                 if select.is_defined(variant) is False]
+    undefined = {variant["symbol"]: None for variant in chosen.values()
+                 if select.is_defined(variant) is False}
     if undefined:
         return Finding(WARNING, f"{value!r} picks loads that PTX does not define at their site: "
                                 f"{', '.join(undefined)}",

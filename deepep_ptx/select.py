@@ -10,6 +10,9 @@ from importlib import resources
 
 DEFAULT_POLICY = "fast"
 _POLICY_VARIABLES = ("DEEPEP_PTX_POLICY", "DISABLE_AGGRESSIVE_PTX_INSTRS")
+# A use of a kernel, for which another variant may be chosen -> the kernel: combine where this rank
+# pushes its rows.
+USES = {"combine_push": "combine"}
 _DEEPEP_SWITCH = {"1": "safe", "0": "aggressive"}
 
 
@@ -75,18 +78,18 @@ def choose(policy, arch, table=None, origin="policy"):
         origin: who asked for the policy.
 
     Returns:
-        dict: kernel name -> its row of the table.
+        dict: name of a kernel, or of a use of one (USES), -> its row of the table.
 
     Raises:
         ValueError: unknown policy, with the nearest names; or an architecture or a combination
             for which a kernel has no variant.
     """
     table = load_table() if table is None else table
-    chosen = {}
-    for kernel, variants in _by_kernel(table, arch).items():
-        chosen[kernel] = _pick(kernel, variants, policy, table)
+    kernels = _by_kernel(table, arch)
+    kernels |= {use: kernels[kernel] for use, kernel in USES.items() if kernel in kernels}
+    chosen = {name: _pick(name, variants, policy, table) for name, variants in kernels.items()}
     _require_known(policy, table, arch, origin)
-    missing = sorted(kernel for kernel, variant in chosen.items() if variant is None)
+    missing = sorted({USES.get(name, name) for name, row in chosen.items() if row is None})
     if missing:
         raise ValueError(f"{origin}: {policy!r} has no defined variant of {', '.join(missing)}")
     return chosen
@@ -144,7 +147,8 @@ def _bare_paths(variants):
 def _first_of(alias, kernel, by_policy, table):
     """The alias's first policy among a kernel's that is defined at its site; None without one."""
     rule = table["aliases"][alias]
-    for policy in rule.get("kernels", {}).get(kernel, rule["policies"]):
+    lists = rule.get("kernels", {})
+    for policy in lists.get(kernel) or lists.get(USES.get(kernel)) or rule["policies"]:
         variant = by_policy.get(policy)
         if variant is None:
             continue

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deepep_ptx import select
 from deepep_ptx.errors import TuningError
-from deepep_ptx.knobs import KNOBS, accepted
+from deepep_ptx.knobs import KNOBS, accepted, values_of
 from deepep_ptx.sm_model import OPS
 
 SCHEMA = 1
@@ -27,8 +27,8 @@ def size_class(number):
 
 
 def kernel_of(op):
-    """"dispatch" or "combine": the kernel that an op runs, whichever way its rows go."""
-    return op.partition("_")[0]
+    """What `select.choose` calls the variant that an op runs."""
+    return "combine" if op == "combine_pull" else op
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,10 @@ class Tuning:
             self._check_policy(f"entries[{index}].policy", entry, arch)
 
     def policies(self):
-        """Kernel -> policy of the largest calls that were tuned, which is where
-        the data path counts; a pulling combine's before a pushing one's."""
-        found = {}
-        for entry in sorted(self.entries.values(),
-                            key=lambda e: (e.op != "combine_push", e.tokens, e.row_bytes)):
-            found[kernel_of(entry.op)] = entry.policy
-        return found
-
+        """What `kernel_of` names -> policy of the largest calls of it that were tuned, which is
+        where the data path counts."""
+        return {kernel_of(entry.op): entry.policy
+                for entry in sorted(self.entries.values(), key=lambda e: (e.tokens, e.row_bytes))}
 
     def _check_policy(self, field, entry, arch):
         try:
@@ -202,7 +198,7 @@ def _check_entry(entry, field, need):
     for name, value in entry.knobs.items():
         need(name in KNOBS, f"{field}.knobs.{name}", value, "left out; it is unknown")
         need(type(value) is int, f"{field}.knobs.{name}", value, "an integer")
-        need(value in KNOBS[name], f"{field}.knobs.{name}", value, accepted(name))
+        need(value in values_of(name), f"{field}.knobs.{name}", value, accepted(name))
 
 
 def _error(path, origin, field, has, needed):

@@ -32,19 +32,19 @@ def job_of(made):
 # -- plan -------------------------------------------------------------------------------------
 
 def test_comparable_kernels_have_several_variants():
-    assert plan.comparable("sm_90") == ["dispatch", "combine_push", "combine_reduce"]
+    assert plan.comparable("sm_90") == ["dispatch", "combine"]
 
 
 def test_names_are_policies_aliases_paths_and_symbols():
-    made = planned("combine_reduce", ["fast", "safe", "ld_nc_na", "ep_combine_reduce_vec_ld_na"])
+    made = planned("combine", ["fast", "safe", "ld_nc_na", "ep_combine_vec_ld_na"])
     assert [c.symbol for c in made.contenders] == [
-        "ep_combine_reduce_bulk", "ep_combine_reduce_vec_ld_relaxed_sys",
-        "ep_combine_reduce_vec_ld_nc_na", "ep_combine_reduce_vec_ld_na"]
+        "ep_combine_bulk", "ep_combine_vec_ld_relaxed_sys", "ep_combine_vec_ld_nc_na",
+        "ep_combine_vec_ld_na"]
     assert [c.undefined for c in made.contenders] == [False, False, True, False]
 
 
 def test_the_same_form_is_defined_where_nobody_writes():
-    assert not any(c.undefined for c in planned("combine_push").contenders)
+    assert not any(c.undefined for c in planned("dispatch").contenders)
 
 
 def test_every_round_is_an_order_of_all_contenders():
@@ -69,21 +69,20 @@ def test_defaults_of_the_executors():
 
 def test_the_mode_follows_the_kernel():
     assert planned("dispatch").combine is None
-    assert planned("combine_push").combine == "push"
-    assert planned("combine_reduce").combine == "pull"
-    assert planned("combine_reduce", combine="push").combine == "push"
+    assert planned("combine").combine == "pull"
+    assert planned("combine", combine="push").combine == "push"
 
 
 @pytest.mark.parametrize("kernel, policies, options, start", [
     ("dispach", "ld_na,bulk", {}, "KERNEL: 'dispach' has no variants to compare; did you mean "
-                                  "dispatch? those that have on sm_90 are dispatch, combine_push,"),
-    ("notify", "ld_na,bulk", {}, "KERNEL: 'notify' has no variants to compare; those"),
+                                  "dispatch? those that have on sm_90 are dispatch, combine\n"),
+    ("layout", "ld_na,bulk", {}, "KERNEL: 'layout' has no variants to compare; those"),
     ("dispatch", "ld_na", {}, "--policy: must name at least two, got ld_na; dispatch has ld_na, "),
     ("dispatch", "ld_na,ld_nc_ma", {}, "--policy: unknown policy 'ld_nc_ma'; did you mean "
                                        "ld_nc_na or ld_na"),
     ("dispatch", "fast,ld_na", {}, "--policy: fast and ld_na are the same variant of dispatch, "
                                    "ep_dispatch_vec_ld_na"),
-    ("dispatch", "ld_na,ep_combine_push_bulk", {}, "--policy: dispatch has no variant 'ep_combine"),
+    ("dispatch", "ld_na,ep_combine_bulk", {}, "--policy: dispatch has no variant 'ep_combine"),
     ("dispatch", "ld_na,bulk", {"hidden": 12}, "--hidden: "),
     ("dispatch", "ld_na,bulk", {"experts": 5}, "--experts: must be a multiple of --ranks (2)"),
     ("dispatch", "ld_na,bulk", {"topk": 5}, "--topk: must be 1..4"),
@@ -94,7 +93,7 @@ def test_the_mode_follows_the_kernel():
     ("dispatch", "ld_na,bulk", {"timeout-s": 0}, "--timeout-s: "),
     ("dispatch", "ld_na,bulk", {"rounds": 9}, "--rounds: only on GPUs"),
     ("dispatch", "ld_na,bulk", {"devices": "0,1"}, "--devices: only on GPUs"),
-    ("dispatch", "ld_na,bulk", {"combine": "push"}, "--combine: is for combine_reduce"),
+    ("dispatch", "ld_na,bulk", {"combine": "push"}, "--combine: is for combine, not dispatch"),
     ("dispatch", "ld_na,bulk", {"executor": "cuda", "rounds": 4}, "--rounds: must be at least 5"),
     ("dispatch", "ld_na,bulk", {"executor": "cuda", "devices": "0"}, "--devices: must name one"),
     ("dispatch", "ld_na,bulk", {"json": "no/such/folder/x.json"}, "--json: "),
@@ -127,10 +126,10 @@ def test_without_a_gpu(monkeypatch, capsys):
 
 def test_dry_run_runs_nothing(monkeypatch, capsys):
     monkeypatch.setattr(run, "run_ranks", None)
-    assert cli.main(["ab", "combine_reduce", "--policy", "fast,aggressive", "--dry-run",
+    assert cli.main(["ab", "combine", "--policy", "fast,aggressive", "--dry-run",
                      "--executor", "emu", *OPTIONS]) == 0
     out = capsys.readouterr().out
-    assert "combine_reduce (pull)" in out and "undefined at its load site" in out
+    assert "combine (pull)" in out and "undefined at its load site" in out
     assert "2 calls" in out
 
 
@@ -191,7 +190,7 @@ def outcome_of(made, medians, rounds=40, seed=5):
     rng = np.random.default_rng(seed)
     times = np.stack([np.stack([rounds_of(rng, m, rounds), rounds_of(rng, m - 20, rounds)], axis=1)
                       for m in medians])
-    launched = [("ep_notify", c.symbol) for c in made.contenders]
+    launched = [(c.symbol,) for c in made.contenders]
     return run.Outcome([], times, None, launched, "GPU of a test")
 
 
@@ -200,7 +199,7 @@ def outcome_of(made, medians, rounds=40, seed=5):
     ((100, 95, 90), "best defined variant, bulk, and does"),
 ])
 def test_an_undefined_form_has_to_beat_the_best_defined_one(medians, words):
-    made = planned("combine_reduce", ["ld_na", "bulk", "ld_nc_na"], "cuda")
+    made = planned("combine", ["ld_na", "bulk", "ld_nc_na"], "cuda")
     lines = report.verdicts(made, outcome_of(made, medians))
     assert len(lines) == 3 and words in lines[2]
     assert lines[2].startswith("ld_nc_na: PTX leaves its loads undefined at a peer site")
@@ -208,7 +207,7 @@ def test_an_undefined_form_has_to_beat_the_best_defined_one(medians, words):
 
 
 def test_undefined_forms_alone_have_nothing_to_beat():
-    made = planned("combine_reduce", ["ld_nc_na", "ld_nc_na_bare"], "cuda")
+    made = planned("combine", ["ld_nc_na", "ld_nc_na_bare"], "cuda")
     lines = report.verdicts(made, outcome_of(made, (100, 100)))
     assert sum("and none is in this run" in line for line in lines) == 2
 
@@ -252,9 +251,8 @@ def test_wrong_rows_are_of_bits():
 
 @pytest.mark.parametrize("kernel, policies, options", [
     ("dispatch", "ld_na,bulk,aggressive", []),
-    ("combine_push", "ld_na,bulk", []),
-    ("combine_reduce", "fast,ld_na,ld_volatile", []),
-    ("combine_reduce", "fast,ld_nc_na_bare", ["--combine", "push"]),
+    ("combine", "fast,ld_na,ld_volatile", []),
+    ("combine", "fast,ld_nc_na_bare", ["--combine", "push"]),
     ("dispatch", "fast,safe", ["--arch", "sm_80"]),
 ])
 def test_counts(kernel, policies, options, tmp_path, capsys):
@@ -276,11 +274,12 @@ def test_counts(kernel, policies, options, tmp_path, capsys):
 
 
 def test_counts_are_of_the_measured_call_alone(monkeypatch):
-    """A combine's counts have no dispatch in them, and the same call counts the same."""
-    made = planned("combine_push", ["ld_na", "ld_volatile"])
+    """A combine's counts have no dispatch in them, and the same call stores the same."""
+    made = planned("combine", ["ld_na", "ld_volatile"], combine="push")
     first, second = run.run(made, job_of(made)).counts
-    assert first == second
-    assert all(rank["peer_store_bytes"] > 0 for rank in first)
+    for one, other in zip(first, second, strict=True):
+        assert one["peer_store_bytes"] == other["peer_store_bytes"] > 0
+        assert one["global_store_bytes"] == other["global_store_bytes"]
 
 
 def test_the_number_of_sms_is_left_as_it_was():
@@ -290,7 +289,7 @@ def test_the_number_of_sms_is_left_as_it_was():
     assert Buffer.num_sms == before
 
 
-WRONG = [("dispatch", "recv_x"), ("combine_push", "combined_x"), ("combine_reduce", "combined_x")]
+WRONG = [("dispatch", "recv_x"), ("combine", "combined_x")]
 
 
 @pytest.mark.parametrize("kernel, array", WRONG)
@@ -401,11 +400,12 @@ def test_calls_are_interleaved_in_the_planned_order(timed):
     assert len(want) == made.num_calls
 
 
-@pytest.mark.parametrize("kernel", ["combine_push", "combine_reduce"])
-def test_combine_kernels_are_timed_too(kernel, timed, capsys):
-    assert cli.main(["ab", kernel, "--policy", "ld_na,ld_nc_na", *GPU_ARGV]) == 0
+@pytest.mark.parametrize("mode", plan.COMBINE_MODES)
+def test_a_combine_is_timed_too(mode, timed, capsys):
+    assert cli.main(["ab", "combine", "--policy", "ld_na,ld_nc_na", "--combine", mode,
+                     *GPU_ARGV]) == 0
     out = capsys.readouterr().out
-    assert ("undefined at a peer site" in out) == (kernel == "combine_reduce")
+    assert f"combine ({mode}) on " in out and "undefined at a peer site" in out
 
 
 def test_bits_that_go_wrong_in_the_rounds_leave_no_figures(timed, monkeypatch, capsys):
@@ -430,14 +430,14 @@ def of_kernel(symbol, launches):
 
 
 @pytest.mark.parametrize("launches, times", [
-    ([], 0), ([("ep_y", 50.0)], 0), ([("ep_x", 1.0), ("ep_x", 2.0)], 2)])
+    ([], 0), ([("ep_layout", 50.0)], 0), ([("ep_x", 1.0), ("ep_x", 2.0)], 2)])
 def test_a_kernel_that_did_not_run_once_gives_no_time(launches, times):
     with pytest.raises(DeepEPError, match=f"ep_x: launched {times} times"):
         of_kernel("ep_x", launches)
 
 
 def test_the_time_is_that_of_the_kernel_asked_for():
-    assert of_kernel("ep_x", [("ep_y", 50.0), ("ep_x", 100.0)]) == 100.0
+    assert of_kernel("ep_x", [("ep_layout", 50.0), ("ep_x", 100.0)]) == 100.0
 
 
 # -- machine code -----------------------------------------------------------------------------
@@ -480,7 +480,7 @@ def tools_or_skip():
 
 def test_sass_of_real_variants(capsys):
     tools_or_skip()
-    assert cli.main(["ab", "combine_push", "--policy", "ld_na,ld_nc_na", "--executor", "emu",
+    assert cli.main(["ab", "dispatch", "--policy", "ld_na,ld_nc_na", "--executor", "emu",
                      "--sass", *OPTIONS]) == 0
     out = capsys.readouterr().out
     assert "registers" in out and "LDG.E.NA.LTC256B.128.CONSTANT 0 -> 5" in out

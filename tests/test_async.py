@@ -821,7 +821,7 @@ def test_many_bad_experts_leave_room_for_what_all_ranks_must_learn():
 
 
 def test_bad_expert_found_by_check_is_not_told_again():
-    """check() is local: who raises there has said it, and no notify tells the others."""
+    """check() is local: who raises there has said it, and no dispatch tells the others."""
     def main(comm):
         side = Side(comm)
         with Buffer(side.comm, ROOM) as buffer:

@@ -128,7 +128,7 @@ def test_info(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
     for word in (__version__, "executor", "gpu", "sm_90", "fast", "ptxas", "ep_dispatch_vec_ld_na",
-                 "ep_combine_reduce_bulk"):
+                 "ep_combine_bulk"):
         assert word in out
 
 

@@ -88,20 +88,19 @@ def test_what_aliases_pick_is_marked(capsys):
     rows = document(capsys)["variants"]
     for arch in catalogue.archs():
         for alias in select.load_table()["aliases"]:
-            marked = {row["kernel"]: row["symbol"] for row in rows
+            marked = {row["symbol"] for row in rows
                       if row["arch"] == arch and alias in row["picked_by"]}
-            chosen = {kernel: variant["symbol"]
-                      for kernel, variant in select.choose(alias, arch).items()}
+            chosen = {variant["symbol"] for variant in select.choose(alias, arch).values()}
             assert marked == chosen
 
 
 def test_undefined_forms_are_marked(capsys):
     rows = {row["symbol"]: row for row in document(capsys, "--arch", "sm_90")["variants"]}
     assert rows["ep_dispatch_vec_ld_nc_na"]["defined"] is True
-    assert rows["ep_combine_reduce_vec_ld_nc_na"]["defined"] is False
-    assert rows["ep_combine_reduce_bulk"]["defined"] is True
+    assert rows["ep_combine_vec_ld_nc_na"]["defined"] is False
+    assert rows["ep_combine_bulk"]["defined"] is True
     assert rows["ep_layout"]["defined"] is None
-    _, out, _ = run(capsys, "variants", "ep_combine_reduce_vec_ld_nc_na", "--arch", "sm_90")
+    _, out, _ = run(capsys, "variants", "ep_combine_vec_ld_nc_na", "--arch", "sm_90")
     assert " NO " in out and "aggressive" in out
 
 
@@ -134,7 +133,7 @@ def test_no_figures_rather_than_wrong_ones(capsys, monkeypatch, figures):
 def test_unknown_kernel_offers_the_nearest(capsys):
     line = refused(capsys, "variants", "dispach")
     assert line.startswith("unknown kernel or symbol 'dispach'; did you mean dispatch")
-    assert "combine_reduce" in refused(capsys, "variants", "??")
+    assert "combine" in refused(capsys, "variants", "??")
 
 
 # -- render -----------------------------------------------------------------------------------

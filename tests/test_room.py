@@ -16,7 +16,18 @@ from deepep_ptx.config import get_size_hint, slot_bytes, staging_bytes
 from deepep_ptx.errors import CapacityError
 from tests.array_libraries import DeviceArrays, NumPyArrays, PretendGpu, TorchArrays
 from tests.test_async import Side, bits
-from tests.test_buffer_life import BF16, E, H, K, T, dispatch, first, raised, tokens
+from tests.test_buffer_life import (
+    BF16,
+    E,
+    H,
+    K,
+    T,
+    dispatch,
+    first,
+    pulled_bytes,
+    raised,
+    tokens,
+)
 
 WIDE = 1024     # hidden of rows of which few fill a segment
 
@@ -36,10 +47,6 @@ def combined_of(received):
 
 def assert_bits(got, want):
     np.testing.assert_array_equal(bits(got), bits(want))
-
-
-def pushes(buffer):
-    return any("combine_push" in symbol for symbol in buffer.last_launch)
 
 
 def arena(buffer):
@@ -68,10 +75,11 @@ def test_calls_with_a_handle_never_need_growth(on_gpu, later):
                 again, *_, event = buffer.dispatch(x, handle=handle, **later)
                 held.append((again, event))
                 out, _, event = buffer.combine(y, handle, **later)
-                assert pushes(buffer) and arena(buffer) == before
+                assert arena(buffer) == before
                 held.append((out, event))
             assert buffer.stats()["copied_bytes"] > 0
             buffer.check()                                      # nothing was refused
+            assert pulled_bytes(comm) == 0
             for i, (array, event) in enumerate(held):
                 event.current_stream_wait()
                 assert_bits(side.arrays.get(array), combined if i % 2
@@ -235,7 +243,7 @@ def test_the_size_hint_is_what_the_worst_case_takes(short, on_gpu):
                 buffer.check()
             except CapacityError as error:
                 return error.needed_bytes
-            assert pushes(buffer)
+            assert pulled_bytes(comm) == 0
             want = reference.combine([r.recv_x for r in received], received,
                                      [r.recv_topk_weights for r in received])[comm.rank]
             assert_bits(side.arrays.get(out), want[0])
@@ -327,8 +335,8 @@ def test_combine_buffer(library, on_gpu, like):
             assert type(y) is type(arrays.give(rows)) and tuple(y.shape) == rows.shape
             arrays.store(y, rows)
             out = buffer.combine(y, handle)[0]
-            assert not pushes(buffer)
             assert_bits(arrays.get(out), combined_of(received)[comm.rank])
+            assert pulled_bytes(comm) > 0
             view = y[1:2] if hasattr(y, "__getitem__") else y
             del y
             gc.collect()
@@ -355,7 +363,7 @@ def test_combine_buffer_without_room_says_what_would_do():
                 return needed
             y[:rows] = recv_x
             buffer.combine(y[:rows], handle)
-            assert not pushes(buffer) and used > 0
+            assert pulled_bytes(comm) > 0 and used > 0
             return None
 
     limit = 2 * slot_bytes(2 * T, H, K, 2, 0, 8)        # the result stays

@@ -20,7 +20,7 @@ def table():
         variants.append(row("layout", None, None, arch))
         for policy in policies:
             variants.append(row("dispatch", policy, "source", arch))
-            variants.append(row("combine_reduce", policy, "peer", arch))
+            variants.append(row("combine", policy, "peer", arch))
     return {
         "variants": variants,
         "policies": {policy: {"defined": ["source", "peer"]} for policy in policies[:3]}
@@ -37,17 +37,26 @@ def policies_of(chosen):
     return {kernel: variant["policy"] for kernel, variant in chosen.items()}
 
 
-@pytest.mark.parametrize(("policy", "dispatch", "combine_reduce"), [
+@pytest.mark.parametrize(("policy", "dispatch", "combine"), [
     ("fast", "ld_nc_na", "ld_na"),          # the first is undefined at a peer site
     ("safe", "ld_relaxed_sys", "ld_relaxed_sys"),
     ("aggressive", "ld_nc_na", "ld_nc_na"),
     ("ld_volatile", "ld_volatile", "ld_volatile"),
     ("ld_nc_na", "ld_nc_na", "ld_nc_na"),   # asked for by name
-    ("ep_combine_reduce_vec_ld_volatile", "ld_nc_na", "ld_volatile"),
+    ("ep_combine_vec_ld_volatile", "ld_nc_na", "ld_volatile"),
 ])
-def test_policy(table, policy, dispatch, combine_reduce):
+def test_policy(table, policy, dispatch, combine):
     chosen = policies_of(select.choose(policy, "sm_90", table))
-    assert chosen == {"layout": None, "dispatch": dispatch, "combine_reduce": combine_reduce}
+    assert chosen == {"layout": None, "dispatch": dispatch, "combine": combine,
+                      "combine_push": combine}
+
+
+def test_an_alias_may_have_another_variant_for_a_use(table):
+    table["aliases"]["fast"]["kernels"] = {"combine": ["ld_na"], "combine_push": ["ld_volatile"]}
+    chosen = policies_of(select.choose("fast", "sm_90", table))
+    assert (chosen["combine"], chosen["combine_push"]) == ("ld_na", "ld_volatile")
+    table["aliases"]["fast"]["kernels"] = {"combine": ["ld_volatile"]}      # of all uses
+    assert policies_of(select.choose("fast", "sm_90", table))["combine_push"] == "ld_volatile"
 
 
 @pytest.mark.parametrize(("arch", "expected"), [
@@ -71,8 +80,7 @@ def test_unknown_policy_names_the_nearest(table):
 
 def test_alias_without_a_defined_variant(table):
     table["aliases"]["fast"]["policies"] = ["ld_nc_na"]
-    with pytest.raises(ValueError, match=r"^policy: 'fast' has no defined variant of "
-                                         r"combine_reduce$"):
+    with pytest.raises(ValueError, match=r"^policy: 'fast' has no defined variant of combine$"):
         select.choose("fast", "sm_90", table)
 
 

@@ -100,12 +100,13 @@ uint32_t ep_buffer_most_stage_bytes(const struct ep_buffer *b, uint32_t kernel)
 
 uint32_t ep_param_bytes(uint32_t kernel)
 {
-    static const uint32_t bytes[EP_NUM_KERNELS] = {
+    static const uint32_t bytes[EP_NUM_LOADED] = {
         [EP_KERNEL_LAYOUT] = sizeof(struct ep_layout_params),
         [EP_KERNEL_DISPATCH] = sizeof(struct ep_dispatch_params),
         [EP_KERNEL_COMBINE] = sizeof(struct ep_combine_params),
+        [EP_PUSHING_COMBINE] = sizeof(struct ep_combine_params),
         [EP_KERNEL_ABORT] = sizeof(struct ep_abort_params)};
-    return kernel < EP_NUM_KERNELS ? bytes[kernel] : 0;
+    return kernel < EP_NUM_LOADED ? bytes[kernel] : 0;
 }
 
 /* -- peers ---------------------------------------------------------------------------------- */

@@ -31,6 +31,10 @@
 
 #define EP_NO_PEER 0xffffffffu   /* status record without a peer                               */
 
+/* Where the kernel table has combine for calls in which this rank pushes rows. */
+#define EP_PUSHING_COMBINE EP_NUM_KERNELS
+#define EP_NUM_LOADED (EP_NUM_KERNELS + 1)
+
 struct ep_loaded {
     void    *handle;             /* as the executor gave it                                    */
     uint32_t threads;            /* of a CTA                                                   */
@@ -42,7 +46,7 @@ struct ep_loaded {
 struct ep_buffer {
     const struct ep_executor *exec;
     struct ep_comm comm;         /* first field of every parameter block                       */
-    struct ep_loaded kernel[EP_NUM_KERNELS];
+    struct ep_loaded kernel[EP_NUM_LOADED];
     void    *stream;
     void    *abort_stream;       /* an abort must not queue behind the call it ends             */
     uint64_t heap_bytes;
@@ -69,7 +73,7 @@ struct ep_buffer {
     struct ep_control control;   /* as it was when the host last looked                         */
     struct ep_status_record status[EP_STATUS_RECORDS];
     uint32_t  num_status;
-    uint32_t  launched[EP_NUM_KERNELS], num_launched;    /* kernels of the newest call          */
+    uint32_t  launched[EP_NUM_LOADED], num_launched;     /* of the newest call, in this table   */
 
     pthread_mutex_t order;       /* held while a dying slot is ordered on `stream`, and at its end */
     pthread_mutex_t lock;        /* guards all below                                           */
@@ -213,5 +217,7 @@ int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *args);
 int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *args,
                        struct ep_dispatch_result *out);
 int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *args);
+/* Where the kernel table has what such a combine runs. */
+uint32_t ep_buffer_combine_kernel(const struct ep_combine_args *args);
 
 #endif

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/launch.h"
 
-#define MBARRIER_BYTES ((uint32_t)sizeof(uint64_t))
-
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 static uint32_t smem_without_rings(const struct ep_buffer *b, const struct ep_loaded *kernel)
@@ -19,7 +17,7 @@ static uint32_t room_of_ring(const struct ep_buffer *b, const struct ep_loaded *
 static uint32_t smem_of(const struct ep_buffer *b, const struct ep_loaded *kernel)
 {
     return smem_without_rings(b, kernel)
-           + kernel->rings * kernel->stages * (kernel->stage_bytes + MBARRIER_BYTES);
+           + kernel->rings * kernel->stages * (kernel->stage_bytes + EP_STAGE_EXTRA);
 }
 
 uint32_t ep_launch_most_smem(const struct ep_buffer *b, const struct ep_loaded *kernel)
@@ -31,7 +29,7 @@ uint32_t ep_launch_most_stage_bytes(const struct ep_buffer *b, const struct ep_l
 {
     if (!kernel->rings)
         return 0;
-    uint32_t most = room_of_ring(b, kernel) / EP_MIN_STAGES - MBARRIER_BYTES;
+    uint32_t most = room_of_ring(b, kernel) / EP_MIN_STAGES - EP_STAGE_EXTRA;
     return most - most % EP_ROW_ALIGN;
 }
 
@@ -39,7 +37,7 @@ void ep_launch_fit(const struct ep_buffer *b, struct ep_loaded *kernel)
 {
     if (kernel->rings)
         kernel->stages = min_u32(kernel->stages, room_of_ring(b, kernel)
-                                                 / (kernel->stage_bytes + MBARRIER_BYTES));
+                                                 / (kernel->stage_bytes + EP_STAGE_EXTRA));
 }
 
 int ep_launch_choose(const struct ep_buffer *b, uint32_t kernel, const struct ep_call *call,
@@ -67,7 +65,7 @@ int ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
         .kernel = loaded->handle, .params = params, .param_bytes = param_bytes,
         .grid = grid, .block = loaded->threads, .smem = smem_of(b, loaded),
         .stream = stream};
-    if (b->num_launched < EP_NUM_KERNELS)
+    if (b->num_launched < EP_NUM_LOADED)
         b->launched[b->num_launched++] = kernel;
     return b->exec->launch(b->exec->self, &launch);
 }

@@ -59,10 +59,10 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t stage_bytes
 
     struct ep_buffer:
-        ep_loaded kernel[4]
+        ep_loaded kernel[5]
         ep_status_record status[16]
         uint32_t num_status
-        uint32_t launched[4]
+        uint32_t launched[5]
         uint32_t num_launched
         void *stream
         int closed
@@ -182,6 +182,7 @@ cdef extern from "core/buffer.h" nogil:
     int ep_buffer_layout(ep_buffer *b, const ep_layout_args *args)
     int ep_buffer_dispatch(ep_buffer *b, const ep_dispatch_args *args, ep_dispatch_result *out)
     int ep_buffer_combine(ep_buffer *b, const ep_combine_args *args)
+    uint32_t ep_buffer_combine_kernel(const ep_combine_args *args)
 
 
 cdef class CoreBuffer:

@@ -26,6 +26,7 @@ from gen.params cimport (
     EP_KERNEL_COMBINE,
     EP_KERNEL_DISPATCH,
     EP_KERNEL_LAYOUT,
+    EP_NUM_KERNELS,
     EP_OP_CACHED_DISPATCH,
     EP_OP_COMBINE,
     EP_OP_DISPATCH,
@@ -54,12 +55,13 @@ from deepep_ptx.errors import (
     RankMismatchError,
 )
 
-# Name in variants.toml -> index in the core's kernel table.
+# Name in variants.toml, or a use of a kernel (select.USES) -> index in the core's kernel table.
 KERNELS = {
     "layout": EP_KERNEL_LAYOUT,
     "dispatch": EP_KERNEL_DISPATCH,
     "combine": EP_KERNEL_COMBINE,
     "abort": EP_KERNEL_ABORT,
+    "combine_push": EP_NUM_KERNELS,
 }
 
 cdef dict KERNEL_NAMES = {index: name for name, index in KERNELS.items()}

@@ -23,7 +23,7 @@ def add(commands):
                     "interleaved rounds and the interval of the ratio of medians; on the CPU "
                     "executor, counts.",
         epilog="exit codes: 0 = done, 1 = a wrong bit or a failed run, 2 = bad input")
-    ab.add_argument("kernel", metavar="KERNEL", help="dispatch, combine_push or combine_reduce")
+    ab.add_argument("kernel", metavar="KERNEL", help="dispatch or combine")
     ab.add_argument("--policy", required=True, type=names, metavar="A,B[,...]",
                     help="variants by policy, alias, data path or symbol; the first is what the "
                          "others are compared with")
@@ -43,8 +43,8 @@ def add(commands):
     ab.add_argument("--sms", type=int, default=16, metavar="N",
                     help="CTAs of each kernel (default: %(default)s)")
     ab.add_argument("--combine", choices=plan.COMBINE_MODES,
-                    help="of combine_reduce: rows pulled from the peers, or pushed by them "
-                         "(default: pull)")
+                    help="of combine: rows pulled from the peers, or pushed by them (default: "
+                         "pull)")
     ab.add_argument("--rounds", type=int, metavar="N",
                     help=f"that count, on GPUs (default: {plan.ROUNDS['cuda']['rounds']})")
     ab.add_argument("--warmup", type=int, metavar="N",

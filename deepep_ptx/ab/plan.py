@@ -92,15 +92,15 @@ def make(kernel, policies, *, executor, arch, num_gpus=0, devices=None, ranks=No
         ranks: None = as many as GPUs, and at least two.
         sms: CTAs of each kernel.
         timeout_s: limit of each wait for another rank.
-        combine: for combine_reduce: "pull" (the default) or "push".
+        combine: for combine: "pull" (the default) or "push".
         table: as `select.load_table()` gives it.
 
     Raises:
         ValueError: the text begins with the option of `deepep-ptx ab`.
     """
     table = select.load_table() if table is None else table
-    contenders = _contenders(kernel, policies, arch, table)
     combine = _combine_mode(kernel, combine)
+    contenders = _contenders(kernel, combine, policies, arch, table)
     if executor == "emu":
         settings.refuse("the CPU executor runs each variant once, and counts", rounds=rounds,
                         warmup=warmup)
@@ -132,14 +132,15 @@ def comparable(arch, table=None):
     return [kernel for kernel, count in counts.items() if count > 1]
 
 
-def _contenders(kernel, policies, arch, table):
+def _contenders(kernel, combine, policies, arch, table):
     kernels = comparable(arch, table)
     if kernel not in kernels:
         near = difflib.get_close_matches(kernel, kernels, n=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(f"KERNEL: {kernel!r} has no variants to compare; {hint}"
                          f"those that have on {arch} are {', '.join(kernels)}")
-    rows = [(name, _variant(kernel, name, arch, table)) for name in policies]
+    use = "combine_push" if combine == "push" else kernel
+    rows = [(name, _variant(kernel, use, name, arch, table)) for name in policies]
     found = [Contender(name, row, _is_undefined(row, table)) for name, row in rows]
     if len(found) < 2:
         raise ValueError(f"--policy: must name at least two, got {', '.join(policies) or 'none'}; "
@@ -153,10 +154,10 @@ def _contenders(kernel, policies, arch, table):
     return tuple(found)
 
 
-def _variant(kernel, name, arch, table):
-    """The row that `name` means; where the kernel has none of that name, an error instead of the
-    default that a `Buffer` would take."""
-    row = select.choose(name, arch, table, "--policy")[kernel]
+def _variant(kernel, use, name, arch, table):
+    """The row that `name` means for that use of the kernel; where the kernel has none of that name,
+    an error instead of the default that a `Buffer` would take."""
+    row = select.choose(name, arch, table, "--policy")[use]
     if name not in table["aliases"] and name not in (row["policy"], row["path"], row["symbol"]):
         raise ValueError(f"--policy: {kernel} has no variant {name!r} on {arch}; it has "
                          f"{', '.join(_names(kernel, arch, table))}")
@@ -175,8 +176,8 @@ def _is_undefined(variant, table):
 
 
 def _combine_mode(kernel, combine):
-    if kernel == "combine_reduce":
+    if kernel == "combine":
         return combine or "pull"
     if combine:
-        raise ValueError(f"--combine: is for combine_reduce, not {kernel}")
-    return "push" if kernel == "combine_push" else None
+        raise ValueError(f"--combine: is for combine, not {kernel}")
+    return None

@@ -50,7 +50,7 @@ def record(plan, job, outcome, look, links):
         return made
     made["verdicts"] = verdicts(plan, outcome)
     if plan.executor == "emu":
-        return made | {"rows": int(job.rows.sum()), "counts_of": "the whole call, not a kernel"}
+        return made | {"rows": int(job.rows.sum()), "counts_of": "the call, waits included"}
     return made | _timing(plan, job, outcome, links)
 
 
@@ -145,8 +145,6 @@ def _assembler(look):
 def _timing(plan, job, outcome, links):
     row_bytes = traffic.row_bytes(plan.hidden, "bf16")
     wire = traffic.busiest_link(job.rows, plan.devices) * row_bytes
-    if plan.kernel == "combine_reduce" and plan.combine == "push":
-        wire = 0                # what was pushed is here
     logical = traffic.busiest_rank(job.rows) * row_bytes
     bandwidth = links.get("copy_engine_both_ways_gb_s")
     times = slower_rank(outcome)
@@ -174,7 +172,7 @@ def _timing(plan, job, outcome, links):
 # -- text -------------------------------------------------------------------------------------
 
 def _kernel_name(kernel, combine):
-    return f"{kernel} ({combine})" if kernel == "combine_reduce" else kernel
+    return f"{kernel} ({combine})" if combine else kernel
 
 
 def _headline(made):

@@ -141,7 +141,7 @@ class Calls:
                        "is_token_in_rank": in_rank}
 
     def measured(self):
-        """(name -> array of the call that runs the kernel, what the machine measured of it).
+        """(name -> array of the call of the kernel, what the machine measured of it).
 
         Nothing is in the caches before it, and all ranks start it together.
         """
@@ -163,7 +163,7 @@ class Calls:
         return times[0]
 
     def dispatch(self):
-        """Worst-case mode: both kernels are queued, nobody waits for the first one's totals."""
+        """Worst-case mode: nobody waits for the totals, the kernel is all that is measured."""
         recv_x, recv_idx, recv_weights, _, handle, _ = self.buffer.dispatch(
             self.arrays.x, topk_idx=self.arrays.topk_idx, topk_weights=self.arrays.topk_weights,
             num_worst_tokens=self.plan.shape.worst_rows, num_sms=self.plan.sms,

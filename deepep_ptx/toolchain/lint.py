@@ -28,11 +28,17 @@ _SYS_ACQUIRE = re.compile(_OPCODE + r"ld\.acquire\.sys" + _LOADED)
 _PAYLOAD = re.compile(r"#define LD_PAYLOAD_V4\s+(\S+)")
 
 
-# Fields of params.h that say of other memory that it is written.
-PUBLISHED = ("FLAG_CALL", "FLAG_PUSH", "FLAG_DONE", "TOT_TICKET", "STAT_VALID")
+# What says of other memory that it is written, a field of params.h or a value, and its store.
+PUBLISHED = {
+    **dict.fromkeys(
+        ("FLAG_CALL", "FLAG_DONE", "TOT_TICKET", "STAT_VALID", "v_progress"),
+        "st.release.sys.global",
+    ),
+    "CTL_NUMBERED": "red.release.gpu.global",
+}
 # Macros that order memory, and the instruction that does it.
 ORDERING = {"RAISE_FLAG": "st.release.sys.global", "ARRIVE": "atom.acq_rel.gpu.global"}
-_PUBLISH = re.compile(rf"\b(st\.\S+)\s+\[[^\]]*\b({'|'.join(PUBLISHED)})\b")
+_PUBLISH = re.compile(rf"\b((st|red)\.\S+)\s+\[[^;]*\b({'|'.join(PUBLISHED)})\b")
 _WEAK_LOAD = re.compile(r"\bld\.(?:weak\.)?global\b\S*")
 
 # -- sources ------------------------------------------------------------------
@@ -61,16 +67,17 @@ def _check_file(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _check_order(text: str, name: str) -> Iterator[tuple[int, str]]:
-    """What publishes is a release at system scope, and what waits loads nothing weakly.
+    """What publishes is a release at its readers' scope, and what waits loads nothing weakly.
 
     By name, in the sources: rendered, a flag is a number.  That a wait acquires what it polled is
     checked in the rendered text.
     """
     lines = [line.split("//")[0] for line in text.splitlines()]
     for number, line in enumerate(lines, start=1):
-        for opcode, field in _PUBLISH.findall(line):
-            if not opcode.startswith("st.release.sys.global"):
-                yield number, f"{opcode} to {field}, which publishes: it has to be st.release.sys"
+        for opcode, kind, word in _PUBLISH.findall(line):
+            want = PUBLISHED[word]
+            if want.startswith(f"{kind}.") and not opcode.startswith(want):
+                yield number, f"{opcode} to {word}, which publishes: it has to be {want}"
         if name.startswith("wait_") and (match := _WEAK_LOAD.search(line)):
             yield number, f"{match[0]} in a wait: the word changes, the load has to be strong"
         match = re.match(r"#define\s+(\w+)", line)

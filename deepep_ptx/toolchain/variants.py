@@ -13,6 +13,8 @@ from deepep_ptx.toolchain.params import Layout
 
 TABLE = "ptx/variants.toml"
 SITES = ("source", "peer")
+# A use of a kernel for which an alias may have another variant -> the kernel.
+USES = {"combine_push": "combine"}
 PATHS = ("vec", "bulk")
 
 _KERNEL_KEYS = {
@@ -53,7 +55,7 @@ class Alias:
     """A user-facing choice: the first of `policies` that a kernel has and that suits its site.
 
     A data path that has no policies (`bulk`) stands in the list under its own name.  `kernels` are
-    lists for single kernels, where measurements say otherwise.
+    lists for single kernels, or uses of them, where measurements say otherwise.
     """
 
     name: str
@@ -62,8 +64,8 @@ class Alias:
     kernels: dict[str, tuple[str, ...]]
 
     def order(self, kernel: str) -> tuple[str, ...]:
-        """Its list for one kernel."""
-        return self.kernels.get(kernel, self.policies)
+        """Its list for one kernel, or use of one."""
+        return self.kernels.get(kernel, self.kernels.get(USES.get(kernel), self.policies))
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Variant:
 
     `kernel_id` is its EP_KERNEL_* constant, `sass` what its policy's load must become.  A launch
     takes `smem` + num_ranks * `smem_per_rank` bytes of dynamic shared memory, and for each of
-    `rings` rings a mbarrier of 8 bytes and `stage_bytes` per stage; `stages` and `stage_bytes` are
-    defaults.
+    `rings` rings 16 bytes for a mbarrier and `stage_bytes` per stage; `stages` and `stage_bytes`
+    are defaults.
     """
 
     kernel: str
@@ -190,7 +192,7 @@ class _Reader:
         keys = {"policies": list, "undefined": bool, "kernels": dict}
         self.section(where, body, keys, ["policies"])
         kernels = body.get("kernels", {})
-        self.known(where, "kernel", kernels, self.document.get("kernel", {}))
+        self.known(where, "kernel", kernels, [*self.document.get("kernel", {}), *USES])
         for order in (body["policies"], *kernels.values()):
             self.of_type(where, "policies", order, list)
             self.known(where, "policy", order, [*self.policies, *PATHS])
@@ -269,19 +271,22 @@ class _Reader:
 
     def check_alias(self, alias: Alias, variants: list[Variant]) -> None:
         """An alias that leaves a kernel without a variant would fail at run time, on one call."""
+        uses = {kernel: [kernel, *(use for use, of in USES.items() if of == kernel)]
+                for kernel in {variant.kernel for variant in variants}}
         have: dict[tuple[str, str, str], set[str]] = {}
         for variant in variants:
             if variant.path:
                 names = have.setdefault((variant.kernel, variant.site, variant.arch), set())
                 names.add(variant.policy or variant.path)
         for (kernel, site, arch), names in have.items():
-            if not any(
-                name in names
-                and (alias.undefined or name in PATHS or site in self.policies[name].defined)
-                for name in alias.order(kernel)
-            ):
-                raise self.error(f"alias.{alias.name}",
-                                 f"picks no policy for kernel {kernel} on {arch}")
+            for use in uses[kernel]:
+                if not any(
+                    name in names
+                    and (alias.undefined or name in PATHS or site in self.policies[name].defined)
+                    for name in alias.order(use)
+                ):
+                    raise self.error(f"alias.{alias.name}",
+                                     f"picks no policy for kernel {use} on {arch}")
 
 
 def parse(text: str, layout: Layout, name: str = TABLE) -> Table:

@@ -324,12 +324,12 @@ def test_comparisons_of_the_clock_are_marked(statements, flags, compare):
     ("bra $ends;", "did you mean '$end'?"),
 ])
 def test_what_is_refused_names_the_source_line_and_the_statement(statement, says):
-    text = kernel("mov.u32 r0, 1;", '.file 1 "ptx/src/notify.ptx"', ".loc 1 31 0", statement)
+    text = kernel("mov.u32 r0, 1;", '.file 1 "ptx/src/layout.ptx"', ".loc 1 31 0", statement)
     with pytest.raises(PtxError) as caught:
         load_image(text)
     assert says in str(caught.value)
-    assert (caught.value.file, caught.value.line) == ("ptx/src/notify.ptx", 31)
-    assert str(caught.value).startswith("ptx/src/notify.ptx:31: ")
+    assert (caught.value.file, caught.value.line) == ("ptx/src/layout.ptx", 31)
+    assert str(caught.value).startswith("ptx/src/layout.ptx:31: ")
     assert f"    {statement}\n" in str(caught.value)
     assert f"(rendered text: line {FIRST_LINE + 3}, column 1)" in str(caught.value)
 

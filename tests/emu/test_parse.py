@@ -163,10 +163,10 @@ def test_errors_name_the_rendered_line_and_column(statement, column, says):
 
 def test_errors_name_the_source_line():
     for statement, says in ("mov.u32 r0 1;", "expected ',' or ';'"), ("mov #", "unexpected"):
-        text = kernel('.file 1 "ptx/src/notify.ptx"', ".loc 1 77 0", statement)
-        with pytest.raises(PtxError, match=f"^ptx/src/notify.ptx:77: {says}") as caught:
+        text = kernel('.file 1 "ptx/src/layout.ptx"', ".loc 1 77 0", statement)
+        with pytest.raises(PtxError, match=f"^ptx/src/layout.ptx:77: {says}") as caught:
             parse(text)
-        assert (caught.value.file, caught.value.line) == ("ptx/src/notify.ptx", 77)
+        assert (caught.value.file, caught.value.line) == ("ptx/src/layout.ptx", 77)
 
 
 @pytest.mark.parametrize(("text", "says"), [

@@ -13,9 +13,8 @@ pytestmark = pytest.mark.gpu
 
 KERNELS = {
     "dispatch": ("ld_na,bulk", []),
-    "combine_push": ("ld_na,ld_nc_na", []),
-    "combine_reduce": ("bulk,ld_na", []),
-    "combine_reduce, pushed": ("bulk,ld_nc_na", ["--combine", "push"]),
+    "combine": ("bulk,ld_na", []),
+    "combine, pushed": ("bulk,ld_nc_na", ["--combine", "push"]),
 }
 SMALL = ["--tokens", "64", "--hidden", "2048", "--rounds", "6", "--warmup", "1"]
 
@@ -43,8 +42,7 @@ def test_record(kernel, tmp_path, capsys):
     ratio = made["figures"][1]["ratio"]
     assert ratio["low"] <= ratio["median"] <= ratio["high"]
     assert made["verdicts"] and made["verdicts"][0] in capsys.readouterr().out
-    crosses = device_count() > 1 and kernel != "combine_reduce, pushed"
-    assert (made["floor_us"] is not None) == crosses
+    assert (made["floor_us"] is not None) == (device_count() > 1)
     assert bool(made["links"]) == (device_count() > 1)
 
 

@@ -87,7 +87,11 @@ def weaken(root, file, old, new):
         ("lib/sync.inc", "st.release.sys", "st.release.gpu", "RAISE_FLAG has no st.release.sys"),
         ("lib/sync.inc", "atom.acq_rel", "atom.relaxed", "ARRIVE has no atom.acq_rel.gpu"),
         ("role/report.inc", "st.release.sys.global", "st.global", "st.global.u32 to STAT_VALID"),
-        ("src/notify.ptx", "st.release.sys", "st.relaxed.sys", "to TOT_TICKET, which publishes"),
+        ("role/tell_host.inc", "st.release.sys", "st.relaxed.sys", "to TOT_TICKET, which"),
+        ("role/refuse_dispatch.inc", "st.release.sys", "st.relaxed.sys", "to TOT_TICKET, which"),
+        ("role/report_progress.inc", "st.release.sys", "st.relaxed.sys", "to v_progress, which"),
+        ("role/report_progress.inc", "st.release.sys", "st.release.gpu", "to v_progress, which"),
+        ("role/number_tokens.inc", "red.release.gpu", "red.relaxed.gpu", "to CTL_NUMBERED, which"),
         ("role/complete.inc", "RAISE_FLAG(a_line + FLAG_DONE, v_word)",
          "st.volatile.global.u64 [a_line + FLAG_DONE], v_word;", "to FLAG_DONE, which publishes"),
         ("role/wait_flag.inc", "ld.relaxed.sys.global.u64 v_seen", "ld.global.u64 v_seen",
@@ -105,7 +109,7 @@ def test_weakened_order(ours, file, old, new, words):
 def test_a_wait_that_does_not_acquire(ours, weak):
     def waits():
         table = variants.load(ours, params.load(ours))
-        (variant,) = (v for v in table.variants if str(v) == "sm_90/ep_notify")
+        (variant,) = (v for v in table.variants if str(v) == "sm_90/ep_dispatch_bulk")
         rendered = render.render_with_origins(variant, ours)
         return [(rendered.origin(line)[0], text) for line, text in lint._check_waits(rendered)]
 

@@ -80,7 +80,8 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 
 /* -- rings of stages for bulk copies ------------------------------------------------------------ */
 #define EP_MIN_STAGES 2                      /* one is filled while another drains           */
-#define EP_MAX_SMEM 224256                   /* dynamic shared memory of a CTA: 227 KiB less 8 */
+#define EP_STAGE_EXTRA 16                    /* bytes beside a stage: its mbarrier, aligned  */
+#define EP_MAX_SMEM 222208                   /* dynamic shared memory of a CTA: 227 KiB less 10 */
 
 /* -- pushed rows ------------------------------------------------------------------------------ */
 #define EP_MAX_PUSHERS 1024                  /* warps of a rank that push rows               */
@@ -150,7 +151,7 @@ struct ep_source {                           /* ptx: SRC */
     ep_dptr_t x;             /* row 0 of those that rank holds for me                           */
     ep_dptr_t weights;       /* the same for the weights                                        */
     uint32_t  pushers;       /* warps of that rank that push, whose progress to wait for; 0     */
-    uint32_t  reserved;
+    uint32_t  count;         /* rows that rank holds for me                                     */
 };
 
 /* Where combine's pusher puts the rows that came from one source. */
