@@ -144,8 +144,9 @@ def _assembler(look):
 
 def _timing(plan, job, outcome, links):
     row_bytes = traffic.row_bytes(plan.hidden, "bf16")
-    wire = traffic.busiest_link(job.rows, plan.devices) * row_bytes
-    logical = traffic.busiest_rank(job.rows) * row_bytes
+    rows = job.rows.T if plan.combine == "push" else job.rows       # who sends what to whom
+    wire = traffic.busiest_link(rows, plan.devices) * row_bytes
+    logical = traffic.busiest_rank(rows) * row_bytes
     bandwidth = links.get("copy_engine_both_ways_gb_s")
     times = slower_rank(outcome)
     figures = []
