@@ -161,8 +161,7 @@ class Buffer:
                                                    timeout_ns(timeout_s), kernels)
         # Every CTA of a call may wait for its own grid's and for other ranks, so those of all ranks
         # that share a GPU must fit on it together.
-        resident = min(core.max_resident(kernel)
-                       for kernel in ("dispatch", "combine", "combine_push"))
+        resident = min(map(core.max_resident, ("dispatch", "combine", "combine_push")))
         self._max_sms = resident // self._ranks_here
         if self._max_sms == 0:
             raise ValueError(f"group: {self._ranks_here} ranks do not fit on one GPU, at most "

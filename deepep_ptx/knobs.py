@@ -5,17 +5,22 @@ stages: of each ring through which a CTA's rows go, one load each; what shared m
 for is given up.  stage_bytes: of a load.  Kernels of other data paths have no rings.
 """
 
-from ._buffer import MAX_SMEM, MIN_STAGES, ROW_ALIGN
 from .checks import check_int
 
-# Name -> values; the largest stage_bytes that a call can have is its kernel's.
-KNOBS = {"stages": range(MIN_STAGES, MAX_SMEM + 1),
-         "stage_bytes": range(ROW_ALIGN, MAX_SMEM + 1, ROW_ALIGN)}
+KNOBS = "stages", "stage_bytes"
+
+
+def values_of(knob):
+    """The range of its values; the largest stage_bytes that a call can have is its kernel's."""
+    from ._buffer import MAX_SMEM, MIN_STAGES, ROW_ALIGN  # commands that need no core load none
+    if knob == "stages":
+        return range(MIN_STAGES, MAX_SMEM + 1)
+    return range(ROW_ALIGN, MAX_SMEM + 1, ROW_ALIGN)
 
 
 def accepted(knob):
     """Its values in words."""
-    values = KNOBS[knob]
+    values = values_of(knob)
     multiple = f"a multiple of {values.step} " if values.step > 1 else ""
     return f"{multiple}in [{values.start}, {values[-1]}]"
 
@@ -28,7 +33,8 @@ def check_knobs(**given):
     knobs = {}
     for knob, value in given.items():
         if value is not None:
-            knobs[knob] = check_int(value, knob, KNOBS[knob].start, KNOBS[knob][-1])
-            if value not in KNOBS[knob]:
+            values = values_of(knob)
+            knobs[knob] = check_int(value, knob, values.start, values[-1])
+            if value not in values:
                 raise ValueError(f"{knob}: must be {accepted(knob)}, got {value}")
     return knobs

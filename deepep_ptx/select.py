@@ -9,10 +9,10 @@ import re
 from importlib import resources
 
 DEFAULT_POLICY = "fast"
+_POLICY_VARIABLES = ("DEEPEP_PTX_POLICY", "DISABLE_AGGRESSIVE_PTX_INSTRS")
 # A use of a kernel, for which another variant may be chosen -> the kernel: combine where this rank
 # pushes its rows.
 USES = {"combine_push": "combine"}
-_POLICY_VARIABLES = ("DEEPEP_PTX_POLICY", "DISABLE_AGGRESSIVE_PTX_INSTRS")
 _DEEPEP_SWITCH = {"1": "safe", "0": "aggressive"}
 
 

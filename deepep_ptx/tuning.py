@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deepep_ptx import select
 from deepep_ptx.errors import TuningError
-from deepep_ptx.knobs import KNOBS, accepted
+from deepep_ptx.knobs import KNOBS, accepted, values_of
 from deepep_ptx.sm_model import OPS
 
 SCHEMA = 1
@@ -27,7 +27,7 @@ def size_class(number):
 
 
 def kernel_of(op):
-    """What an op runs: a kernel, or a use of one, as `select.choose` names them."""
+    """What `select.choose` calls the variant that an op runs."""
     return "combine" if op == "combine_pull" else op
 
 
@@ -94,13 +94,10 @@ class Tuning:
             self._check_policy(f"entries[{index}].policy", entry, arch)
 
     def policies(self):
-        """Kernel, or use of one, -> policy of the largest calls that were tuned, which is where the
-        data path counts."""
-        found = {}
-        for entry in sorted(self.entries.values(), key=lambda e: (e.tokens, e.row_bytes)):
-            found[kernel_of(entry.op)] = entry.policy
-        return found
-
+        """What `kernel_of` names -> policy of the largest calls of it that were tuned, which is
+        where the data path counts."""
+        return {kernel_of(entry.op): entry.policy
+                for entry in sorted(self.entries.values(), key=lambda e: (e.tokens, e.row_bytes))}
 
     def _check_policy(self, field, entry, arch):
         try:
@@ -201,7 +198,7 @@ def _check_entry(entry, field, need):
     for name, value in entry.knobs.items():
         need(name in KNOBS, f"{field}.knobs.{name}", value, "left out; it is unknown")
         need(type(value) is int, f"{field}.knobs.{name}", value, "an integer")
-        need(value in KNOBS[name], f"{field}.knobs.{name}", value, accepted(name))
+        need(value in values_of(name), f"{field}.knobs.{name}", value, accepted(name))
 
 
 def _error(path, origin, field, has, needed):

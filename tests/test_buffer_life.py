@@ -394,7 +394,7 @@ def test_late_rank_learns_of_the_abort(call, scheduler):
             else:
                 comm.barrier()
                 error = raised(calls[call])
-            del recv_x, handle, calls
+            recv_x = handle = calls = None
             buffer.reset()
             check_round(buffer, comm.size)
             return error

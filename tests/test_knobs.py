@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, RankError, reference, run_ranks
+from deepep_ptx._buffer import MAX_SMEM
+from deepep_ptx.select import choose
 from deepep_ptx.tuning import Entry, Header, save
 from tests.test_buffer_life import E, dispatch, tokens
 
@@ -52,7 +54,7 @@ def ran(path=None, **options):
 
 @pytest.mark.parametrize("knobs", [
     {"stages": 2}, {"stages": 7, "stage_bytes": 256}, {"stage_bytes": 16},
-    {"stages": 200_000, "stage_bytes": 1040}, {"stage_bytes": 8192},
+    {"stages": 200_000, "stage_bytes": 1040}, {"stage_bytes": 4096},
 ], ids=str)
 def test_rows_do_not_depend_on_them(knobs):
     ran(**knobs)
@@ -94,14 +96,15 @@ def test_the_buffer_comes_before_the_file(path, monkeypatch):
 # -- what they can be -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("knobs, kind, text", [
-    ({"stages": 1}, ValueError, r"stages: must be in \[2, 224256\], got 1"),
-    ({"stages": 0}, ValueError, r"stages: must be in \[2, 224256\], got 0"),
+    ({"stages": 1}, ValueError, rf"stages: must be in \[2, {MAX_SMEM}\], got 1"),
+    ({"stages": 0}, ValueError, rf"stages: must be in \[2, {MAX_SMEM}\], got 0"),
     ({"stages": True}, TypeError, "stages: must be an integer, got bool"),
     ({"stages": "4"}, TypeError, "stages: must be an integer, got str"),
-    ({"stage_bytes": 0}, ValueError, r"stage_bytes: must be in \[16, 224256\], got 0"),
+    ({"stage_bytes": 0}, ValueError, rf"stage_bytes: must be in \[16, {MAX_SMEM}\], got 0"),
     ({"stage_bytes": 24}, ValueError,
-     r"stage_bytes: must be a multiple of 16 in \[16, 224256\], got 24"),
-    ({"stage_bytes": 1 << 32}, ValueError, r"stage_bytes: must be in \[16, 224256\], got 42949"),
+     rf"stage_bytes: must be a multiple of 16 in \[16, {MAX_SMEM}\], got 24"),
+    ({"stage_bytes": 1 << 32}, ValueError,
+     rf"stage_bytes: must be in \[16, {MAX_SMEM}\], got 4294967296"),
 ], ids=str)
 def test_what_no_kernel_can_have(knobs, kind, text):
     error = refused(lambda comm: Buffer(comm, **knobs))
@@ -110,21 +113,31 @@ def test_what_no_kernel_can_have(knobs, kind, text):
         raise error
 
 
+def most(kernel):
+    """Bytes of a stage that a ring of a bulk kernel has room for twice, with its mbarrier."""
+    row = choose("bulk", "sm_90")[kernel]
+    room = MAX_SMEM - row["smem"] - R * row["smem_per_rank"]
+    return (room // row["rings"] // 2 - 16) // 16 * 16
+
+
 def test_a_stage_that_shared_memory_has_no_room_for():
     """A call says so, of its own kernel, before it launches anything."""
+    assert most("combine") < most("dispatch")
+
     def main(comm):
-        inputs = tokens(comm.rank, T, H)
-        with Buffer(comm, policy="bulk", stage_bytes=14_000) as ours:
-            recv_x, *_, handle, _ = dispatch(ours, *inputs)
+        with Buffer(comm, policy="bulk", stage_bytes=most("dispatch")) as ours:
+            recv_x, *_, handle, _ = dispatch(ours, *tokens(comm.rank, T, H))
             launched = comm.executor.counters()
-            with pytest.raises(ValueError, match=r"^stage_bytes: must be a multiple of 16 in "
-                               r"\[16, 11504\] for ep_combine_bulk, got 14000$"):
-                ours.combine(recv_x, handle)
+            for rows in recv_x, recv_x.copy():
+                with pytest.raises(ValueError, match=r"^stage_bytes: must be a multiple of 16 in "
+                                   rf"\[16, {most('combine')}\] for ep_combine_bulk, got "):
+                    ours.combine(rows, handle)
             assert comm.executor.counters() == launched
             assert ours.last_launch == ("ep_dispatch_bulk",)
             ours.check()
 
     run_ranks(main, R, **SM_90)
-    most = refused(lambda comm: instructions(comm, stage_bytes=14_016))
-    assert str(most) == ("stage_bytes: must be a multiple of 16 in [16, 14000] for "
-                         "ep_dispatch_bulk, got 14016")
+    ran(stage_bytes=most("combine"))
+    error = refused(lambda comm: instructions(comm, stage_bytes=most("dispatch") + 16))
+    assert str(error) == (f"stage_bytes: must be a multiple of 16 in [16, {most('dispatch')}] for "
+                          f"ep_dispatch_bulk, got {most('dispatch') + 16}")

@@ -181,6 +181,7 @@ def test_policies_of_a_file_where_nobody_asks_for_one(monkeypatch, tmp_path):
     of_file = symbols()
     assert of_file["dispatch"] == "ep_dispatch_bulk"        # of the largest calls
     assert of_file["combine"] == "ep_combine_vec_ld_relaxed_sys"
+    assert of_file["combine_push"] == "ep_combine_bulk"
     asked = {kernel: variant["symbol"] for kernel, variant in choose("ld_na", "sm_90").items()}
     assert symbols("ld_na") == asked
     monkeypatch.setenv("DEEPEP_PTX_POLICY", "ld_na")

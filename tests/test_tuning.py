@@ -214,4 +214,4 @@ def test_a_buffer_has_its_file(path):
 def test_policies_are_those_of_the_largest_calls(path):
     save(path, HEADER, [replace(ENTRY, tokens=64, policy="ld_na"), ENTRY,
                         replace(ENTRY, op="combine_push", policy="ld_na")])
-    assert load(path).policies() == {"dispatch": "bulk", "combine": "ld_na"}
+    assert load(path).policies() == {"dispatch": "bulk", "combine_push": "ld_na"}

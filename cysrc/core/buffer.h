@@ -217,5 +217,7 @@ int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *args);
 int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *args,
                        struct ep_dispatch_result *out);
 int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *args);
+/* Where the kernel table has what such a combine runs. */
+uint32_t ep_buffer_combine_kernel(const struct ep_combine_args *args);
 
 #endif

@@ -379,7 +379,7 @@ static struct ep_call_record combine_record(const struct ep_buffer *b,
     return record;
 }
 
-static uint32_t combine_kernel(const struct ep_combine_args *a)
+uint32_t ep_buffer_combine_kernel(const struct ep_combine_args *a)
 {
     return a->x || a->weights ? EP_PUSHING_COMBINE : EP_KERNEL_COMBINE;
 }
@@ -393,7 +393,7 @@ static int launch_combine(struct ep_buffer *b, const struct ep_loaded *kernel,
         .bias0 = a->bias0, .bias1 = a->bias1, .pos = a->pos, .rank_prefix = a->rank_prefix,
         .num_tokens = a->num_tokens, .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk,
         .num_stages = kernel->stages, .stage_bytes = kernel->stage_bytes};
-    return ep_launch_on(b, b->stream, combine_kernel(a), kernel, &params, sizeof params,
+    return ep_launch_on(b, b->stream, ep_buffer_combine_kernel(a), kernel, &params, sizeof params,
                         a->call.num_sms);
 }
 
@@ -417,7 +417,7 @@ int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
 {
     struct ep_block *staging = NULL;
     struct ep_loaded kernel;
-    TRY(ep_launch_choose(b, combine_kernel(a), &a->call, &kernel));
+    TRY(ep_launch_choose(b, ep_buffer_combine_kernel(a), &a->call, &kernel));
     TRY(begin(b, &a->call));
     TRY(order(b, &a->call));
     b->num_calls++;

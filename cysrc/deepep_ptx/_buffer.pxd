@@ -182,6 +182,7 @@ cdef extern from "core/buffer.h" nogil:
     int ep_buffer_layout(ep_buffer *b, const ep_layout_args *args)
     int ep_buffer_dispatch(ep_buffer *b, const ep_dispatch_args *args, ep_dispatch_result *out)
     int ep_buffer_combine(ep_buffer *b, const ep_combine_args *args)
+    uint32_t ep_buffer_combine_kernel(const ep_combine_args *args)
 
 
 cdef class CoreBuffer:

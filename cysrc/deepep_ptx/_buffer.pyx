@@ -9,7 +9,6 @@ from libc.string cimport memset
 
 from gen.params cimport (
     EP_FOREVER,
-    EP_KERNEL_COMBINE,
     EP_KERNEL_DISPATCH,
     EP_MAX_RANKS,
     EP_MAX_SEGMENTS,
@@ -254,7 +253,6 @@ cdef class CoreBuffer:
         cdef Mappings maps = Mappings(self)
         memset(&args, 0, sizeof(args))
         fill(&args.call, launch)
-        self.check_stage_bytes(EP_KERNEL_COMBINE, launch.stage_bytes)
         args.num_tokens = at.pos.shape[0]
         args.hidden_bytes = x.shape[1] * x.itemsize
         args.num_topk = 0 if topk_weights is None else topk_weights.shape[1]
@@ -277,6 +275,7 @@ cdef class CoreBuffer:
             args.out_weights = maps.add(out_weights, True, "combined_topk_weights")
             args.pos = maps.add(at.pos, False, "pos")
             args.rank_prefix = maps.add(at.rank_prefix, False, "rank_prefix_matrix")
+            self.check_stage_bytes(ep_buffer_combine_kernel(&args), launch.stage_bytes)
             with nogil:
                 code = ep_buffer_combine(self.core, &args)
             self.raise_for(code)

@@ -43,7 +43,8 @@ def add(commands):
     ab.add_argument("--sms", type=int, default=16, metavar="N",
                     help="CTAs of each kernel (default: %(default)s)")
     ab.add_argument("--combine", choices=plan.COMBINE_MODES,
-                    help="of combine: rows pulled from the peers, or pushed by them (default: pull)")
+                    help="of combine: rows pulled from the peers, or pushed by them (default: "
+                         "pull)")
     ab.add_argument("--rounds", type=int, metavar="N",
                     help=f"that count, on GPUs (default: {plan.ROUNDS['cuda']['rounds']})")
     ab.add_argument("--warmup", type=int, metavar="N",

@@ -155,8 +155,8 @@ def _contenders(kernel, combine, policies, arch, table):
 
 
 def _variant(kernel, use, name, arch, table):
-    """The row that `name` means for that use of the kernel; where the kernel has none of that name, an error instead of the
-    default that a `Buffer` would take."""
+    """The row that `name` means for that use of the kernel; where the kernel has none of that name,
+    an error instead of the default that a `Buffer` would take."""
     row = select.choose(name, arch, table, "--policy")[use]
     if name not in table["aliases"] and name not in (row["policy"], row["path"], row["symbol"]):
         raise ValueError(f"--policy: {kernel} has no variant {name!r} on {arch}; it has "

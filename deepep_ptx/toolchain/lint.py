@@ -28,7 +28,7 @@ _SYS_ACQUIRE = re.compile(_OPCODE + r"ld\.acquire\.sys" + _LOADED)
 _PAYLOAD = re.compile(r"#define LD_PAYLOAD_V4\s+(\S+)")
 
 
-# What says of other memory that it is written, a field of params.h or a value, and how it is stored.
+# What says of other memory that it is written, a field of params.h or a value, and its store.
 PUBLISHED = {
     **dict.fromkeys(
         ("FLAG_CALL", "FLAG_DONE", "TOT_TICKET", "STAT_VALID", "v_progress"),

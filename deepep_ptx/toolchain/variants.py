@@ -74,8 +74,8 @@ class Variant:
 
     `kernel_id` is its EP_KERNEL_* constant, `sass` what its policy's load must become.  A launch
     takes `smem` + num_ranks * `smem_per_rank` bytes of dynamic shared memory, and for each of
-    `rings` rings 16 bytes for a mbarrier and `stage_bytes` per stage; `stages` and `stage_bytes` are
-    defaults.
+    `rings` rings 16 bytes for a mbarrier and `stage_bytes` per stage; `stages` and `stage_bytes`
+    are defaults.
     """
 
     kernel: str

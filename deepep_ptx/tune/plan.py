@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 from deepep_ptx import reference, select
-from deepep_ptx.knobs import KNOBS, accepted
+from deepep_ptx.knobs import KNOBS, accepted, values_of
 from deepep_ptx.measure import settings
 from deepep_ptx.measure.inputs import DTYPES
 from deepep_ptx.sm_model import OPS, Work, predicted_us, ranks_per_token, rates_of
@@ -149,7 +149,7 @@ def make(*, gpu, arch, num_gpus, devices=None, ranks=None, ops=OPS, dtypes=("bf1
         for value in values:
             if name not in KNOBS:
                 settings.check(option, value, 1)
-            elif value not in KNOBS[name]:
+            elif value not in values_of(name):
                 raise ValueError(f"--{option}: must be {accepted(name)}, got {value}")
     settings.check_shape(**shape | {"tokens": min(tokens)})
     if "fp8" in dtypes and shape["hidden"] % reference.FP8_GROUP:

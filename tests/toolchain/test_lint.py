@@ -87,7 +87,7 @@ def weaken(root, file, old, new):
         ("lib/sync.inc", "st.release.sys", "st.release.gpu", "RAISE_FLAG has no st.release.sys"),
         ("lib/sync.inc", "atom.acq_rel", "atom.relaxed", "ARRIVE has no atom.acq_rel.gpu"),
         ("role/report.inc", "st.release.sys.global", "st.global", "st.global.u32 to STAT_VALID"),
-        ("role/tell_host.inc", "st.release.sys", "st.relaxed.sys", "to TOT_TICKET, which publishes"),
+        ("role/tell_host.inc", "st.release.sys", "st.relaxed.sys", "to TOT_TICKET, which"),
         ("role/refuse_dispatch.inc", "st.release.sys", "st.relaxed.sys", "to TOT_TICKET, which"),
         ("role/report_progress.inc", "st.release.sys", "st.relaxed.sys", "to v_progress, which"),
         ("role/report_progress.inc", "st.release.sys", "st.release.gpu", "to v_progress, which"),
