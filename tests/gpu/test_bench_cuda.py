@@ -10,8 +10,8 @@ from deepep_ptx._cuda import device_count
 
 pytestmark = pytest.mark.gpu
 
-SMALL = ["--tokens", "1,64", "--hidden", "1024", "--experts", "16", "--topk", "4",
-         "--rounds", "6", "--warmup", "1"]
+SMALL = ["--executor", "cuda", "--tokens", "1,64", "--hidden", "1024", "--experts", "16",
+         "--topk", "4", "--rounds", "6", "--warmup", "1"]
 
 
 def record_of(tmp_path, *options):
