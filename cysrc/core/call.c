@@ -251,7 +251,7 @@ static int launch_dispatch(struct ep_buffer *b, const struct ep_loaded *kernel,
         .topk_idx_bytes = a->topk_idx_bytes,
         .num_local_experts = a->num_experts / b->comm.num_ranks, .worst_rows = a->worst_rows,
         .num_stages = kernel->stages, .stage_bytes = kernel->stage_bytes};
-    if (b->grows && !a->handle && !a->worst_rows) {
+    if (b->grows && !a->handle) {
         params.landing_bytes = a->landing_bytes;
         params.land_received = 1;
     }
