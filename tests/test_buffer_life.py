@@ -384,17 +384,17 @@ def test_late_rank_learns_of_the_abort(call, scheduler):
         with Buffer(comm, timeout_s=0.5) as buffer:
             inputs = tokens(comm.rank)
             recv_x, _, _, _, handle, _ = dispatch(buffer, *inputs)
-            calls = {"dispatch": lambda: dispatch(buffer, *inputs),
-                     "cached dispatch": lambda: (buffer.dispatch(inputs[0], handle=handle),
-                                                 buffer.check()),
-                     "combine": lambda: (buffer.combine(recv_x, handle), buffer.check())}
-            if comm.rank == 0:
-                error = raised(calls[call])
+            if comm.rank:
                 comm.barrier()
+            if call == "dispatch":
+                error = raised(dispatch, buffer, *inputs)
+            elif call == "cached dispatch":
+                error = raised(buffer.dispatch, inputs[0], handle=handle)
             else:
+                error = raised(buffer.combine, recv_x, handle)
+            if not comm.rank:
                 comm.barrier()
-                error = raised(calls[call])
-            recv_x = handle = calls = None
+            del recv_x, handle
             buffer.reset()
             check_round(buffer, comm.size)
             return error

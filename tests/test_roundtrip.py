@@ -19,7 +19,7 @@ AXES = {
     "num_ranks": [1, 2, 3, 4, 8],
     "hidden": [8, 528, 520, 2048, 7168],
     "num_topk": [1, 8, 9, 32],
-    "policy": ["fast", "safe", "aggressive", "ld_volatile"],
+    "policy": ["fast", "safe", "aggressive", "ld_volatile", "bulk"],
     "tokens": ["even", "uneven", "some zero"],
     "routing": ["random", "holes", "crowd"],
     "combine": ["pull", "push", "mixed"],
@@ -32,16 +32,20 @@ AXES = {
     "dtype": ["bfloat16", "fp8", "fp8 odd", "float16", "int8"],
     "again": ["no", "same", "fp8"],
     "finish": ["wait", "event"],
+    "num_sms": [20, 1, 7, None],
+    "ring": [(None, None), (2, 16), (3, 48), (7, 2048)],     # stages and stage_bytes of bulk copies
 }
 NUM_EXPERTS = 48  # a multiple of every number of ranks, more than every top-k
 ROUNDS = 2        # calls per buffer: the second meets used slots and old flags
 
 
 def allowed(case):
-    """Worst-case mode needs top-k data; rows of one-byte elements are multiples of 16."""
+    """Worst-case mode needs top-k data; rows of one-byte elements are multiples of 16; bulk copies
+    need sm_90."""
     narrow = case.get("dtype") in ("fp8", "fp8 odd", "int8") or case.get("again") == "fp8"
     return not ((case.get("worst") and case.get("topk_data") == "none")
-                or (narrow and case.get("hidden") in (8, 520)))
+                or (narrow and case.get("hidden") in (8, 520))
+                or (case.get("policy") == "bulk" and case.get("arch") == "sm_80"))
 
 
 CASES = covering(AXES, allowed)
@@ -88,8 +92,8 @@ def numbers(rng, shape):
 
 def counts(kind, num_ranks, rng):
     """Tokens of each rank."""
-    if kind == "even":
-        return [17] * num_ranks
+    if kind in ("even", "many"):        # many: for several CTAs of layout
+        return [17 if kind == "even" else 600] * num_ranks
     if kind == "uneven":
         return rng.integers(1, 33, num_ranks).tolist()
     some = rng.integers(0, 25, num_ranks)
@@ -161,8 +165,9 @@ def arena_bytes(case, rounds):
 
 def rank_main(comm, case, rounds):
     """Every array that the buffer returns, copied, for each of `rounds`."""
+    stages, stage_bytes = case["ring"]
     with Buffer(comm, arena_bytes(case, rounds), policy=case["policy"],
-                zero_copy=case["zero_copy"]) as buffer:
+                zero_copy=case["zero_copy"], stages=stages, stage_bytes=stage_bytes) as buffer:
         return [one_round(comm, buffer, case, inputs) for inputs in rounds]
 
 
@@ -174,7 +179,7 @@ def one_round(comm, buffer, case, inputs):
     assert per_rdma_rank is None
     topk = {} if case["topk_data"] == "none" else {"topk_idx": topk_idx,
                                                     "topk_weights": topk_weights}
-    later = {} if case["finish"] == "wait" else {"async_finish": True}
+    later = {"async_finish": case["finish"] == "event", "num_sms": case["num_sms"]}
     recv_x, recv_topk_idx, recv_topk_weights, expert_list, handle, event = buffer.dispatch(
         inputs.xs[rank], num_tokens_per_rank=per_rank, is_token_in_rank=in_rank,
         num_tokens_per_expert=per_expert, num_worst_tokens=worst_tokens(case, inputs), **topk,

@@ -4,14 +4,11 @@
 import dataclasses
 import json
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 
 from deepep_ptx.toolchain import lint, lock, params, render, variants
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.weakened import copy_sources, weaken
 
 
 def table_of(tree):
@@ -68,16 +65,7 @@ def test_lib_may_be_conditional(tree):
 @pytest.fixture
 def ours(tmp_path):
     """A copy of this tree's sources, to weaken."""
-    for name in ("ptx", "deepep_ptx/include"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    return tmp_path
-
-
-def weaken(root, file, old, new):
-    path = root / file
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
+    return copy_sources(tmp_path)
 
 
 @pytest.mark.parametrize(
