@@ -16,6 +16,7 @@ from deepep_ptx.errors import (
     DestroyedError,
     RankMismatchError,
 )
+from tests.weakened import Reader, copy_sources, weaken
 
 BF16 = ml_dtypes.bfloat16
 H, K, E, T = 64, 4, 12, 12
@@ -401,6 +402,35 @@ def test_late_rank_learns_of_the_abort(call, scheduler):
 
     for error in run_ranks(main, 2, scheduler=scheduler):
         assert isinstance(error, DeepEPTimeoutError)
+
+
+@pytest.mark.parametrize("scheduler", ["rr", "random", "late-async"])
+@pytest.mark.parametrize("with_weights", [False, True])
+@pytest.mark.parametrize("policy", ["ld_na", "bulk"])
+def test_rows_that_are_never_pushed(monkeypatch, tmp_path, policy, with_weights, scheduler):
+    """Who waits for them gives up at the time limit, all hear of it, and reset() helps."""
+    sources = copy_sources(tmp_path)
+    weaken(sources, "ptx/role/open_push.inc", "    selp.b32        n_longest, n_longest, 0, q;\n"
+           "    sub.u32         r, n_ranks", "    setp.ne.and.u32 q, i_rank, 1, q;\n"
+           "    selp.b32        n_longest, n_longest, 0, q;\n    sub.u32         r, n_ranks")
+    read_text, lazy = select.read_text, Reader(sources)
+    monkeypatch.setattr(select, "read_text", lambda variant: (
+        lazy if variant["kernel"] == "combine" else read_text)(variant))
+
+    def main(comm):
+        with Buffer(comm, timeout_s=0.5, policy=policy) as buffer:
+            recv_x, _, recv_weights, _, handle, _ = dispatch(buffer, *tokens(comm.rank))
+            error = raised(buffer.combine, np.array(recv_x), handle,
+                           topk_weights=np.array(recv_weights) if with_weights else None)
+            del recv_x, recv_weights, handle
+            buffer.reset()
+            check_round(buffer, comm.size)
+            return error
+
+    errors = run_ranks(main, 3, scheduler=scheduler)
+    assert all(isinstance(error, DeepEPTimeoutError) for error in errors), errors
+    waits = {(error.rank, error.wait, error.peer) for error in errors}
+    assert {(0, "pushed rows", 1), (2, "pushed rows", 1)} & waits
 
 
 def test_host_error_inside_a_call_aborts_the_peers():
