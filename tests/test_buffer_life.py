@@ -20,6 +20,7 @@ from tests.weakened import Reader, copy_sources, weaken
 
 BF16 = ml_dtypes.bfloat16
 H, K, E, T = 64, 4, 12, 12
+WIDE = 4096      # hidden of rows in several chunks
 
 
 def tokens(rank, num_tokens=T, hidden=H, num_topk=K):
@@ -408,7 +409,8 @@ def test_late_rank_learns_of_the_abort(call, scheduler):
 @pytest.mark.parametrize("with_weights", [False, True])
 @pytest.mark.parametrize("policy", ["ld_na", "bulk"])
 def test_rows_that_are_never_pushed(monkeypatch, tmp_path, policy, with_weights, scheduler):
-    """Who waits for them gives up at the time limit, all hear of it, and reset() helps."""
+    """Who waits for them gives up at the time limit, all hear of it, and reset() helps.  Rows of
+    rank 2 are pulled: loads of them may be under way then."""
     sources = copy_sources(tmp_path)
     weaken(sources, "ptx/role/open_push.inc", "    selp.b32        n_longest, n_longest, 0, q;\n"
            "    sub.u32         r, n_ranks", "    setp.ne.and.u32 q, i_rank, 1, q;\n"
@@ -419,10 +421,11 @@ def test_rows_that_are_never_pushed(monkeypatch, tmp_path, policy, with_weights,
 
     def main(comm):
         with Buffer(comm, timeout_s=0.5, policy=policy) as buffer:
-            recv_x, _, recv_weights, _, handle, _ = dispatch(buffer, *tokens(comm.rank))
-            error = raised(buffer.combine, np.array(recv_x), handle,
+            recv_x, _, recv_weights, _, handle, _ = dispatch(buffer, *tokens(comm.rank, 64, WIDE, 1))
+            y = recv_x if comm.rank == 2 else np.array(recv_x)
+            error = raised(buffer.combine, y, handle, num_sms=1,
                            topk_weights=np.array(recv_weights) if with_weights else None)
-            del recv_x, recv_weights, handle
+            del recv_x, recv_weights, handle, y
             buffer.reset()
             check_round(buffer, comm.size)
             return error
