@@ -14,8 +14,8 @@ class DeepEPTimeoutError(DeepEPError):
     """A wait reached its time limit, or a peer aborted while this rank waited for it.
 
     rank: the waiting rank.  peer: the rank it waited for, or -1.
-    wait: what it waited for, in words ("call record", "pushed rows", "end of call", "numbered tokens",
-        "bulk load").
+    wait: what it waited for, in words ("call record", "pushed rows", "end of call",
+        "numbered tokens", "bulk load").
     The buffer stays aborted until `Buffer.reset()`, which is collective.
     """
 

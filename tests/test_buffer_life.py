@@ -421,7 +421,8 @@ def test_rows_that_are_never_pushed(monkeypatch, tmp_path, policy, with_weights,
 
     def main(comm):
         with Buffer(comm, timeout_s=0.5, policy=policy) as buffer:
-            recv_x, _, recv_weights, _, handle, _ = dispatch(buffer, *tokens(comm.rank, 64, WIDE, 1))
+            recv_x, _, recv_weights, _, handle, _ = dispatch(
+                buffer, *tokens(comm.rank, 64, WIDE, 1))
             y = recv_x if comm.rank == 2 else np.array(recv_x)
             error = raised(buffer.combine, y, handle, num_sms=1,
                            topk_weights=np.array(recv_weights) if with_weights else None)
