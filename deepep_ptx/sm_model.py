@@ -4,72 +4,79 @@
 A call's payload has to be moved by its CTAs, one per SM, and what is for other GPUs has to cross
 this GPU's link.  On n SMs
 
-    time(n)  = max(sm_time(n), link_time(n), memory_time) + fixed
-    sm_time  = ceil(T / n) * e * row_bytes * sum(1 / rate of each pass over the rows)
-    link     = S * T * e * (R - S) / R * row_bytes / min(S * min(n, T) * peer_sm, link rate)
-    memory   = S * T * e * row_bytes / memory rate
+    time(n) = max(sm_time(n) + LINK_WAIT * link_time, link_time(n), memory_time) + fixed
+    sm_time = ceil(T / n) * e * row_bytes / sm rate
+    link    = S * T * e * (R - S) / R * row_bytes / link rate
+    memory  = S * T * e * row_bytes / memory rate
 
 for T tokens, R ranks of which S share this GPU and its link, and e = R * (1 - (1 - 1/R)^K) ranks
-per token: K choices that are uniform over ranks.  A dispatch stores each row, a pulling combine
-reads and adds it, a pushing one does both.  A token is one warp's work, so CTAs without a token
-gain nothing.  The choice is the smallest n whose time is within 3 % of the best one's.
+per token: K choices that are uniform over ranks.  Where stores of so many SMs get into each other's
+way (CROWD), the link's rate in link_time(n) is the crowded one; the wait is for the link at its
+best.  A token is one warp's work, so CTAs without a token gain nothing.
 
+Enough is the smallest n whose time would be within 3 % of the best one's if nothing were crowded.
+The choice is the quickest of 1 .. enough, crowds counted, and of equals the smallest.
 docs/tuning.md derives the formula and holds it against measurements.
 """
 
 from dataclasses import dataclass, replace
 
 TOLERANCE = 1.03
-SM_SHARE_OF_LINK = 1 / 8        # what an SM of an H100 moves of what its link takes
 OPS = ("dispatch", "combine_pull", "combine_push")
-PASSES = {"dispatch": ("store",), "combine_pull": ("reduce",), "combine_push": ("store", "reduce")}
+LINK_WAIT = 0.2             # of the link's time, what an SM waits for it besides its own work
+CROWD = range(17, 49)       # SMs of one GPU; measured on 24 and 32, and not on 16 or 64
 
 
 @dataclass(frozen=True)
 class Rates:
     """What one kind of GPU does with payload rows, in GB/s (10**9 bytes per second).
 
-    sm: (pass, data path) -> of one SM; passes are "store" and "reduce", paths "bulk" and "vec".
-    peer_sm: stores of one SM to another GPU.
-    link: pass that crosses it -> of a GPU's link, both ways at once, with SMs enough.
+    sm: (op, data path) -> of one SM; paths are "bulk" and "vec".
+    link: op -> of a GPU's link, both ways at once, with SMs enough.
+    crowded: (op, data path) -> of the link while CROWD SMs use it; without an entry as `link`.
     memory: rows copied inside the GPU, with SMs enough.
-    fixed_us: of a call, whatever its size.
+    fixed_us: op -> of a call, whatever its size.
     source: where the figures are from.
     """
 
     sm: dict
-    peer_sm: float
     link: dict
+    crowded: dict
     memory: float
-    fixed_us: float
+    fixed_us: dict
     source: str
 
 
-def rates_from_link(link, source):
-    """`Rates` of a GPU of which only the link's rate is known: one SM moves an eighth of it."""
-    of_sm = link * SM_SHARE_OF_LINK
-    return Rates(sm={(work, path): of_sm for work in ("store", "reduce")
-                     for path in ("bulk", "vec")},
-                 peer_sm=of_sm, link={"store": link, "reduce": link}, memory=4 * link,
-                 fixed_us=16.0, source=source)
-
-
 _H100 = Rates(
-    sm={("store", "bulk"): 51.7, ("store", "vec"): 46.6,
-        ("reduce", "bulk"): 60.3, ("reduce", "vec"): 12.4},
-    peer_sm=45.7,
-    link={"store": 341.0, "reduce": 324.0},
+    sm={("dispatch", "vec"): 52.5, ("dispatch", "bulk"): 53.4,
+        ("combine_pull", "vec"): 36.0, ("combine_pull", "bulk"): 52.7,
+        ("combine_push", "vec"): 33.9, ("combine_push", "bulk"): 39.0},
+    link={"dispatch": 347.0, "combine_pull": 334.0, "combine_push": 342.0},
+    crowded={("dispatch", "vec"): 283.0, ("dispatch", "bulk"): 287.0,
+             ("combine_push", "vec"): 304.0, ("combine_push", "bulk"): 263.0},
     memory=1395.0,
-    fixed_us=16.0,
-    source="2xH100 SXM, NVLink NV18, 2026-11-21: docs/tuning.md",
+    fixed_us={"dispatch": 18.0, "combine_pull": 19.0, "combine_push": 27.0},
+    source="2xH100 SXM, NVLink NV18, 2026-11-25: docs/tuning.md",
 )
 # Name of the device -> its rates.
 RATES = {
     "NVIDIA H100 80GB HBM3": _H100,
-    "NVIDIA H200": replace(_H100, source="the H100's, whose SMs and links it has; not measured"),
+    "NVIDIA H200": replace(_H100, source="the H100's, whose SMs and links it has; held against "
+                                         "2xH200, 16 and 64 SMs, 2026-11-25: docs/tuning.md"),
 }
+
+
+def rates_from_link(link, source):
+    """`Rates` of a GPU of which only the link's rate for stores is known: all else is to it as on
+    an H100, but for crowds, of which nothing is known."""
+    times = link / _H100.link["dispatch"]
+    return replace(_H100, source=source, crowded={}, memory=times * _H100.memory,
+                   sm={key: times * rate for key, rate in _H100.sm.items()},
+                   link={op: times * rate for op, rate in _H100.link.items()})
+
+
 # NVLink 3, which has the least of what is in use: 300 GB/s one way, of which SMs reach four fifths.
-UNKNOWN = rates_from_link(240.0, "not measured: an SM moves an eighth of the link's 240 GB/s")
+UNKNOWN = rates_from_link(240.0, "not measured: a link of 240 GB/s, all else in the H100's ratio")
 
 
 def rates_of(device_name):
@@ -102,21 +109,25 @@ class Work:
 
 def predicted_us(work, rates, num_sms):
     """Microseconds of a call on `num_sms` SMs, `rates.fixed_us` among them."""
-    passes = PASSES[work.op]
-    us_per_gb_s = work.row_bytes * work.rows_per_token / 1e3      # of a token, at 1 GB/s
-    per_token = us_per_gb_s * sum(1 / rates.sm[one, work.path] for one in passes)
-    all_tokens = work.tokens * work.ranks_here * us_per_gb_s
-    remote = (work.ranks - work.ranks_here) / work.ranks
-    link = min(rates.link[passes[0]],
-               work.ranks_here * min(num_sms, work.tokens) * rates.peer_sm)
-    return rates.fixed_us + max(-(-work.tokens // num_sms) * per_token,
-                                all_tokens * remote / link,
-                                all_tokens / rates.memory)
+    return _time_us(work, rates, num_sms, rates.crowded)
 
 
 def choose_sms(work, rates, limit):
-    """The smallest number of SMs in [1, limit] whose predicted time is within 3 % of the best."""
-    times = [predicted_us(work, rates, num_sms)
-             for num_sms in range(1, min(limit, work.tokens) + 1)]
-    enough = TOLERANCE * min(times)
-    return 1 + next(index for index, time in enumerate(times) if time <= enough)
+    """The number of SMs in [1, limit] that a call should take; see the module."""
+    numbers = range(1, min(limit, work.tokens) + 1)
+    at_rest = [_time_us(work, rates, number, {}) for number in numbers]
+    near_best = TOLERANCE * min(at_rest)
+    enough = 1 + next(index for index, time in enumerate(at_rest) if time <= near_best)
+    return min(numbers[:enough], key=lambda number: predicted_us(work, rates, number))
+
+
+def _time_us(work, rates, num_sms, crowded):
+    key = work.op, work.path
+    token = work.row_bytes * work.rows_per_token / 1e3          # microseconds at 1 GB/s
+    here = token * work.tokens * work.ranks_here
+    crossing = here * (work.ranks - work.ranks_here) / work.ranks
+    link = rates.link[work.op]
+    now = crowded.get(key, link) if work.ranks_here * num_sms in CROWD else link
+    return rates.fixed_us[work.op] + max(
+        -(-work.tokens // num_sms) * token / rates.sm[key] + LINK_WAIT * crossing / link,
+        crossing / now, here / rates.memory)

@@ -39,7 +39,7 @@ def gemm_name(pair):
 
 def draw(made, path):
     """Write the picture of a record to `path`: the GEMM's slowdown and the call's time against
-    SMs, a column for each call and GEMM, a line for each policy."""
+    SMs, a column for each call and GEMM, a colour for each policy."""
     columns = {}
     for pair in made["pairs"]:
         title = f"{pair['what']}, {gemm_name(pair)}"
@@ -51,18 +51,20 @@ def draw(made, path):
         for at, (policy, pairs) in enumerate(lines.items()):
             pairs = sorted(pairs, key=lambda pair: pair["sms"])
             sms, colour = [pair["sms"] for pair in pairs], COLOURS[at % len(COLOURS)]
-            upper.plot(sms, [pair["gemm_slowdown"] for pair in pairs], "o-", color=colour,
-                       label=policy)
-            upper.plot(sms, [pair["sm_share"] for pair in pairs], ":", color=colour,
-                       label=f"{policy}: SMs' share")
+            upper.plot(sms, [pair["gemm_slowdown"] for pair in pairs], "o-", markersize=3,
+                       color=colour, label=policy)
+            upper.plot(sms, [pair["sm_share"] for pair in pairs], ":", color=colour)
             for name, style in (("comm_both", "o-"), ("comm_alone", "--")):
-                lower.plot(sms, [pair[name]["median_us"] for pair in pairs], style, color=colour,
-                           label=f"{policy}, {'beside' if name == 'comm_both' else 'alone'}")
+                lower.plot(sms, [pair[name]["median_us"] for pair in pairs], style, markersize=3,
+                           color=colour)
         upper.set_title(title, fontsize=9)
-        for panel, label in ((upper, "GEMM slower by, %"), (lower, "call, us")):
+        for panel, label in ((upper, "GEMM slower, %; dotted: SMs' share"),
+                             (lower, "call beside it, us; dashed: alone")):
             panel.set_xlabel("SMs")
+            panel.set_xticks(sms)
             panel.set_ylabel(label)
             panel.set_ylim(bottom=0)
-            panel.legend(frameon=False, fontsize=7)
             panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center",
+                  ncols=len(COLOURS), frameon=False)
     picture.save(figure, path)
