@@ -61,13 +61,10 @@ class Buffer:
     (`__array_interface__`, DLPack) gives NumPy results.  On GPUs: torch CUDA tensors, CuPy arrays;
     other device memory (`__cuda_array_interface__`, DLPack) gives `DeviceArray`; NumPy arrays are
     copied in and results copied out, for convenience.
-    Streams.  A call's kernel runs on the caller's stream.  With `previous_event` or
-    `async_finish=True`, in a capture, and where ranks are threads that share a GPU, it runs on the
-    buffer's own stream, after `previous_event` if one is given, else after what the caller's
-    stream has queued; then the caller's stream waits for its end (`async_finish=False`), or the
-    caller does by the event that the call returns.  Calls of a buffer come one after the other in
-    any case.  `stream=` names the caller's stream: an int, or an object with `__cuda_stream__`,
-    `cuda_stream` or `ptr`; None
+    Streams.  A call's kernel runs on the buffer's own stream, after `previous_event` if one is
+    given, else after what the caller's stream has queued.  The caller's stream waits for its end
+    (`async_finish=False`), or the caller does by the event that the call returns.  `stream=` names
+    the caller's stream: an int, or an object with `__cuda_stream__`, `cuda_stream` or `ptr`; None
     takes the library's current stream, else the array's `__cuda_array_interface__["stream"]`, else
     the legacy default stream.  On the CPU executor it must be None or 0.
     The host waits for the totals of `dispatch`, unless they are given; for the end of a call where
@@ -407,13 +404,8 @@ class Buffer:
             self._in_flight.forget_finished()
         self._library = call.library
         self.last_num_sms = num_sms
-        # On the caller's stream where nothing speaks against it: a hop to the buffer's and back
-        # costs 6 us.  Ranks that are threads on one GPU may share a stream, on which each would
-        # wait for the other's kernel to begin.
-        direct = not (graph or async_finish or previous is not None
-                      or (self._is_thread and self._ranks_here > 1))
         return Launch(call.stream, previous, num_sms, waits, bool(async_finish) and not waits,
-                      direct, graph, *ring)
+                      graph, *ring)
 
     def _host_waits(self, call, async_finish):
         """Whether the host waits for the end of a call that is not captured."""

@@ -3,7 +3,6 @@
  * Life of a buffer: allocation, peers, growth, reset, end.  Calls are in call.c. */
 #include "core/launch.h"
 #include "core/slots.h"
-#include "core/timeline.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -41,7 +40,6 @@ static int allocate(struct ep_buffer *b)
     uint32_t num_ranks = b->comm.num_ranks;
     TRY(exec->stream_create(exec->self, &b->stream));
     TRY(exec->stream_create(exec->self, &b->abort_stream));
-    TRY(exec->event_create(exec->self, &b->tail));
     b->heap_bytes = sizeof(struct ep_control) + num_ranks * sizeof(struct ep_flags)
                     + 2 * num_ranks * (uint64_t)b->comm.record_stride
                     + num_ranks * EP_MAX_PUSHERS * sizeof(uint64_t);
@@ -186,9 +184,6 @@ void ep_buffer_unmap_segment(struct ep_buffer *b, uint32_t index)
 
 void ep_buffer_drop_segment(struct ep_buffer *b, uint32_t index)
 {
-    pthread_mutex_lock(&b->order);
-    ep_timeline_take(b);
-    pthread_mutex_unlock(&b->order);
     pthread_mutex_lock(&b->lock);
     ep_dptr_t base = ep_arena_drop(&b->arena, index);
     pthread_mutex_unlock(&b->lock);
@@ -230,7 +225,7 @@ void ep_buffer_close(struct ep_buffer *b)
     if (!begin_close(b))
         return;
     if (b->stream)               /* where it fails nothing runs any more                        */
-        ep_timeline_settle(b);
+        exec->stream_synchronize(exec->self, b->stream);
     ep_slots_release_retired(b);
     ep_slots_drop_landing(b);
     ep_buffer_close_peers(b);
@@ -245,8 +240,6 @@ void ep_buffer_close(struct ep_buffer *b)
         exec->host_free(exec->self, b->ring);
     if (b->totals)
         exec->host_free(exec->self, b->totals);
-    if (b->tail)
-        exec->event_destroy(exec->self, b->tail);
     if (b->abort_stream)
         exec->stream_destroy(exec->self, b->abort_stream);
     if (b->stream)
@@ -276,7 +269,7 @@ int ep_buffer_reset_begin(struct ep_buffer *b, uint64_t *epoch)
     if (b->closed)
         return EP_ERR_DESTROYED;
     TRY(exec->stream_synchronize(exec->self, b->abort_stream));
-    TRY(ep_timeline_settle(b));
+    TRY(exec->stream_synchronize(exec->self, b->stream));
     TRY(exec->copy_out(exec->self, &b->control, b->comm.heap, sizeof b->control, b->stream));
     /* Captured calls have numbers and no epoch: neither may come again. */
     *epoch = b->num_calls > b->control.epoch ? b->num_calls : b->control.epoch;

@@ -15,8 +15,8 @@
  * thread at any time.  After EP_ERR_STATUS `status` says what the device reported; with
  * `control.abort` set only a reset makes the buffer usable.
  *
- * A call's kernels run on the buffer's stream, or with EP_CALL_DIRECT on the caller's; the host waits
- * for their end only where EP_CALL_WAIT asks for it.  What the device finds later is told by the next call that waits for the host, alike
+ * A call's kernels run on the buffer's stream; the host waits for their end only where EP_CALL_WAIT
+ * asks for it.  What the device finds later is told by the next call that waits for the host, alike
  * on all ranks, or by ep_buffer_check. */
 #ifndef DEEPEP_PTX_BUFFER_H
 #define DEEPEP_PTX_BUFFER_H
@@ -75,13 +75,7 @@ struct ep_buffer {
     uint32_t  num_status;
     uint32_t  launched[EP_NUM_LOADED], num_launched;     /* of the newest call, in this table   */
 
-    pthread_mutex_t order;       /* held while a dying slot is ordered on `stream`, and at its end;
-                                  * guards the five below (timeline.h)                         */
-    void     *tail;              /* event: end of the newest call that was on `ahead`           */
-    void     *ahead;             /* a caller's stream that has joined the calls, if `joined`    */
-    int       joined;
-    int       moved;             /* `stream` has what `ahead` does not come after               */
-    int       behind;            /* `stream` does not come after `tail`                         */
+    pthread_mutex_t order;       /* held while a dying slot is ordered on `stream`, and at its end */
     pthread_mutex_t lock;        /* guards all below                                           */
     struct ep_arena arena;
     /* Where the arena grows: the extent that no result keeps.  Rows pushed by a combine land in it,
@@ -163,8 +157,6 @@ uint64_t ep_buffer_used(struct ep_buffer *b);
 /* -- calls ---------------------------------------------------------------------------------- */
 #define EP_CALL_WAIT 1           /* the host waits for the end                                  */
 #define EP_CALL_DETACHED 2       /* the caller's stream does not wait for the end               */
-#define EP_CALL_DIRECT 4         /* the kernel runs on the caller's stream; not of a captured call, nor
-                                  * with `previous` or EP_CALL_DETACHED                        */
 
 struct ep_call {                 /* of every call                                               */
     void     *caller_stream;     /* on which the arrays are ready and the results are used      */

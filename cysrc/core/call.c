@@ -5,7 +5,6 @@
 #include "core/launch.h"
 #include "core/slots.h"
 #include "core/status.h"
-#include "core/timeline.h"
 
 #define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
 
@@ -37,50 +36,24 @@ static int begin(struct ep_buffer *b, const struct ep_call *call)
     return EP_OK;
 }
 
-static int is_direct(const struct ep_call *call)
-{
-    return (call->flags & EP_CALL_DIRECT) != 0;
-}
-
-/* Of the call's kernels. */
-static void *stream_of(const struct ep_buffer *b, const struct ep_call *call)
-{
-    return is_direct(call) ? call->caller_stream : b->stream;
-}
-
 /* The call's kernels run after `previous`, or after what the caller's stream has queued. */
 static int order(struct ep_buffer *b, const struct ep_call *call)
 {
     const struct ep_executor *exec = b->exec;
-    int rc = EP_OK;
-    pthread_mutex_lock(&b->order);           /* no slot that dies may be ordered in between     */
-    if (is_direct(call))
-        rc = ep_timeline_join(b, call->caller_stream);
-    else if (!b->graph)                      /* a graph's order with other calls is the caller's */
-        rc = ep_timeline_take(b);
     /* A captured stream takes this one into its capture only if it is waited for. */
-    if (rc == EP_OK && !is_direct(call) && (b->graph || !call->previous))
-        rc = exec->stream_wait(exec->self, b->stream, call->caller_stream);
-    pthread_mutex_unlock(&b->order);
-    TRY(rc);
+    if (b->graph || !call->previous) {
+        pthread_mutex_lock(&b->order);       /* no slot that dies may be ordered in between     */
+        int rc = exec->stream_wait(exec->self, b->stream, call->caller_stream);
+        pthread_mutex_unlock(&b->order);
+        TRY(rc);
+    }
     return call->previous ? exec->event_wait(exec->self, b->stream, call->previous) : EP_OK;
-}
-
-/* Later calls come after what is on the call's stream. */
-static int mark(struct ep_buffer *b, const struct ep_call *call)
-{
-    if (!is_direct(call))
-        return EP_OK;
-    pthread_mutex_lock(&b->order);
-    int rc = ep_timeline_mark(b, call->caller_stream);
-    pthread_mutex_unlock(&b->order);
-    return rc;
 }
 
 static int end(struct ep_buffer *b, const struct ep_call *call)
 {
     b->unseen = 1;
-    if (call->flags & (EP_CALL_DETACHED | EP_CALL_DIRECT))
+    if (call->flags & EP_CALL_DETACHED)
         return EP_OK;
     return b->exec->stream_wait(b->exec->self, call->caller_stream, b->stream);
 }
@@ -153,7 +126,7 @@ static int launch_layout(struct ep_buffer *b, const struct ep_layout_args *a)
         .num_tokens = a->num_tokens, .num_topk = a->num_topk, .num_experts = a->num_experts,
         .topk_idx_bytes = a->topk_idx_bytes};
     uint32_t ctas = (a->num_tokens + kernel->threads - 1) / kernel->threads;
-    return ep_launch_on(b, stream_of(b, &a->call), EP_KERNEL_LAYOUT, kernel, &params, sizeof params,
+    return ep_launch_on(b, b->stream, EP_KERNEL_LAYOUT, kernel, &params, sizeof params,
                         max_u32(1, min_u32(a->call.num_sms, ctas)));
 }
 
@@ -163,8 +136,6 @@ int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
     TRY(begin(b, &a->call));
     TRY(order(b, &a->call));
     int rc = launch_layout(b, a);
-    if (rc == EP_OK)
-        rc = mark(b, &a->call);
     if (rc == EP_OK)
         return a->call.flags & EP_CALL_WAIT ? ep_status_look(b, EP_UNTOLD) : end(b, &a->call);
     if (b->graph)
@@ -286,7 +257,7 @@ static int launch_dispatch(struct ep_buffer *b, const struct ep_loaded *kernel,
     }
     if (a->worst_rows && block && block->bytes >= slot->bytes)
         params.worst_idx = b->arena.segment[block->segment].base + block->offset + slot->topk_idx;
-    return ep_launch_on(b, stream_of(b, &a->call), EP_KERNEL_DISPATCH, kernel, &params, sizeof params,
+    return ep_launch_on(b, b->stream, EP_KERNEL_DISPATCH, kernel, &params, sizeof params,
                         a->call.num_sms);
 }
 
@@ -342,7 +313,6 @@ static int dispatch_into(struct ep_buffer *b, const struct ep_loaded *kernel,
                          struct ep_dispatch_result *out)
 {
     TRY(launch_dispatch(b, kernel, a, block, &out->slot));
-    TRY(mark(b, &a->call));
     if (waits_for_totals(a))     /* while the rows are on their way                             */
         TRY(settle(b, a, block, out));
     TRY(ep_slots_keep(b, block));
@@ -423,7 +393,7 @@ static int launch_combine(struct ep_buffer *b, const struct ep_loaded *kernel,
         .bias0 = a->bias0, .bias1 = a->bias1, .pos = a->pos, .rank_prefix = a->rank_prefix,
         .num_tokens = a->num_tokens, .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk,
         .num_stages = kernel->stages, .stage_bytes = kernel->stage_bytes};
-    return ep_launch_on(b, stream_of(b, &a->call), ep_buffer_combine_kernel(a), kernel, &params, sizeof params,
+    return ep_launch_on(b, b->stream, ep_buffer_combine_kernel(a), kernel, &params, sizeof params,
                         a->call.num_sms);
 }
 
@@ -454,8 +424,6 @@ int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
     int rc = reserve_staging(b, a, &staging);
     if (rc == EP_OK)
         rc = launch_combine(b, &kernel, a, staging);
-    if (rc == EP_OK)
-        rc = mark(b, &a->call);
     if (rc == EP_OK)
         rc = ep_slots_keep(b, staging);
     if (rc == EP_OK && a->x_bytes)

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/slots.h"
-
-#include "core/timeline.h"
 #include "core/status.h"
 
 #include <stdlib.h>
@@ -223,11 +221,6 @@ static int order_after(struct ep_buffer *b, void *const streams[2])
     for (uint32_t i = 0; i < num_streams; i++)
         if (is_captured(b, streams[i]))
             return 0;
-    if (num_streams == 1 && b->behind && b->ahead == streams[0]) {
-        ep_timeline_mark(b, streams[0]);         /* where the newest call is                    */
-        return 1;
-    }
-    ep_timeline_take(b);
     for (uint32_t i = 0; i < num_streams; i++)
         b->exec->stream_wait(b->exec->self, b->stream, streams[i]);
     return 1;
@@ -275,15 +268,7 @@ static int reserve_on(struct ep_buffer *b, uint64_t bytes, void *stream, struct 
         return rc;
     /* It may have been staging or a result that is still in use.  A graph's order with what came
      * before it is the caller's. */
-    if (b->graph) {
-        rc = ep_slots_keep(b, *out);
-    } else {
-        pthread_mutex_lock(&b->order);
-        rc = ep_timeline_take(b);
-        if (rc == EP_OK)
-            rc = b->exec->stream_wait(b->exec->self, stream, b->stream);
-        pthread_mutex_unlock(&b->order);
-    }
+    rc = b->graph ? ep_slots_keep(b, *out) : b->exec->stream_wait(b->exec->self, stream, b->stream);
     if (rc != EP_OK)
         ep_slots_release(b, *out);
     return rc;

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/status.h"
 
-#include "core/timeline.h"
-
 #include <stddef.h>
 
 #define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
@@ -63,7 +61,7 @@ static void drain(struct ep_buffer *b, enum ep_scope scope)
 int ep_status_look(struct ep_buffer *b, enum ep_scope scope)
 {
     const struct ep_executor *exec = b->exec;
-    TRY(ep_timeline_settle(b));
+    TRY(exec->stream_synchronize(exec->self, b->stream));
     TRY(exec->copy_out(exec->self, &b->control, b->comm.heap, sizeof b->control, b->stream));
     if (!b->control.abort)
         b->control.abort = b->host_abort;
@@ -82,7 +80,7 @@ int ep_status_look(struct ep_buffer *b, enum ep_scope scope)
 
 int ep_status_look_back(struct ep_buffer *b)
 {
-    TRY(ep_timeline_settle(b));
+    TRY(b->exec->stream_synchronize(b->exec->self, b->stream));
     b->unseen = 0;
     return __atomic_load_n(&b->ring->next, __ATOMIC_ACQUIRE) ? ep_status_look(b, EP_TOLD) : EP_OK;
 }
@@ -104,7 +102,7 @@ int ep_buffer_check(struct ep_buffer *b)
 
 int ep_buffer_settle(struct ep_buffer *b)
 {
-    return b->closed ? EP_ERR_DESTROYED : ep_timeline_settle(b);
+    return b->closed ? EP_ERR_DESTROYED : b->exec->stream_synchronize(b->exec->self, b->stream);
 }
 
 int ep_buffer_look(struct ep_buffer *b, void *stream, void **graph)

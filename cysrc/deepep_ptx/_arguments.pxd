@@ -11,7 +11,6 @@ cdef class Launch:
     cdef readonly uint32_t num_sms
     cdef readonly bint wait
     cdef readonly bint detached
-    cdef readonly bint direct
     cdef readonly size_t graph
     cdef readonly uint32_t stages
     cdef readonly uint32_t stage_bytes

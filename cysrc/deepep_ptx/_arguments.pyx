@@ -32,19 +32,17 @@ cdef class Launch:
     stream: the caller's, a number: its arrays are ready and its results are used there.
     previous: an `Event` that the kernels run after, None: after what `stream` has queued.
     num_sms: CTAs.  wait: the host waits for the end.  detached: `stream` does not wait for it.
-    direct: the kernel runs on `stream` itself; without previous, detached and graph only.
     graph: what is being captured on `stream`, as `CoreBuffer.look` says.
     stages, stage_bytes: of each ring for bulk copies, 0: the kernel's own.
     """
 
     def __init__(self, size_t stream, Event previous, uint32_t num_sms, bint wait, bint detached,
-                 bint direct, size_t graph, uint32_t stages=0, uint32_t stage_bytes=0):
+                 size_t graph, uint32_t stages=0, uint32_t stage_bytes=0):
         self.stream = stream
         self.previous = previous
         self.num_sms = num_sms
         self.wait = wait
         self.detached = detached
-        self.direct = direct
         self.graph = graph
         self.stages = stages
         self.stage_bytes = stage_bytes

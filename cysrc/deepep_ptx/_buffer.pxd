@@ -41,7 +41,6 @@ cdef extern from "core/buffer.h" nogil:
     enum:
         EP_CALL_WAIT
         EP_CALL_DETACHED
-        EP_CALL_DIRECT
 
     struct ep_slot:
         uint64_t scales

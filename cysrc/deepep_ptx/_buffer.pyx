@@ -439,8 +439,7 @@ cdef void fill(ep_call *call, Launch launch) noexcept:
     call.graph = <void *>launch.graph
     call.num_sms = launch.num_sms
     call.flags = ((EP_CALL_WAIT if launch.wait else 0)
-                  | (EP_CALL_DETACHED if launch.detached else 0)
-                  | (EP_CALL_DIRECT if launch.direct else 0))
+                  | (EP_CALL_DETACHED if launch.detached else 0))
     call.stages = launch.stages
     call.stage_bytes = launch.stage_bytes
 
