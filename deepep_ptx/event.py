@@ -40,8 +40,7 @@ class EventHandle:
 class EventOverlap:
     """What a call returns last; in a `with` statement, the end of the block waits.
 
-    event: an `EventHandle`, or None: the call is complete, or what the caller's stream queues
-        next comes after it.
+    event: an `EventHandle`, or None: the caller's stream waits already, or the call is complete.
     extra_tensors: kept alive as long as this object.
     """
 
