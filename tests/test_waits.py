@@ -103,10 +103,11 @@ MISSING = {
         TWO, "role/count_tokens.inc", "[a_count], 0;\n" + BARRIER, "[a_count], 0;\n"),
     "tokens are counted": Missing(
         TWO, "role/count_tokens.inc", "$tokens_counted:\n" + BARRIER, "$tokens_counted:\n"),
-    "counts are recalled": Missing(CACHED, "role/recall_counts.inc", "$recalled:\n" + BARRIER,
-                                   "$recalled:\n"),
+    "counts are recalled": Missing(CACHED, "role/claim_call.inc", "$claimed:\n" + BARRIER,
+                                   "$claimed:\n"),
     "records precede their flags": Missing(
-        TWO, "role/raise_calls.inc", "$opened:\n" + BARRIER, "$opened:\n",
+        TWO, "role/raise_calls.inc", BARRIER + "    setp.ge.u32     p_idle",
+        "    setp.ge.u32     p_idle",
         Late("role/publish_counts.inc", "mov.u32         i, i_tid;",
              f"{OTHER_WARPS}; {OF_RANK_0}")),
     "a peer's call": Missing(TWO, "role/await_calls.inc", RAISED, NOT_RAISED),
