@@ -22,7 +22,7 @@ def add(commands):
         description="Every variant's results are compared bit for bit first.  Then, on GPUs, "
                     "interleaved rounds and the interval of the ratio of medians; on the CPU "
                     "executor, counts.",
-        epilog="exit codes: 0 = done, 1 = a wrong bit or a failed run, 2 = bad input")
+        epilog=settings.EXIT_CODES)
     ab.add_argument("kernel", metavar="KERNEL", help="dispatch or combine")
     ab.add_argument("--policy", required=True, type=names, metavar="A,B[,...]",
                     help="variants by policy, alias, data path or symbol; the first is what the "

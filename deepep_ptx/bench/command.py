@@ -13,7 +13,6 @@ from deepep_ptx.measure import settings
 from deepep_ptx.measure.inputs import DTYPES, ROUTINGS
 from deepep_ptx.runtime import ARCHS, EXECUTORS
 
-_EXIT_CODES = "exit codes: 0 = done, 1 = a wrong bit or a failed run, 2 = bad input"
 _WHATS = "; ".join(f"{name}: {does}" for name, does in WHATS.items())
 
 
@@ -32,7 +31,7 @@ def _add_intranode(benches):
         description="Every case's results are compared bit for bit first.  Then, on GPUs, "
                     "interleaved rounds of all cases; on the CPU executor, counts.  Cases are the "
                     "product of the lists.",
-        epilog=f"calls: {_WHATS}.  {_EXIT_CODES}")
+        epilog=f"calls: {_WHATS}.  {settings.EXIT_CODES}")
     gpu, emu = settings.SHAPES["cuda"], settings.SHAPES["emu"]
     _list(run, "what", names, f"calls, of {', '.join(WHATS)} (default: all)")
     _list(run, "dtype", names, f"of the rows that dispatch moves, of {', '.join(DTYPES)} "
@@ -94,7 +93,7 @@ def _add_overlap(benches):
         "overlap", help="a GEMM beside dispatch and combine: what each costs the other",
         description="Medians of interleaved rounds of the GEMM alone, the call alone and both "
                     "together.  One process per GPU; needs torch with CUDA.",
-        epilog=_EXIT_CODES)
+        epilog=settings.EXIT_CODES)
     gpu = settings.SHAPES["cuda"]
     _list(run, "what", names, f"calls, of {', '.join(overlap.WHATS)} (default: all)")
     _list(run, "policy", names, "as Buffer takes them (default: fast)")

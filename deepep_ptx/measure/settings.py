@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Options that `deepep-ptx ab` and `bench` share: defaults, and what is refused."""
+"""What `deepep-ptx ab`, `bench` and `tune` share: defaults, exit codes, and what is refused."""
 
 import os
 
 from deepep_ptx import _cuda, reference
 from deepep_ptx.runtime import ARCHS, EXECUTORS, MAX_RANKS
+
+EXIT_CODES = "exit codes: 0 = done, 1 = a wrong bit or a failed run, 2 = bad input"
 
 # What is taken where nothing is asked for.  The CPU executor counts, and counts are exact on small
 # shapes.

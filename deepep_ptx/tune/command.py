@@ -10,7 +10,7 @@ from deepep_ptx.cli.options import names, numbers
 from deepep_ptx.cuda_ranks import ask_for_queues
 from deepep_ptx.errors import DeepEPError
 from deepep_ptx.knobs import KNOBS
-from deepep_ptx.measure.settings import SHAPES
+from deepep_ptx.measure.settings import EXIT_CODES, SHAPES
 from deepep_ptx.runtime import ARCHS
 from deepep_ptx.sm_model import OPS, RATES
 from deepep_ptx.tune import plan, report
@@ -29,7 +29,7 @@ def add(commands):
         description="Measures candidates of every case in interleaved rounds, right bits first, "
                     "drops those that are surely slower, and writes the winners, the fewest SMs "
                     "within 2 % of the quickest, into a file that buffers read.",
-        epilog="exit codes: 0 = done, 1 = a wrong bit or a failed run, 2 = bad input")
+        epilog=EXIT_CODES)
     tune.add_argument("--ops", type=names, default=list(OPS), metavar="A[,...]",
                       help=f"of {_joined(OPS)} (default: all)")
     tune.add_argument("--dtypes", type=names, default=["bf16"], metavar="A[,...]",
