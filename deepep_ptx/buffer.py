@@ -23,7 +23,7 @@ from ._arguments import (
     take_topk,
     take_weights,
 )
-from ._buffer import MAX_TOPK, SLOT_ALIGN, Region
+from ._buffer import MAX_CTAS, MAX_TOPK, SLOT_ALIGN, Region
 from .arguments import check_config, checked_group, event_of, timeout_ns
 from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, Call
 from .arrays.library import default_library, library_of, library_of_dtype
@@ -162,7 +162,7 @@ class Buffer:
         # Every CTA of a call may wait for its own grid's and for other ranks, so those of all ranks
         # that share a GPU must fit on it together.
         resident = min(map(core.max_resident, ("dispatch", "combine", "combine_push")))
-        self._max_sms = resident // self._ranks_here
+        self._max_sms = min(resident // self._ranks_here, MAX_CTAS)
         if self._max_sms == 0:
             raise ValueError(f"group: {self._ranks_here} ranks do not fit on one GPU, at most "
                              f"{resident} do")

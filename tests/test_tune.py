@@ -179,7 +179,7 @@ def test_estimates_grow_with_the_work():
     ({"tokens": ()}, "--tokens: must name at least one number"),
     ({"tokens": (0,)}, "--tokens: must be at least 1, got 0"),
     ({"sms": (-1,)}, "--sms: must be at least 1, got -1"),
-    ({"knobs": {"stage_bytes": [0]}}, "--stage-bytes: must be a multiple of 16 in [16, 2"),
+    ({"knobs": {"stage_bytes": [0]}}, "--stage-bytes: must be a multiple of 16 in [16, 1"),
     ({"rounds": 4}, "--rounds: must be at least 5, got 4"),
     ({"seed": -1}, "--seed: must be at least 0, got -1"),
     ({"timeout_s": 0}, "--timeout-s: must be above 0"),

@@ -24,7 +24,6 @@ PUSH = TWO | {"combine": "push", "policy": "ld_na"}
 BULK = LONELY | {"policy": "bulk", "hidden": 2048, "ring": (2, 512)}
 BULK_PUSH = BULK | {"combine": "push"}
 MANY_TOKENS = TWO | {"tokens": "many", "hidden": 8}
-CACHED = PLAIN | {"again": "same", "tokens": "uneven"}
 
 LOADED = "WAIT_FULL(p_stuck, a_mbar, r_parity)\n    @p_stuck bra    $stuck;"
 NOT_LOADED = ""
@@ -103,16 +102,9 @@ MISSING = {
         TWO, "role/count_tokens.inc", "[a_count], 0;\n" + BARRIER, "[a_count], 0;\n"),
     "tokens are counted": Missing(
         TWO, "role/count_tokens.inc", "$tokens_counted:\n" + BARRIER, "$tokens_counted:\n"),
-    "counts are recalled": Missing(CACHED, "role/claim_call.inc", "$claimed:\n" + BARRIER,
-                                   "$claimed:\n"),
-    "records precede their flags": Missing(
-        TWO, "role/raise_calls.inc", BARRIER + "    setp.ge.u32     p_idle",
-        "    setp.ge.u32     p_idle",
-        Late("role/publish_counts.inc", "mov.u32         i, i_tid;",
-             f"{OTHER_WARPS}; {OF_RANK_0}")),
-    "a peer's call": Missing(TWO, "role/await_calls.inc", RAISED, NOT_RAISED),
+    "a peer's call": Missing(TWO, "role/await_records.inc", RAISED, NOT_RAISED),
     "every peer's call": Missing(
-        TWO, "role/await_calls.inc", "$awaited:\n" + BARRIER, "$awaited:\n"),
+        TWO, "role/await_records.inc", "$awaited:\n" + BARRIER, "$awaited:\n"),
     "needs are known": Missing(
         TWO, "role/refuse_capacity.inc", BARRIER + "    ld.shared.u64   v_most",
         "    ld.shared.u64   v_most"),
@@ -128,11 +120,13 @@ MISSING = {
         PLAIN | {"num_ranks": 1, "finish": "event"}, "role/tell_host.inc",
         "bar.sync        1, NUM_META_WARPS * 32;",
         late=Late("role/tell_host.inc", "mov.u32         i, i_meta;", "setp.ge.u32 q, i_meta, 32")),
+    "a peer's counts of experts": Missing(TWO | {"finish": "event"}, "role/tell_host.inc", RAISED,
+                                          NOT_RAISED),
     "a list of ranks is written": Missing(LONELY, "role/list_rows.inc", WARP_BARRIER),
     # -- the end
     "the CTA has stored its rows": Missing(
-        TWO, "role/complete.inc", BARRIER + "    setp.eq.u32     p_first",
-        "    setp.eq.u32     p_first",
+        TWO, "role/complete.inc", BARRIER + "    ld.shared.u32   r_verdict",
+        "    ld.shared.u32   r_verdict",
         Late("src/dispatch_vec.ptx", "\n$rows:", f"{OTHER_WARPS}; {OF_CTA_1}; {OF_RANK_0}")),
     "every peer is done": Missing(
         LONELY, "role/complete.inc", RAISED, NOT_RAISED,

@@ -13,10 +13,19 @@
 
 #define TOTALS_BYTES (sizeof(struct ep_totals) + EP_MAX_LOCAL_EXPERTS * sizeof(uint32_t))
 
+#define RECORD_WORDS (sizeof(struct ep_call_record) / sizeof(uint32_t))
+_Static_assert(RECORD_WORDS == 32, "a lane per word");
+_Static_assert(sizeof(struct ep_peers) == EP_PEER_ENTRIES * sizeof(ep_dptr_t), "the table is the kernels'");
+
 static uint64_t record_stride(uint32_t num_ranks)
 {
-    return ep_align_slot(sizeof(struct ep_call_record)
-                         + (num_ranks + EP_MAX_LOCAL_EXPERTS) * sizeof(uint32_t));
+    return ep_align_slot((RECORD_WORDS + num_ranks + EP_MAX_LOCAL_EXPERTS) * sizeof(uint64_t));
+}
+
+static uint64_t heap_bytes(uint32_t num_ranks)
+{
+    uint64_t of_rank = sizeof(struct ep_flags) + (EP_MAX_CTAS + EP_MAX_PUSHERS) * sizeof(uint64_t);
+    return sizeof(struct ep_control) + num_ranks * (of_rank + 2 * record_stride(num_ranks));
 }
 
 /* -- allocation ----------------------------------------------------------------------------- */
@@ -40,13 +49,8 @@ static int allocate(struct ep_buffer *b)
     uint32_t num_ranks = b->comm.num_ranks;
     TRY(exec->stream_create(exec->self, &b->stream));
     TRY(exec->stream_create(exec->self, &b->abort_stream));
-    b->heap_bytes = sizeof(struct ep_control) + num_ranks * sizeof(struct ep_flags)
-                    + 2 * num_ranks * (uint64_t)b->comm.record_stride
-                    + num_ranks * EP_MAX_PUSHERS * sizeof(uint64_t);
-    TRY(alloc_zeroed(b, b->heap_bytes, "heap", &b->comm.heap));
-    TRY(alloc_zeroed(b, (1 + EP_MAX_SEGMENTS) * num_ranks * sizeof(ep_dptr_t), "peer tables",
-                     &b->comm.peer_heap));
-    b->comm.peer_arena = b->comm.peer_heap + num_ranks * sizeof(ep_dptr_t);
+    TRY(alloc_zeroed(b, heap_bytes(num_ranks), "heap", &b->comm.heap));
+    TRY(alloc_zeroed(b, sizeof b->peers, "peer tables", &b->comm.peers));
     TRY(alloc_zeroed(b, num_ranks * (1 + EP_MAX_LOCAL_EXPERTS) * sizeof(uint32_t), "tally",
                      &b->tally));
     void *host;
@@ -77,7 +81,7 @@ int ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num
         ep_buffer_destroy(b);
         return rc;
     }
-    b->peer_heap[rank] = b->comm.heap;
+    b->peers.heap[rank] = b->comm.heap;
     *out = b;
     return EP_OK;
 }
@@ -120,7 +124,7 @@ int ep_buffer_open_heap(struct ep_buffer *b, uint32_t rank, const void *handle)
 {
     if (rank == b->comm.rank)
         return EP_OK;
-    return b->exec->import_memory(b->exec->self, handle, &b->peer_heap[rank]);
+    return b->exec->import_memory(b->exec->self, handle, &b->peers.heap[rank]);
 }
 
 int ep_buffer_add_segment(struct ep_buffer *b, uint64_t bytes, uint32_t *index, ep_dptr_t *base,
@@ -142,7 +146,7 @@ int ep_buffer_add_segment(struct ep_buffer *b, uint64_t bytes, uint32_t *index, 
         b->exec->free(b->exec->self, *base, b->stream);
         return rc;
     }
-    b->peer_arena[*index][b->comm.rank] = *base;
+    b->peers.arena[*index][b->comm.rank] = *base;
     return EP_OK;
 }
 
@@ -155,25 +159,21 @@ int ep_buffer_open_segment(struct ep_buffer *b, uint32_t rank, uint32_t index, c
 {
     if (rank == b->comm.rank)
         return EP_OK;
-    return b->exec->import_memory(b->exec->self, handle, &b->peer_arena[index][rank]);
+    return b->exec->import_memory(b->exec->self, handle, &b->peers.arena[index][rank]);
 }
 
 int ep_buffer_publish(struct ep_buffer *b)
 {
     const struct ep_executor *exec = b->exec;
-    uint64_t row = b->comm.num_ranks * sizeof(ep_dptr_t);
-    TRY(exec->copy_in(exec->self, b->comm.peer_heap, b->peer_heap, row, b->stream));
-    for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
-        TRY(exec->copy_in(exec->self, b->comm.peer_arena + i * row, b->peer_arena[i], row,
-                          b->stream));
+    TRY(exec->copy_in(exec->self, b->comm.peers, &b->peers, sizeof b->peers, b->stream));
     return exec->stream_synchronize(exec->self, b->stream);
 }
 
 static void release_segment(struct ep_buffer *b, uint32_t index, uint32_t rank)
 {
-    if (rank != b->comm.rank && b->peer_arena[index][rank])
-        b->exec->release_memory(b->exec->self, b->peer_arena[index][rank]);
-    b->peer_arena[index][rank] = 0;
+    if (rank != b->comm.rank && b->peers.arena[index][rank])
+        b->exec->release_memory(b->exec->self, b->peers.arena[index][rank]);
+    b->peers.arena[index][rank] = 0;
 }
 
 void ep_buffer_unmap_segment(struct ep_buffer *b, uint32_t index)
@@ -196,9 +196,9 @@ void ep_buffer_close_peers(struct ep_buffer *b)
     for (uint32_t rank = 0; rank < b->comm.num_ranks; rank++) {
         if (rank == b->comm.rank)
             continue;
-        if (b->peer_heap[rank])
-            exec->release_memory(exec->self, b->peer_heap[rank]);
-        b->peer_heap[rank] = 0;
+        if (b->peers.heap[rank])
+            exec->release_memory(exec->self, b->peers.heap[rank]);
+        b->peers.heap[rank] = 0;
         for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
             release_segment(b, i, rank);
     }
@@ -232,8 +232,8 @@ void ep_buffer_close(struct ep_buffer *b)
     ep_slots_close(b);
     if (b->comm.heap)
         exec->free(exec->self, b->comm.heap, b->stream);
-    if (b->comm.peer_heap)
-        exec->free(exec->self, b->comm.peer_heap, b->stream);
+    if (b->comm.peers)
+        exec->free(exec->self, b->comm.peers, b->stream);
     if (b->tally)
         exec->free(exec->self, b->tally, b->stream);
     if (b->ring)

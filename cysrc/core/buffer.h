@@ -49,12 +49,13 @@ struct ep_buffer {
     struct ep_loaded kernel[EP_NUM_LOADED];
     void    *stream;
     void    *abort_stream;       /* an abort must not queue behind the call it ends             */
-    uint64_t heap_bytes;
 
-    /* Other ranks' memory as mapped here; own entries are own addresses.  publish() copies both
+    /* Other ranks' memory as mapped here; own entries are own addresses.  publish() copies the
      * tables to the device. */
-    ep_dptr_t peer_heap[EP_MAX_RANKS];
-    ep_dptr_t peer_arena[EP_MAX_SEGMENTS][EP_MAX_RANKS];
+    struct ep_peers {
+        ep_dptr_t heap[EP_MAX_RANKS];
+        ep_dptr_t arena[EP_MAX_SEGMENTS][EP_MAX_RANKS];
+    } peers;
 
     ep_dptr_t tally;             /* of layout, zero between calls                              */
 

@@ -250,7 +250,8 @@ static int launch_dispatch(struct ep_buffer *b, const struct ep_loaded *kernel,
         .scale_bytes = a->scale_bytes, .num_topk = a->num_topk,
         .topk_idx_bytes = a->topk_idx_bytes,
         .num_local_experts = a->num_experts / b->comm.num_ranks, .worst_rows = a->worst_rows,
-        .num_stages = kernel->stages, .stage_bytes = kernel->stage_bytes};
+        .num_stages = kernel->stages, .stage_bytes = kernel->stage_bytes,
+        .block_tokens = (a->num_tokens + a->call.num_sms - 1) / a->call.num_sms};
     if (b->grows && !a->handle) {
         params.landing_bytes = a->landing_bytes;
         params.land_received = 1;

@@ -10,6 +10,7 @@ from libc.string cimport memset
 from gen.params cimport (
     EP_FOREVER,
     EP_KERNEL_DISPATCH,
+    EP_MAX_CTAS,
     EP_MAX_RANKS,
     EP_MAX_SEGMENTS,
     EP_MAX_SMEM,
@@ -31,6 +32,7 @@ from deepep_ptx.errors import DeepEPError
 
 # Limits of params.h, for argument checks.
 FOREVER = EP_FOREVER
+MAX_CTAS = EP_MAX_CTAS
 MAX_RANKS = EP_MAX_RANKS
 MAX_SEGMENTS = EP_MAX_SEGMENTS
 MAX_SMEM = EP_MAX_SMEM

@@ -23,7 +23,7 @@ _NC_LOAD = re.compile(_OPCODE + r"ld\.global\.nc\b")
 _BRANCH = re.compile(_OPCODE + r"bra(?:\.uni)?\s+([$\w]+);")
 _PTX_LABEL = re.compile(r"\s*([$\w]+):$")
 _LOADED = r"\.global\b\S*\s+[^,]+,\s*(\[[^\]]+\])"
-_SYS_POLL = re.compile(_OPCODE + r"ld\.(?:relaxed\.sys|volatile)" + _LOADED)
+_POLL = re.compile(_OPCODE + r"ld\.(?:relaxed\.\w+|acquire\.(?!sys)\w+|volatile)" + _LOADED)
 _SYS_ACQUIRE = re.compile(_OPCODE + r"ld\.acquire\.sys" + _LOADED)
 _PAYLOAD = re.compile(r"#define LD_PAYLOAD_V4\s+(\S+)")
 
@@ -31,13 +31,17 @@ _PAYLOAD = re.compile(r"#define LD_PAYLOAD_V4\s+(\S+)")
 # What says of other memory that it is written, a field of params.h or a value, and its store.
 PUBLISHED = {
     **dict.fromkeys(
-        ("FLAG_CALL", "FLAG_DONE", "TOT_TICKET", "STAT_VALID", "v_progress"),
+        ("TOT_TICKET", "STAT_VALID", "v_progress", "v_done"),
         "st.release.sys.global",
     ),
     "CTL_NUMBERED": "red.release.gpu.global",
 }
 # Macros that order memory, and the instruction that does it.
-ORDERING = {"RAISE_FLAG": "st.release.sys.global", "ARRIVE": "atom.acq_rel.gpu.global"}
+ORDERING = {
+    "RAISE_FLAG": "st.release.sys.global",
+    "FENCE_RELEASE": "fence.acq_rel.sys",
+    "ARRIVE": "atom.acq_rel.gpu.global",
+}
 _PUBLISH = re.compile(rf"\b((st|red)\.\S+)\s+\[[^;]*\b({'|'.join(PUBLISHED)})\b")
 _WEAK_LOAD = re.compile(r"\bld\.(?:weak\.)?global\b\S*")
 
@@ -214,7 +218,7 @@ def _check_polls(rendered: Rendered, assembly: Assembly) -> Iterator[tuple[int, 
 
 
 def _check_waits(rendered: Rendered) -> Iterator[tuple[int, str]]:
-    """A loop that begins by polling a word at system scope has an acquire of it in its scope.
+    """A loop that begins by polling a word has an acquire of it, at system scope, in its scope.
 
     The poll itself may acquire, or a load behind the loop; a fence is not taken for either.
     """
@@ -222,7 +226,7 @@ def _check_waits(rendered: Rendered) -> Iterator[tuple[int, str]]:
     for first, _ in sorted(set(_ptx_loops(lines))):
         number = next(n for n in range(first + 1, len(lines) + 1)
                       if not lines[n - 1].lstrip().startswith(".loc"))
-        poll = _SYS_POLL.match(lines[number - 1])
+        poll = _POLL.match(lines[number - 1])
         if poll and not any(
             (match := _SYS_ACQUIRE.match(line)) and match[1] == poll[1]
             for line in _rest_of_scope(lines, number)

@@ -80,9 +80,11 @@ def ours(tmp_path):
         ("role/report_progress.inc", "st.release.sys", "st.relaxed.sys", "to v_progress, which"),
         ("role/report_progress.inc", "st.release.sys", "st.release.gpu", "to v_progress, which"),
         ("role/number_tokens.inc", "red.release.gpu", "red.relaxed.gpu", "to CTL_NUMBERED, which"),
-        ("role/complete.inc", "RAISE_FLAG(a_line + FLAG_DONE, v_word)",
-         "st.volatile.global.u64 [a_line + FLAG_DONE], v_word;", "to FLAG_DONE, which publishes"),
-        ("role/wait_flag.inc", "ld.relaxed.sys.global.u64 v_seen", "ld.global.u64 v_seen",
+        ("lib/sync.inc", "fence.acq_rel.sys", "fence.acq_rel.gpu",
+         "FENCE_RELEASE has no fence.acq_rel.sys"),
+        ("role/complete.inc", "RAISE_FLAG(a_flag, v_done)",
+         "st.volatile.global.u64 [a_flag], v_done;", "to v_done, which publishes"),
+        ("role/wait_flag.inc", "ld.acquire.sys.global.u64 v_seen", "ld.global.u64 v_seen",
          "ld.global.u64 in a wait"),
     ],
 )
@@ -106,7 +108,7 @@ def test_a_wait_that_does_not_acquire(ours, weak):
     weaken(ours, "ptx/role/wait_flag.inc", "ld.acquire.sys", weak)
     assert set(waits()) == {
         ("ptx/role/wait_flag.inc",
-         "polled, and never acquired: ld.relaxed.sys.global.u64 v_seen, [a_flag];"),
+         f"polled, and never acquired: {weak}.global.u64 v_seen, [a_flag];"),
     }
 
 

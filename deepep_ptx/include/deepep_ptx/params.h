@@ -20,6 +20,7 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_MAX_RANKS 64                      /* ranks of one NVLink domain                   */
 #define EP_MAX_LOCAL_EXPERTS 1024
 #define EP_MAX_SEGMENTS 8                    /* arena segments: the arena grows by segments  */
+#define EP_PEER_ENTRIES 576                  /* of ep_comm.peers: 1 + EP_MAX_SEGMENTS per rank */
 #define EP_STATUS_RECORDS 16
 #define EP_ROW_ALIGN 16                      /* bytes: a row is a whole number of vectors    */
 #define EP_SLOT_ALIGN 128                    /* bytes: each array of a slot starts on a line */
@@ -66,7 +67,7 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 /* -- what a wait waits for --------------------------------------------------------------------- */
 #define EP_WAIT_CALL 1                       /* the peer's call record                       */
 #define EP_WAIT_PUSH 2                       /* the peer's pushed rows                       */
-#define EP_WAIT_DONE 3                       /* the peer's end of the call                   */
+#define EP_WAIT_DONE 3                       /* the end of the peer's CTAs                   */
 #define EP_WAIT_NUMBERS 4                    /* this rank's CTAs, which number its tokens    */
 #define EP_WAIT_LOAD 5                       /* a bulk load of this thread's own             */
 
@@ -76,12 +77,12 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_KERNEL_COMBINE 2
 #define EP_KERNEL_ABORT 3
 #define EP_NUM_KERNELS 4
-#define EP_NUM_COUNTERS 4                    /* kernels, rounded up                          */
+#define EP_MAX_CTAS 512                      /* of a dispatch or a combine                   */
 
 /* -- rings of stages for bulk copies ------------------------------------------------------------ */
 #define EP_MIN_STAGES 2                      /* one is filled while another drains           */
 #define EP_STAGE_EXTRA 16                    /* bytes beside a stage: its mbarrier, aligned  */
-#define EP_MAX_SMEM 222208                   /* dynamic shared memory of a CTA: 227 KiB less 10 */
+#define EP_MAX_SMEM 193536                   /* dynamic shared memory of a CTA: 227 KiB less 38 */
 
 /* -- pushed rows ------------------------------------------------------------------------------ */
 #define EP_MAX_PUSHERS 1024                  /* warps of a rank that push rows               */
@@ -90,13 +91,18 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 /* ============================================================================================
  * The symmetric heap of one rank.  At its start:
  *     struct ep_control
- *     struct ep_flags        [num_ranks]                  one line per writing peer
- *     struct ep_call_record  [2][num_ranks] + counts      two parities of the epoch, per writing peer
- *     uint64_t pushed        [num_ranks][EP_MAX_PUSHERS]  progress of each warp of a peer that pushes
- *                                                         rows: epoch << EP_PUSH_COUNT_BITS | rows
- * A record takes comm.record_stride bytes: the structure, then
- *     uint32_t rank_counts[num_ranks]                     writer's tokens to each rank
- *     uint32_t expert_counts[num_local_experts]           writer's tokens to each of MY experts
+ *     struct ep_flags  [num_ranks]                    one line per writing peer
+ *     uint64_t done    [num_ranks][EP_MAX_CTAS]       of each CTA of a peer: epoch << 8 | op: it needs
+ *                                                     nothing more of this rank
+ *     uint64_t pushed  [num_ranks][EP_MAX_PUSHERS]    progress of each warp of a peer that pushes
+ *                                                     rows: epoch << EP_PUSH_COUNT_BITS | rows
+ *     uint64_t record  [2][num_ranks][...]            two parities of the epoch, per writing peer
+ * A record is made of words that say themselves of which call they are, epoch << 32 | word, whose
+ * lower halves are
+ *     struct ep_call_record
+ *     uint32_t rank_counts[num_ranks]                 dispatch: writer's tokens to each rank
+ *     uint32_t expert_counts[num_local_experts]       likewise to each of MY experts, if not cached
+ * and takes comm.record_stride bytes.
  * ============================================================================================ */
 
 struct ep_control {                          /* ptx: CTL */
@@ -106,18 +112,17 @@ struct ep_control {                          /* ptx: CTL */
     uint32_t in_call;        /* 1 from a call's first CTA to its end                            */
     uint32_t verdict;        /* EP_CODE_* of the newest exchange                                */
     uint32_t ticket;         /* CTAs of the running call that have started; wraps to 0          */
-    uint32_t arrived[EP_NUM_COUNTERS];       /* CTAs that have ended, per kernel; wraps to 0    */
+    uint32_t arrived;        /* CTAs of the running layout that have ended; wraps to 0           */
     uint32_t fault;          /* EP_CODE_* that layout found; the next dispatch tells it to all  */
-    uint32_t reserved[18];
+    uint32_t reserved[21];
 };
 
 struct ep_flags {                            /* ptx: FLAG */
-    uint64_t call;           /* epoch << 8 | op: the writer's record is complete                */
-    uint64_t done;           /* epoch << 8 | op: the writer needs nothing more of this rank     */
     uint64_t abort;          /* epoch << 8 | blamed peer + 1: the writer has aborted            */
-    uint64_t reserved[13];
+    uint64_t reserved[15];
 };
 
+/* 32 words: a warp writes and reads a record with one word per lane. */
 struct ep_call_record {                      /* ptx: REC */
     uint64_t slot_offset;    /* dispatch: result extent; combine: staging extent; in the segment */
     uint64_t slot_bytes;     /* bytes of that extent                                            */
@@ -131,10 +136,18 @@ struct ep_call_record {                      /* ptx: REC */
     uint32_t weights_segment;
     uint32_t mode;           /* EP_MODE_*                                                       */
     uint32_t worst_rows;     /* dispatch: num_worst_tokens of the writer, 0 = host-wait mode     */
-    uint32_t fault;          /* EP_CODE_* that the writer found in its own arguments, else 0    */
     uint32_t agree[EP_AGREE_WORDS];
-    uint32_t pushers;        /* combine: warps of the writer that push rows; the kernel's own   */
-    uint32_t reserved[3];
+    uint32_t fault;          /* EP_CODE_* that the writer found in its own arguments, else 0    */
+    uint32_t ctas;           /* of the writer's kernel                                          */
+    uint32_t pushers;        /* combine: warps of the writer that push rows                     */
+    uint32_t reserved[2];
+};
+
+/* A record as a CTA keeps it in shared memory once it has come. */
+struct ep_came {                             /* ptx: CAME */
+    struct ep_call_record record;
+    uint32_t counts[EP_MAX_RANKS];           /* dispatch: rank_counts; combine: rows that ranks
+                                              * 0 .. the writer sent to each, out of the handle  */
 };
 
 /* A rank's rows of one array set, as seen by one sender: addresses of the sender's FIRST row. */
@@ -198,21 +211,21 @@ struct ep_totals {                           /* ptx: TOT */
 
 struct ep_comm {                             /* ptx: COMM */
     ep_dptr_t heap;          /* my heap: control words                                          */
-    ep_dptr_t peer_heap;     /* u64[num_ranks]: each rank's heap as mapped here, mine included  */
-    ep_dptr_t peer_arena;    /* u64[EP_MAX_SEGMENTS][num_ranks]: likewise each arena segment    */
+    ep_dptr_t peers;         /* u64[1 + EP_MAX_SEGMENTS][EP_MAX_RANKS]: each rank's heap as mapped
+                              * here, mine included; likewise each segment of its arena          */
     ep_dptr_t status;        /* struct ep_status_ring, pinned                                   */
     uint64_t  timeout_ns;    /* limit of each wait, EP_FOREVER = none                           */
     uint32_t  rank;
     uint32_t  num_ranks;
     uint32_t  record_stride; /* bytes of a call record with its counts                          */
-    uint32_t  reserved[3];
+    uint32_t  reserved[5];
 };
 
 /* What the exchange at the start of a call takes. */
 struct ep_exchange {                         /* ptx: XCHG */
     struct ep_comm comm;
-    struct ep_call_record record;            /* written at every peer, `fault` and `pushers` by the
-                                              * kernel */
+    struct ep_call_record record;            /* written at every peer; fault, ctas and pushers are
+                                              * the kernel's own */
 };
 
 struct ep_layout_params {                    /* ptx: LAYOUT */
@@ -257,7 +270,7 @@ struct ep_dispatch_params {                  /* ptx: DISP */
     uint32_t  land_received; /* 1: landing must hold the rows received as well                  */
     uint32_t  num_stages;    /* bulk: of each warp's ring                                       */
     uint32_t  stage_bytes;   /* bulk: a multiple of 16                                          */
-    uint32_t  reserved;
+    uint32_t  block_tokens;  /* tokens that each CTA numbers, in the order of the CTAs          */
 };
 
 struct ep_combine_params {                   /* ptx: COMB */
