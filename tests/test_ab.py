@@ -336,8 +336,9 @@ class Timed(Emu):
     def measure(self, align, call):
         result, _ = super().measure(align, call)
         rng = np.random.default_rng(len(self.calls))
-        return result, Timing([(symbol, (100 if symbol.endswith("ld_na") else 103)
-                                + rng.random() / 10) for symbol in self.symbols], 120.0, False)
+        return result, Timing(120.0, False, tuple(
+            (symbol, (100 if symbol.endswith("ld_na") else 103) + rng.random() / 10)
+            for symbol in self.symbols))
 
 
 @pytest.fixture
@@ -427,7 +428,7 @@ def test_bits_that_go_wrong_in_the_rounds_leave_no_figures(timed, monkeypatch, c
 def of_kernel(symbol, launches):
     calls = object.__new__(run.Calls)
     calls.contender = plan.Contender("x", {"symbol": symbol}, False)
-    return calls._of_kernel(Timing(launches, 0.0, False))
+    return calls._of_kernel(Timing(0.0, False, launches))
 
 
 @pytest.mark.parametrize("launches, times", [

@@ -42,14 +42,19 @@ LINKS = {"copy_engine_one_way_gb_s": 200.0, "copy_engine_both_ways_gb_s": 100.0}
 
 
 class Timed(Emu):
-    """The CPU executor with times: 100 us for kernels of rank 0, 110 of rank 1."""
+    """The CPU executor with times: 100 us for kernels of rank 0, 110 of rank 1, which is late;
+    whole calls take 20 us more, and nobody is late."""
 
     times = True
 
     def measure(self, align, call):
         result, _ = super().measure(align, call)
         us = 100.0 + 10 * self.executor.rank
-        return result, Timing([("ep_a", us - 1), ("ep_b", 1.0)], us + 20, self.executor.rank == 1)
+        return result, Timing(us, self.executor.rank == 1, (("ep_a", us - 1), ("ep_b", 1.0)))
+
+    def measure_whole(self, align, call):
+        result, _ = super().measure(align, call)
+        return result, Timing(120.0 + 10 * self.executor.rank, False)
 
     def host_us(self, call):
         return call(), 30.0 + self.executor.rank
@@ -214,30 +219,55 @@ def test_all_ranks_have_the_same_times(timed):
     of_ranks = measured(ALL, host_rounds=2)
     assert len(of_ranks[0].times) == len(ALL)
     for first, second in zip(of_ranks[0].times, of_ranks[1].times, strict=True):
-        assert (first.kernel == second.kernel).all() and first.kernel.shape == (5, 2)
+        assert first.us.keys() == second.us.keys() == {"kernel", "call", "host"}
+        assert all((first.us[name] == second.us[name]).all() for name in first.us)
+        assert first.us["kernel"].shape == first.us["call"].shape == (5, 2)
     times = of_ranks[0].times[0]
     assert times.of("kernel").tolist() == [110.0] * 5, "the slower rank's"
     assert times.of("call").tolist() == [130.0] * 5 and times.of("host").tolist() == [31.0] * 2
-    assert times.late.tolist() == [[False, True]] * 5 and of_ranks[0].counts is None
+    assert times.late["kernel"].tolist() == [[False, True]] * 5 and not times.late["call"].any()
+    assert of_ranks[0].counts is None
 
 
 def test_rounds_are_interleaved_alike_on_all_ranks(timed, monkeypatch):
+    made = noted_measurements(monkeypatch)
+    ticks = []
+    measured(ALL, warmup=2, host_rounds=1, progress=lambda: ticks.append(1))
+    mine, others = ([entry for rank, *entry in made if rank == r] for r in range(2))
+    checks = [[index, "kernel"] for index in range(len(ALL))]
+    assert mine == others and mine[:len(ALL)] == checks, "all are checked first"
+    turns = [tuple((index, name) for index, name in turn)
+             for turn in np.array(mine[len(ALL):], object).reshape(-1, 2 * len(ALL), 2)]
+    both = sorted((index, name) for index in range(len(ALL)) for name in ("kernel", "call"))
+    assert all(sorted(turn) == both for turn in turns), "each round has both of every case"
+    assert len(set(turns)) == len(turns) == 7, "and an order of its own"
+    assert len(ticks) == rounds.num_calls(len(ALL), 5, 2, 1) == len(mine) + len(ALL)
+
+
+def test_only_what_is_asked_for_is_measured(timed, monkeypatch):
+    made, ticks = noted_measurements(monkeypatch), []
+
+    def main(comm):
+        with rounds.Session(comm, ALL, progress=lambda: ticks.append(1)) as session:
+            session.check()
+            return session.rounds(session.calls, 5, 2, timed=("kernel",))
+
+    for times in run_ranks(main, 2, executor="emu")[0]:
+        assert times.us.keys() == times.late.keys() == {"kernel"}
+    assert {name for _, _, name in made} == {"kernel"} and len(ticks) == len(ALL) * (1 + 2 + 5)
+
+
+def noted_measurements(monkeypatch):
+    """(rank, number of the case, what of it is measured) of all that is, in order."""
     made = []
     honest = rounds.Session._measured
 
-    def noted(self, call):
-        made.append((self.comm.rank, self.cases.index(call.case)))
-        return honest(self, call)
+    def noted(self, call, name="kernel"):
+        made.append((self.comm.rank, self.cases.index(call.case), name))
+        return honest(self, call, name)
 
     monkeypatch.setattr(rounds.Session, "_measured", noted)
-    ticks = []
-    measured(ALL, warmup=2, host_rounds=1, progress=lambda: ticks.append(1))
-    mine, others = ([index for rank, index in made if rank == r] for r in range(2))
-    assert mine == others and mine[:len(ALL)] == list(range(len(ALL))), "all are checked first"
-    turns = np.array(mine[len(ALL):]).reshape(-1, len(ALL))
-    assert (np.sort(turns, axis=1) == np.arange(len(ALL))).all()
-    assert len({tuple(turn) for turn in turns}) == 7, "each round has an order of its own"
-    assert len(ticks) == rounds.num_calls(len(ALL), 5, 2, 1)
+    return made
 
 
 def test_tuning_reaches_the_buffer():
@@ -321,16 +351,24 @@ def test_what_crosses_no_link_has_no_floor():
     assert set(layout.values()) == {None}
 
 
-def times_of(kernel, call):
-    column = np.array([[kernel, kernel + 1]] * 6)
-    return rounds.Times(column, column - kernel + call, np.empty((0, 2)), np.zeros((6, 2), bool))
+def times_of(**of_names):
+    """`Times` with 1 us more on rank 1, whose host is late for one of six calls."""
+    late = np.zeros((6, 2), bool)
+    late[3, 1] = True
+    return rounds.Times({name: np.array([[us, us + 1]] * 6) for name, us in of_names.items()},
+                        dict.fromkeys(of_names, late))
 
 
 def test_kernels_that_are_not_ours_are_timed_by_the_call():
-    made = figures.figures_of(Case("cached"), times_of(np.nan, 200.0), ROWS, None, (0, 1), LINKS)
+    made = figures.figures_of(Case("cached"), times_of(call=200.0), ROWS, None, (0, 1), LINKS)
     assert made["kernel"] is None and made["host"] is None and made["of"] == "call"
-    ours = figures.figures_of(Case("cached"), times_of(100.0, 200.0), ROWS, 16, (0, 1), LINKS)
+    assert made["late"] == {"call": 0.167} and made["rounds_us"] == {"call": [201.0] * 6}
+    row = report.times_table([made])[-1].split()
+    assert row[row.index("201.0") - 2:][:6] == ["-", "-", "201.0", "201.0", "..", "201.0"]
+    ours = figures.figures_of(Case("cached"), times_of(kernel=100.0, call=200.0), ROWS, 16, (0, 1),
+                              LINKS)
     assert ours["of"] == "kernel" and ours["kernel"]["median_us"] == 101.0 and ours["sms"] == 16
+    assert ours["call"]["median_us"] == 201.0 and ours["rounds_us"].keys() == {"kernel", "call"}
 
 
 def test_the_record_of_a_timed_run(timed, tmp_path, capsys):
@@ -347,8 +385,12 @@ def test_the_record_of_a_timed_run(timed, tmp_path, capsys):
     assert len(made["cases"]) == 8 * 4 + 2 and made["peers"] == []
     for case in made["cases"]:
         assert case["kernel"]["median_us"] == 110.0 and case["call"]["p90_us"] == 130.0
-        assert case["host"]["median_us"] == 31.0 and case["late"] == 1.0 and case["launched"]
-        assert len(case["rounds_us"]["kernel"]) == 6
+        assert case["host"]["median_us"] == 31.0 and case["launched"]
+        assert case["late"] == {"kernel": 1.0, "call": 0.0}
+        assert {name: len(us) for name, us in case["rounds_us"].items()} == {"kernel": 6, "call": 6}
+    shown = [line for line in out.splitlines() if line.startswith(("cached", "dispatch-wait"))]
+    assert all(line.count(" %") == (0 if line.startswith("dispatch-wait") else 2)
+               for line in shown) and len(shown) == 2 * 2 * 4
     assert {case["sms"] for case in made["cases"]} == {2, 5}
     assert report.text(made) == out.rstrip("\n"), "the text is of what the record has"
 
@@ -412,10 +454,18 @@ def gpu_of(log, late=False):
 def test_nothing_waits_between_the_flush_and_the_end(late):
     log = Log()
     result, timing = gpu_of(log, late).measure(log, lambda: log.append("call") or "result")
-    assert result == "result" and timing.call_us == 120.0 and timing.late is late
-    assert timing.launches == [("ep_a", 90.0), ("ep_b", 10.0)] and timing.kernel_us == 100.0
+    assert result == "result" and timing.us == 100.0 and timing.late is late
+    assert timing.launches == (("ep_a", 90.0), ("ep_b", 10.0))
     assert log == [("profile", True), "flush", "flush", "align", "begin", "call", "end", "wait",
                    ("profile", False)]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_whole_call_has_no_events_inside(late):
+    log = Log()
+    result, timing = gpu_of(log, late).measure_whole(log, lambda: log.append("call") or "result")
+    assert result == "result" and (timing.us, timing.late, timing.launches) == (120.0, late, ())
+    assert log == ["flush", "flush", "align", "begin", "call", "end", "wait"]
 
 
 def test_a_call_beside_work_is_queued_before_it():
@@ -584,6 +634,10 @@ def test_deep_ep_beside_ours(timed, deep_ep):
         + [(*one, "deep_ep", sms) for sms in (4, 8) for one in wanted], "theirs are even"
     assert {4, 8} == set(TheirBuffer.asked)
     assert "beside deep_ep 1.2.3, interleaved" in report.peers_text(first)
+    for case in first["cases"]:
+        ours = case["policy"] == "fast"
+        assert case["late"].keys() == ({"kernel", "call"} if ours else {"call"})
+        assert bool(case["kernel"]) == ours and case["call"]["median_us"] == 130.0
 
 
 def test_a_peer_that_is_not_there_is_one_line(timed):

@@ -41,7 +41,10 @@ class Call:
     """A case's call on one rank: calling it queues it, and returns name -> array, and the "event".
 
     Keywords are those of the buffer's method, such as `async_finish`.  arrays, placed: of the rank.
+    timed: what its rounds measure.
     """
+
+    timed = ("kernel", "call")
 
     def __init__(self, case, machine, buffer, arrays, placed, worst_rows):
         self.case = case

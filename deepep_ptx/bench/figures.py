@@ -14,17 +14,18 @@ def figures_of(case, times, rows, sms, devices, links):
     rows: int [R, R], see `measure.inputs.Job`.  links: as `measure.links` gives them, or {}.
     sms: CTAs of the call; None where they are not ours to choose.
 
-    kernel, call, host: spreads in microseconds, None where there is none.  of: "kernel", or "call"
-    for kernels that are not ours: what bandwidths and ratios are made of.  late: share of the
-    rounds in which a rank's host came too late (of no meaning where the host waits).
+    kernel, call, host: spreads in microseconds, None where there is none.  late: "kernel", "call"
+    -> share of the rounds in which a rank's host came too late for it (of no meaning where the host
+    waits).  of: "kernel", or "call" for kernels that are not ours: what bandwidths and ratios are
+    made of.
     """
     made = asdict(case) | {"tuning": dict(case.tuning), "sms": sms}
-    kernel = None if np.isnan(times.kernel).any() else spread_of(times.of("kernel"))
-    made |= {"kernel": kernel, "call": spread_of(times.of("call")),
-             "host": spread_of(times.of("host")) if times.host.size else None,
-             "late": round(float(times.of("late").mean()), 3), "of": "kernel" if kernel else "call",
-             "rounds_us": {name: np.round(times.of(name), 2).tolist()
-                           for name in (("kernel", "call") if kernel else ("call",))}}
+    made |= {name: spread_of(times.of(name)) if name in times.us else None
+             for name in ("kernel", "call", "host")}
+    made |= {"late": {name: round(float(late.any(axis=1).mean()), 3)
+                      for name, late in times.late.items()},
+             "of": "kernel" if made["kernel"] else "call",
+             "rounds_us": {name: np.round(times.of(name), 2).tolist() for name in times.late}}
     return made | bandwidths(case, made[made["of"]]["median_us"], rows, devices, links)
 
 

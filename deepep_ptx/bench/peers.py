@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Other libraries on the same rows, through their own public APIs, interleaved with our calls.
 
-A peer's call is timed by events on the caller's stream: its kernels are its own.  It begins when
-our alignment has ended on all ranks, as our calls do.
+A peer's call is timed as a whole, as ours are: its kernels are its own.  It begins when our
+alignment has ended on all ranks, as our calls do.
 """
 
 import dataclasses
@@ -79,6 +79,8 @@ class PeerCall:
 
     right: whether its dispatch gave the rows that ours gives.
     """
+
+    timed = ("call",)
 
     def __init__(self, case, run, right):
         self.case = case

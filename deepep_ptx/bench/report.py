@@ -11,7 +11,7 @@ from deepep_ptx import __version__, measure, select
 from deepep_ptx.cli.tables import table
 from deepep_ptx.measure.machine import FLUSH_BYTES
 
-FORMAT = 1          # of the record; a change of what a name means makes it another
+FORMAT = 2          # of the record; a change of what a name means makes it another
 
 
 def head(program, plan):
@@ -67,16 +67,14 @@ def peers_text(peer):
 def times_table(cases):
     """Lines: a row for each timed case."""
     rows = [("call", "dtype", "routing", "policy", "tokens", "SMs", "kernel us", "p10 .. p90",
-             "call us", "p10 .. p90", "host us", "wire GB/s", "logical", "of link", "of floor",
-             "late")]
+             "late", "call us", "p10 .. p90", "late", "host us", "wire GB/s", "logical", "of link",
+             "of floor")]
     rows += [(case["what"], "-" if case["what"] == "layout" else case["dtype"], case["routing"],
               "-" if case["what"] == "layout" else case["policy"], str(case["tokens"]),
-              _cell(case["sms"], "d"), *_spread_cells(case["kernel"]), *_spread_cells(case["call"]),
+              _cell(case["sms"], "d"), *_time_cells(case, "kernel"), *_time_cells(case, "call"),
               _spread_cells(case["host"])[0], _cell(case["wire_gb_s"], ".1f"),
               _cell(case["logical_gb_s"], ".1f"), _cell(case["wire_of_link"], ".2f"),
-              _cell(case["of_floor"], ".2f"),
-              "-" if case["what"] == "dispatch-wait" else f"{100 * case['late']:.0f} %")
-             for case in cases]
+              _cell(case["of_floor"], ".2f")) for case in cases]
     return table(rows, left=4)
 
 
@@ -96,8 +94,8 @@ def _head_lines(made):
 def _rules(made):
     yield "bits equal to the reference's on all ranks, for every case"
     yield (f"{made['rounds']} rounds of all cases after {made['warmup']}, each in an order of its "
-           f"own; {FLUSH_BYTES >> 20} MiB written before each call; ranks begin together; the "
-           "slower rank's time")
+           f"own; kernel and call of calls of their own; {FLUSH_BYTES >> 20} MiB written before "
+           "each; ranks begin together; the slower rank's time")
     links = made["links"]
     if not links:
         yield "copy engine: not measured, all ranks share one GPU"
@@ -117,6 +115,13 @@ def _counts_table(cases):
               *(f"{case['per_row'][name]:,.1f}" for name in names)) for case in cases]
     return [*table(rows, left=4), "per row (layout: per token), all ranks, waits included; loads "
                                   "and stores of global memory in transactions of 32 bytes"]
+
+
+def _time_cells(case, name):
+    late = "-"          # where the host waits, it is late by its nature
+    if name in case["late"] and case["what"] != "dispatch-wait":
+        late = f"{100 * case['late'][name]:.0f} %"
+    return *_spread_cells(case[name]), late
 
 
 def _spread_cells(spread):

@@ -27,22 +27,20 @@ WARMUP = 3
 
 @dataclass(frozen=True, eq=False)
 class Times:
-    """Of one case, microseconds [rounds, ranks].
+    """Of one case; what was not measured is in neither.
 
-    kernel: sum of the call's launches (NaN for a call whose kernels are not ours).  call: between
-    events on the caller's stream around the call.  host: how long the call kept the host, from
-    rounds of their own [host rounds, ranks].  late: bool, see `measure.machine.Timing`.
+    us: name -> microseconds [rounds, ranks].  "kernel": sum of the call's launches; "call":
+    between events around the call on the caller's stream; "host": how long the call kept the host.
+    Each is of calls of its own.
+    late: "kernel", "call" -> bool [rounds, ranks], see `measure.machine.Timing`.
     """
 
-    kernel: np.ndarray
-    call: np.ndarray
-    host: np.ndarray
-    late: np.ndarray
+    us: dict
+    late: dict
 
     def of(self, name):
-        """Microseconds [rounds] of "kernel", "call" or "host": a call lasts as long as on its
-        slowest rank."""
-        return getattr(self, name).max(axis=1)
+        """Microseconds [rounds]: a call lasts as long as on its slowest rank."""
+        return self.us[name].max(axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +72,8 @@ def measure(comm, cases, *, rounds, warmup=WARMUP, host_rounds=0, seed=0, progre
     Args:
         comm: what `run_ranks` gives to a rank, or `as_comm` of another group.
         cases: `Case` objects.
-        rounds, warmup: rounds that count and rounds before them; each runs all cases once, in an
-            order of its own.
+        rounds, warmup: rounds that count and rounds before them; each runs all cases twice, for
+            the times of their kernels and of the whole calls, in an order of its own.
         host_rounds: further rounds for the time that a call keeps the host.
         seed: of data and order.
         progress: called after every call that is made, on rank 0 only.
@@ -97,7 +95,7 @@ def measure(comm, cases, *, rounds, warmup=WARMUP, host_rounds=0, seed=0, progre
 
 def num_calls(num_cases, rounds, warmup=WARMUP, host_rounds=0):
     """How often `measure` calls `progress` on GPUs."""
-    return num_cases * (1 + warmup + rounds + host_rounds)
+    return num_cases * (1 + len(calls.Call.timed) * (warmup + rounds) + host_rounds)
 
 
 class Session:
@@ -167,26 +165,37 @@ class Session:
             raise DeepEPError(f"bench: {copied} bytes of results found no room in the arena and "
                               "were copied, which would be in the times")
 
-    def rounds(self, contenders, rounds, warmup=WARMUP, host_rounds=0):
-        """`Times` of `contenders`, which are like `calls.Call`, in their order; collective."""
-        shape = len(contenders), rounds
-        kernel, call = np.empty(shape), np.empty(shape)
-        late, host = np.empty(shape, bool), np.empty((len(contenders), host_rounds))
-        for number, row in enumerate(interleaved(len(contenders), warmup + rounds, self.seed)):
-            for index in row:
+    def rounds(self, contenders, rounds, warmup=WARMUP, host_rounds=0, timed=calls.Call.timed):
+        """`Times` of `contenders`, which are like `calls.Call`, in their order; collective.
+
+        timed: which of "kernel" and "call" to measure, where a contender has it.
+        """
+        entries = [(index, name) for index, contender in enumerate(contenders)
+                   for name in contender.timed if name in timed]
+        us = np.empty((len(entries), rounds))
+        late, host = np.empty(us.shape, bool), np.empty((len(contenders), host_rounds))
+        for number, row in enumerate(interleaved(len(entries), warmup + rounds, self.seed)):
+            for entry in row:
+                index, name = entries[entry]
                 self.begin(contenders[index].case)
-                timing = self._measured(contenders[index])[1]      # the results are gone
+                timing = self._measured(contenders[index], name)[1]     # the results are gone
                 if number >= warmup:
-                    at = index, number - warmup
-                    kernel[at], call[at], late[at] = timing.kernel_us, timing.call_us, timing.late
+                    at = entry, number - warmup
+                    us[at], late[at] = timing.us, timing.late
         for number, row in enumerate(interleaved(len(contenders), host_rounds, self.seed)):
             for index in row:
                 self.begin(contenders[index].case)
                 host[index, number] = self.machine.host_us(contenders[index])[1]
                 self._step()
-        everybody = self.comm.allgather((kernel, call, host, late))
-        return [Times(*(np.stack([of_rank[part][index] for of_rank in everybody], axis=1)
-                        for part in range(4))) for index in range(len(contenders))]
+        us, late, host = (np.stack(of_ranks, axis=-1) for of_ranks in
+                          zip(*self.comm.allgather((us, late, host)), strict=True))
+        found = [Times({}, {}) for _ in contenders]
+        for entry, (index, name) in enumerate(entries):
+            found[index].us[name], found[index].late[name] = us[entry], late[entry]
+        if host_rounds:
+            for times, of_host in zip(found, host, strict=True):
+                times.us["host"] = of_host
+        return found
 
     def outcome(self, times):
         """The `Outcome` with `times`."""
@@ -203,8 +212,9 @@ class Session:
         self.comm.barrier()
         Buffer.num_sms = self._default_sms if case.sms is None else case.sms
 
-    def _measured(self, call):
-        measured = self.machine.measure(self.aligner, call)
+    def _measured(self, call, name="kernel"):
+        measure = self.machine.measure_whole if name == "call" else self.machine.measure
+        measured = measure(self.aligner, call)
         self._step()
         return measured
 

@@ -27,25 +27,23 @@ def machine_of(executor, torch=None):
 
 @dataclass(frozen=True)
 class Timing:
-    """What a GPU took for one call, in microseconds.
+    """What a GPU took for one call.
 
-    launches: (symbol, time) of its kernels, in order.  call_us: between two events around the call
-    on the caller's stream.  late: the host had not queued all of the call when the device began it,
-    so that host time is in it.
+    us: microseconds.  late: the host had not queued all of the call when the device began it, so
+    that host time is in them.  launches: (symbol, microseconds) of its kernels, in order, where
+    each was timed.
     """
 
-    launches: list
-    call_us: float
+    us: float
     late: bool
-
-    @property
-    def kernel_us(self):
-        """Sum over the launches; NaN where none was of ours."""
-        return sum(time for _, time in self.launches) if self.launches else float("nan")
+    launches: tuple = ()
 
 
 class Gpu:
     """One rank's GPU, with arrays that are of no library; a measured call gives a `Timing`.
+
+    A measured call begins after a flush and `align`, which are queued before the device has
+    anything of the call, and of which the host does not wait.
 
     times: True.  stream: the caller's, a number; all that is queued here is queued on it.
     """
@@ -104,19 +102,28 @@ class Gpu:
         self.end.synchronize()
 
     def measure(self, align, call):
-        """(what `call` returned, its `Timing`): after a flush and `align`, which are queued before
-        the device has anything of the call, and of which the host does not wait."""
+        """(what `call` returned, the `Timing` of its kernels): events around each launch."""
         self.executor.profile(MAX_LAUNCHES)
+        result, late = self._queued(align, call)
+        self.end.synchronize()
+        launches = self.executor.launch_times()[align.num_launches:]
+        self.executor.profile(0)
+        return result, Timing(sum(us for _, us in launches), late, tuple(launches))
+
+    def measure_whole(self, align, call):
+        """(what `call` returned, its `Timing`): two events around it on the caller's stream, and
+        none inside, which it would have to wait for."""
+        result, late = self._queued(align, call)
+        return result, Timing(self.end.since(self.begin), late)
+
+    def _queued(self, align, call):
+        """(what `call` returned, whether the host was late): it is between `begin` and `end`."""
         self.flush()
         align()
         self.begin.record(self.stream)
         result = call()
         self.end.record(self.stream)
-        late = self.begin.done
-        call_us = self.end.since(self.begin)
-        launches = self.executor.launch_times()[align.num_launches:]
-        self.executor.profile(0)
-        return result, Timing(launches, call_us, late)
+        return result, self.begin.done
 
     def beside(self, align, call, work):
         """(microseconds of the call's kernels, of `work`, late), NaN for what is None: `call`, of

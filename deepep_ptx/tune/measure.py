@@ -54,7 +54,8 @@ class RankBench:
     def measure(self, indices, rounds):
         """Microseconds [candidates, rounds] of the slower rank's kernels."""
         calls = [self._session.calls[index] for index in indices]
-        return [times.of("kernel") for times in self._session.rounds(calls, rounds, WARMUP)]
+        return [times.of("kernel") for times in self._session.rounds(calls, rounds, WARMUP,
+                                                                     timed=("kernel",))]
 
     def is_over(self):
         """As rank 0's clock says."""
