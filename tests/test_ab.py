@@ -2,6 +2,7 @@
 """`deepep-ptx ab`: planning, statistics and verdicts, the run, records and texts, machine code."""
 
 import dataclasses
+import gc
 import json
 import re
 
@@ -423,6 +424,19 @@ def test_bits_that_go_wrong_in_the_rounds_leave_no_figures(timed, monkeypatch, c
     assert cli.main(["ab", "dispatch", "--policy", "ld_na,bulk", *GPU_ARGV]) == 1
     out = capsys.readouterr().out
     assert "first bad row 0" in out and "median" not in out and "slower" not in out
+
+
+def test_no_garbage_is_collected_between_calls(timed, monkeypatch):
+    enabled, honest = [], Timed.measure
+
+    def noted(self, align, call):
+        enabled.append(gc.isenabled())
+        return honest(self, align, call)
+
+    monkeypatch.setattr(Timed, "measure", noted)
+    made = planned(executor="cuda", num_gpus=2, rounds=6, warmup=1)
+    run.run(made, job_of(made))
+    assert len(enabled) == 2 * made.num_calls and not any(enabled) and gc.isenabled()
 
 
 def of_kernel(symbol, launches):

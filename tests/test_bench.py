@@ -6,9 +6,11 @@ with times that are made up.
 """
 
 import dataclasses
+import gc
 import json
 import os
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -324,6 +326,50 @@ def test_right_results_are_spoiled_so_that_nobody_finds_them_again():
     run_ranks(main, 2, executor="emu")
     assert len(made) == 2 * 5
     assert any((array.view(np.uint8) == 0xA5).all() for array in made if array.ndim == 2)
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_calls_end_with_their_session(no_collector):
+    kept = []
+
+    def main(comm):
+        with rounds.Session(comm, ALL) as session:
+            session.check()
+            kept.extend(map(weakref.ref, session.calls))
+        comm.barrier()
+        return [str(call().case) for call in kept if call()]
+
+    assert run_ranks(main, 2, executor="emu") == [[], []] and len(kept) == 2 * len(ALL)
+
+
+def test_garbage_goes_before_a_session_and_none_in_it():
+    class Left:
+        """What only the collector frees."""
+
+        def __init__(self):
+            self.itself = self
+
+    def main(comm):
+        left = weakref.ref(Left())
+        with rounds.Session(comm, ALL[:1]) as session:
+            assert left() is None and not gc.isenabled()
+            left = weakref.ref(Left())
+            session.check()
+            return left() is not None and not gc.isenabled()
+
+    assert gc.isenabled()
+    assert run_ranks(main, 2, executor="emu") == [True, True] and gc.isenabled()
+    with pytest.raises(RankError, match="stages: must be in "):
+        run_ranks(lambda comm: rounds.Session(comm, [Case("layout", tuning={"stages": 0})]
+                                              ).__enter__(), 2, executor="emu")
+    assert gc.isenabled(), "also where it fails"
 
 
 # -- figures and records ----------------------------------------------------------------------

@@ -11,6 +11,7 @@ from deepep_ptx import Buffer, run_ranks
 from deepep_ptx.errors import DeepEPError
 from deepep_ptx.measure.align import Aligner
 from deepep_ptx.measure.bits import first_wrong
+from deepep_ptx.measure.garbage import collected
 from deepep_ptx.measure.machine import machine_of
 
 
@@ -59,6 +60,7 @@ def _rank_main(comm, plan, job, order, bar):
     """(all ranks' wrong arrays, what was measured per contender, launched symbols, device)."""
     machine = machine_of(comm.executor)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(collected())
         align = stack.enter_context(Aligner(comm, machine, plan.timeout_s))
         arrays = Arrays.of(job, comm.rank, machine)
         buffers = [stack.enter_context(Buffer(comm, plan.arena_bytes, policy=contender.symbol,

@@ -53,10 +53,11 @@ class Call:
         self.arrays = arrays
         self.placed = placed
         self._worst_rows = worst_rows
-        self._call = getattr(self, "_" + case.what.partition("-")[0])
+        # Of the class: a bound method would keep this alive, and with it device memory.
+        self._call = getattr(Call, "_" + case.what.partition("-")[0])
 
     def __call__(self, **options):
-        return self._call(stream=self._stream, **options)
+        return self._call(self, stream=self._stream, **options)
 
     def _layout(self, **options):
         per_rank, _, per_expert, in_rank, event = self.buffer.get_dispatch_layout(

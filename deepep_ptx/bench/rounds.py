@@ -17,6 +17,7 @@ from deepep_ptx.comm import RankComm
 from deepep_ptx.errors import DeepEPError
 from deepep_ptx.measure.align import Aligner
 from deepep_ptx.measure.bits import first_wrong
+from deepep_ptx.measure.garbage import collected
 from deepep_ptx.measure.inputs import Job
 from deepep_ptx.measure.machine import machine_of
 from deepep_ptx.measure.statistics import interleaved
@@ -124,6 +125,7 @@ class Session:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
+            stack.enter_context(collected())
             self.aligner = stack.enter_context(Aligner(self.comm, self.machine, self.timeout_s))
             self._buffers = {key: stack.enter_context(self._buffer(of_buffer))
                              for key, of_buffer in self._by_buffer().items()}

@@ -6,6 +6,7 @@
     bits        results compared with what has to come out
     machine     arrays, cache flushes and timing on a GPU; counts on the CPU executor
     align       ranks that begin a call together
+    garbage     collected before, not in between
     traffic     bytes that a call moves, and over which links
     settings    options that commands share
     statistics  medians, intervals, orders of rounds

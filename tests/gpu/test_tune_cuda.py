@@ -16,6 +16,8 @@ SMALL = ["--tokens", "64", "--hidden", "2048", "--sms", "2,8", "--policies", "fa
 
 @pytest.mark.parametrize("devices", [None, "0,0"])
 def test_a_file_that_buffers_take(tmp_path, devices, capsys):
+    if not devices and device_count() < 2:
+        pytest.skip("on one GPU the same as with 0,0")
     path = tmp_path / "t.json"
     options = ["--devices", devices] if devices else []
     assert cli.main(["tune", *SMALL, "--out", str(path), *options]) == 0
@@ -28,7 +30,7 @@ def test_a_file_that_buffers_take(tmp_path, devices, capsys):
         with Buffer(comm, tuning=path) as buffer:
             return buffer.tuning.header
 
-    ranks = 2 if devices else max(2, device_count())
+    ranks = 2 if devices else device_count()
     assert run_ranks(main, ranks, executor="cuda",
                      devices=[0, 0] if devices else None) == [made.header] * ranks
 
