@@ -14,6 +14,7 @@ from deepep_ptx.arrays.dtypes import BY_NAME
 
 FLUSH_BYTES = 1 << 28           # more than the L2 cache of any GPU
 FLUSHES = 2                     # before a call: half a millisecond for the host to queue the call
+FLUSHES_BESIDE = 6              # before a call and a GEMM: in half a millisecond hosts came late
 PER_THREAD_STREAM = 2           # CU_STREAM_PER_THREAD: of the rank's thread alone
 MAX_LAUNCHES = 16               # of one call, and of what goes before it
 
@@ -90,10 +91,10 @@ class Gpu:
             self.synchronize()
             self.executor.fill(self.address(array), 0xA5, array.nbytes)
 
-    def flush(self):
+    def flush(self, times=FLUSHES):
         """Queue writes of so many bytes that nothing older is left in the L2 cache."""
         to, source = (memory.address for memory in self.flushed)
-        for _ in range(FLUSHES):
+        for _ in range(times):
             self.executor.copy_array(to, source, FLUSH_BYTES, self.stream)
 
     def synchronize(self):
@@ -131,7 +132,7 @@ class Gpu:
         begin when `align` has ended."""
         nothing = float("nan")
         self.executor.profile(MAX_LAUNCHES)
-        self.flush()
+        self.flush(FLUSHES_BESIDE)
         align()
         result = call(async_finish=True) if call else None
         self.begin.record(self.stream)
