@@ -11,6 +11,7 @@ import json
 import os
 import types
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -620,6 +621,31 @@ def test_processes_need_torch(monkeypatch):
     monkeypatch.setattr(launch, "torch_with_cuda", lambda: (None, "torch is not installed"))
     with pytest.raises(ValueError, match="--layout: processes cannot be made: torch is not inst"):
         plan.layout_of("processes", (0, 1))
+
+
+def test_the_documented_commands_are_one_record_each(monkeypatch):
+    root = Path(__file__).resolve().parents[1]
+    section = (root / "docs" / "bench.md").read_text().partition("## The records of the README")[2]
+    commands = [line.replace("$OUT", "bench/results/x").split()[1:]
+                for line in section.split("```")[1].splitlines() if line.startswith("deepep-ptx")]
+    plans = []
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(_cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(command.settings, "arch_of", lambda asked, executor: "sm_90")
+    monkeypatch.setattr(launch, "torch_with_cuda", lambda: (object(), None))
+    monkeypatch.setattr(plan, "layout_of", lambda layout, devices: "processes")
+    monkeypatch.setattr(launch, "run", lambda main, planned: plans.append(planned) or 0)
+    monkeypatch.setenv("DEEPEP_PTX_EXECUTOR", "cuda")
+    assert [cli.main(options) for options in commands] == [0] * 4
+    sizes, sms, routing, beside = plans
+    assert len(sizes.cases) == 9 * 6 and sizes.peers and {c.sms for c in sizes.cases} == {16}
+    found = {(c.what, c.dtype, c.policy, c.sms) for c in sms.cases if c.tokens == 4096}
+    assert len(found) == len(sms.cases) == 4 * 3 * 7 and not sms.peers
+    assert {8, 16, 24, 32, 64} <= {c.sms for c in sms.cases}
+    assert {(c.what, c.dtype, c.routing) for c in routing.cases} == {
+        (*one, of) for one in {(c.what, c.dtype) for c in sms.cases} for of in ("skewed", "local")}
+    assert len(beside.cases) == 2 * 4 * 3
+    assert len({planned.out for planned in plans}) == 4
 
 
 # -- peers ------------------------------------------------------------------------------------
