@@ -109,7 +109,7 @@ MISSING = {
         TWO, "role/refuse_capacity.inc", BARRIER + "    ld.shared.u64   v_most",
         "    ld.shared.u64   v_most"),
     "every CTA's numbers": Missing(
-        TWO, "role/exchange_dispatch.inc", '#include "role/await_numbers.inc"',
+        TWO, "role/await_dispatch.inc", '#include "role/await_numbers.inc"',
         late=Late("role/number_tokens.inc", "mov.u32         r_lt, %lanemask_lt;",
                   "setp.eq.u32 q, i_cta, 1")),
     "numbers of all warps": Missing(

@@ -142,6 +142,7 @@ static unsigned form_of(const struct emu_insn *in)
     case EMU_OP_ATOM:
     case EMU_OP_RED:
         return in->sub < EMU_AT_COUNT && t != EMU_T_F32 ? EMU_FORM_ATOM : REFUSED;
+    case EMU_OP_PREFETCH:  return EMU_FORM_NOP;
     case EMU_OP_FENCE:     return EMU_FORM_FENCE;
     case EMU_OP_BAR_SYNC:  return EMU_FORM_BAR_SYNC;
     case EMU_OP_BAR_WARP:  return EMU_FORM_BAR_WARP;
@@ -242,7 +243,7 @@ static struct operands operands_of(const struct emu_insn *in)
         return o;
     case EMU_OP_MBAR_INIT:
         return (struct operands){{0}, {address, NARROW}};
-    case EMU_OP_MBAR_INVAL:
+    case EMU_OP_MBAR_INVAL: case EMU_OP_PREFETCH:
         return (struct operands){{0}, {address}};
     case EMU_OP_MBAR_ARRIVE: case EMU_OP_MBAR_EXPECT_TX:
         o = (struct operands){{WIDE}, {address, NARROW, NARROW}};

@@ -38,7 +38,7 @@ Op = _enum("Op", """
     NOP MOV MOV_SREG CVT ADD SUB MUL_LO MUL_WIDE MAD_LO MAD_WIDE MIN MAX AND OR XOR NOT NEG SHL SHR
     DIV REM POPC CLZ SELP SETP FMA LD_PARAM LD ST ATOM RED FENCE BAR_SYNC BAR_WARP SHFL VOTE BRA
     EXIT NANOSLEEP BREV MBAR_INIT MBAR_INVAL MBAR_ARRIVE MBAR_EXPECT_TX MBAR_WAIT BULK_LOAD
-    BULK_STORE BULK_COMMIT BULK_WAIT ELECT CREATEPOLICY""")
+    BULK_STORE BULK_COMMIT BULK_WAIT ELECT CREATEPOLICY PREFETCH""")
 Type = _enum("Type", "PRED B8 U8 S8 B16 U16 S16 BF16 B32 U32 S32 F32 BF16X2 B64 U64 S64")
 Space = _enum("Space", "GENERIC GLOBAL SHARED PARAM")
 Sem = _enum("Sem", "NONE WEAK RELAXED VOLATILE ACQUIRE RELEASE ACQ_REL SC")
@@ -124,7 +124,7 @@ WORDS = {
     **dict.fromkeys((
         "lo", "wide", "rn", "sync", "warp", "shared::cta", "shared::cluster", "proxy", "async",
         "bulk", "init", "inval", "arrive", "expect_tx", "parity", "mbarrier::complete_tx::bytes",
-        "bulk_group", "commit_group", "wait_group", "mbarrier_init", "fractional"), {}),
+        "bulk_group", "commit_group", "wait_group", "mbarrier_init", "fractional", "L2"), {}),
 }
 
 # Least (PTX ISA version, sm) of a qualifier, where it is above its form's.
@@ -392,6 +392,8 @@ FORMS = (
         (Op.LD, "ld.global.nc{.L1::no_allocate}{.L2::256B}{.VEC}.TYPE d, [a]",
          "ld.global.nc.L1::no_allocate.L2::256B.v4.b32 v0, [d0];",
          {"ptx": (3, 1), "sm": 32, **_DATA}),
+        (Op.PREFETCH, "prefetch.global.L2 [a]", "prefetch.global.L2 [d0];",
+         {"doc": "prefetch-prefetchu", "ptx": (2, 0), "sm": 20}),
         (Op.LD, "ld.volatile.global{.L2::256B}{.VEC}.TYPE d, [a]",
          "ld.volatile.global.u32 r0, [d0];", _DATA),
         (Op.LD, "ld.{relaxed,acquire}.SCOPE.global{.L1::no_allocate}{.L2::256B}{.VEC}.TYPE d, [a]",
