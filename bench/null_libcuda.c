@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * A libcuda.so.1 whose GPU takes all work and does none, at once: what is left of a call's time is
- * the host's own.  Every function succeeds; null_calls() says how often the ones that calls use have
- * been called.  Device memory is host memory that nobody reads. */
+ * the host's own.  Every function succeeds, until null_break(); null_calls() says how often the ones
+ * that calls use have been called.  Device memory is host memory that nobody reads. */
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,6 +25,21 @@ enum {
 static uint64_t calls[N_COUNTED];
 #define COUNT(name) calls[N_##name]++
 
+static int broken;               /* what all work returns once so much more has been taken          */
+static uint64_t work_left;
+
+/* Of what a device that has failed does not take any more. */
+static int work(int name)
+{
+    calls[name]++;
+    if (broken == 0 || work_left == 0)
+        return broken;
+    work_left--;
+    return 0;
+}
+
+#define WORK(name) work(N_##name)
+
 static void *context;
 
 static int any(void) { return 0; }
@@ -31,7 +47,16 @@ static int version(int *out) { *out = 13000; return 0; }
 static int one(int *out) { *out = 1; return 0; }
 static int device(int *out, int ordinal) { *out = ordinal; return 0; }
 static int device_name(char *out, int bytes, int of) { (void)of; strncpy(out, "null", bytes); return 0; }
-static int text(int code, const char **out) { (void)code; *out = "none"; return 0; }
+
+static int text(int code, const char **out)
+{
+    static char number[16];
+
+    snprintf(number, sizeof number, "error %d", code);
+    *out = number;
+    return 0;
+}
+
 static int make(void **out) { *out = malloc(1); return 0; }
 static int make_stream(void **out, unsigned flags, int priority)
 {
@@ -86,19 +111,26 @@ static int exchange(int *mode) { (void)mode; COUNT(cuThreadExchangeStreamCapture
 static int capture_info(void *stream, int *status)
 {
     (void)stream;
-    COUNT(cuStreamGetCaptureInfo);
     *status = 0;
-    return 0;
+    return WORK(cuStreamGetCaptureInfo);
 }
 
-static int stream_query(void) { COUNT(cuStreamQuery); return 0; }
-static int stream_wait(void) { COUNT(cuStreamWaitEvent); return 0; }
+/* Streams are at rest, and busy from null_break() until the device breaks. */
+static int stream_query(void)
+{
+    enum { NOT_READY = 600 };
+    int code = WORK(cuStreamQuery);
+
+    return code == 0 && broken != 0 ? NOT_READY : code;
+}
+
+static int stream_wait(void) { return WORK(cuStreamWaitEvent); }
 static int event_create(void **out) { COUNT(cuEventCreate); return make(out); }
 static int event_destroy(void *event) { COUNT(cuEventDestroy); free(event); return 0; }
-static int event_record(void) { COUNT(cuEventRecord); return 0; }
-static int event_query(void) { COUNT(cuEventQuery); return 0; }
-static int fill(void) { COUNT(cuMemsetD8Async); return 0; }
-static int launch(void) { COUNT(cuLaunchKernelEx); return 0; }
+static int event_record(void) { return WORK(cuEventRecord); }
+static int event_query(void) { return WORK(cuEventQuery); }
+static int fill(void) { return WORK(cuMemsetD8Async); }
+static int launch(void) { return WORK(cuLaunchKernelEx); }
 
 /* A kernel is the number of bytes that its one parameter block has by its text. */
 static int load(void **out, const char *ptx)
@@ -118,6 +150,8 @@ static int parameter(void *kernel, size_t index, size_t *offset, size_t *bytes)
     *bytes = (size_t)kernel;
     return 0;
 }
+
+void null_break(int code, uint64_t after) { broken = code; work_left = after; }
 
 uint64_t null_calls(unsigned index, const char **name)
 {

@@ -40,6 +40,7 @@ struct cuda_executor {
     CUevent *idle;           /* events that are nobody's, to be given out again                  */
     uint32_t num_idle, max_idle;
     int arch;
+    int untouched;           /* a call of the core has begun and launched nothing yet           */
     int stopped;             /* atomic: the next host wait, or the one that runs, ends at once  */
     uint64_t asked;          /* when a wait last looked for Ctrl-C                              */
     CUstream last_stream;    /* of the newest launch: shows whether the device still works      */
@@ -88,6 +89,29 @@ static uint64_t now_ns(void)
 
 #define EXECUTOR(self) struct cuda_executor *e = (self)
 
+/* Whether it leaves the context of no use: whatever is called next, that is what it returns. */
+static int breaks_context(CUresult code)
+{
+    switch (code) {
+    case CUDA_ERROR_ECC_UNCORRECTABLE:
+    case CUDA_ERROR_NVLINK_UNCORRECTABLE:
+    case CUDA_ERROR_CONTAINED:
+    case CUDA_ERROR_ILLEGAL_ADDRESS:
+    case CUDA_ERROR_LAUNCH_TIMEOUT:
+    case CUDA_ERROR_ASSERT:
+    case CUDA_ERROR_HARDWARE_STACK_ERROR:
+    case CUDA_ERROR_ILLEGAL_INSTRUCTION:
+    case CUDA_ERROR_MISALIGNED_ADDRESS:
+    case CUDA_ERROR_INVALID_ADDRESS_SPACE:
+    case CUDA_ERROR_INVALID_PC:
+    case CUDA_ERROR_LAUNCH_FAILED:
+    case CUDA_ERROR_TENSOR_MEMORY_LEAK:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
 /* The one funnel: every driver call of an operation goes through here. */
 static int check(struct cuda_executor *e, CUresult code, const char *call)
 {
@@ -97,7 +121,11 @@ static int check(struct cuda_executor *e, CUresult code, const char *call)
         return EP_OK;
     e->cu->p_cuGetErrorName(code, &name);
     e->cu->p_cuGetErrorString(code, &text);
-    snprintf(e->error, sizeof e->error, "%s: %s (%s)", call, name, text);
+    if (e->untouched && breaks_context(code))
+        snprintf(e->error, sizeof e->error, "an earlier kernel or copy of the caller on GPU %d"
+                 " failed: %s; nothing was launched", e->device, name);
+    else
+        snprintf(e->error, sizeof e->error, "%s: %s (%s)", call, name, text);
     return code == CUDA_ERROR_OUT_OF_MEMORY ? EP_ERR_MEMORY : EP_ERR_EXECUTOR;
 }
 
@@ -376,6 +404,7 @@ static int synchronize(struct cuda_executor *e, void *stream)
         int code = asked_to_stop(e);
         if (code != EP_OK)
             return code;
+        e->untouched = 0;        /* what fails from here on may be a kernel that is waited for    */
         sched_yield();
     }
     return check(e, found, "cuStreamQuery");
@@ -404,6 +433,7 @@ static int launch_kernel(struct cuda_executor *e, const struct ep_launch *launch
     if (timed != NULL)
         TRY(cuEventRecord, timed->begin, launch->stream);
     TRY(cuLaunchKernelEx, &config, kernel->function, params, NULL);
+    e->untouched = 0;
     if (timed != NULL) {
         TRY(cuEventRecord, timed->end, launch->stream);
         timed->kernel = launch->kernel;
@@ -721,32 +751,14 @@ static int op_capture(void *self, void *stream, void **graph)
     return keeping_context(e, before, find_capture(e, stream, graph));
 }
 
-/* A kernel that failed breaks the context for good and shows at any later call: asked for before a
- * call of ours queues anything, it is the caller's. */
-static int look_at(struct cuda_executor *e, void *stream, void **graph)
-{
-    int code = find_capture(e, stream, graph);
-    const char *name = "unknown error";
-    CUresult found;
-
-    if (code != EP_OK || *graph != NULL)             /* a query would end a capture */
-        return code;
-    found = e->cu->p_cuStreamQuery(stream);
-    if (found == CUDA_SUCCESS || found == CUDA_ERROR_NOT_READY
-            || (found >= CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
-                && found <= CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD))
-        return EP_OK;                        /* done, busy, or another's capture: no failure */
-    e->cu->p_cuGetErrorName(found, &name);
-    snprintf(e->error, sizeof e->error, "an earlier kernel or copy of the caller on GPU %d failed:"
-             " %s; nothing was launched", e->device, name);
-    return EP_ERR_EXECUTOR;
-}
-
+/* A kernel that failed breaks the context for good, and shows at the next driver call: check() says
+ * whose it was. */
 static int op_look(void *self, void *stream, void **graph)
 {
     EXECUTOR(self);
 
-    KEEPING_CONTEXT(look_at(e, stream, graph));
+    e->untouched = 1;
+    return op_capture(self, stream, graph);
 }
 
 static int op_graph_keep(void *self, void *graph, void *what, void (*release)(void *what))
