@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from deepep_ptx import _dlpack
 from deepep_ptx._torch import Torch
 from deepep_ptx.arrays import BFLOAT16, FLOAT32, HOST, INT32, Call, dlpack
+from deepep_ptx.arrays.device_array import Device
 from deepep_ptx.arrays.dtypes import BY_NAME, DLPACK
 from deepep_ptx.arrays.library import library_of
 from deepep_ptx.arrays.streams import stream_number
@@ -435,6 +437,16 @@ class CuPyStream:
 def test_stream_numbers(stream, number):
     assert stream_number(stream) == number
     assert Call(FakeCuda(), GpuArray((2,), np.float32), "x", stream).stream == number
+
+
+@pytest.mark.parametrize(("stream", "of_library", "lasting"), [
+    (5, False, False), (5, True, True), (2, True, False),   # 2: another one in each thread
+])
+def test_streams_that_no_other_is_called_after(monkeypatch, stream, of_library, lasting):
+    monkeypatch.setattr(Device, "lasting", of_library)
+    slot = SimpleNamespace(lasting=False)
+    Call(FakeCuda(), GpuArray((2,), np.float32), "x", stream).show(slot)
+    assert slot.lasting is lasting
 
 
 @pytest.mark.parametrize(("stream", "error"), [

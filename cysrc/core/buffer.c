@@ -49,6 +49,7 @@ static int allocate(struct ep_buffer *b)
     uint32_t num_ranks = b->comm.num_ranks;
     TRY(exec->stream_create(exec->self, &b->stream));
     TRY(exec->stream_create(exec->self, &b->abort_stream));
+    TRY(exec->event_create(exec->self, &b->last_use));
     TRY(alloc_zeroed(b, heap_bytes(num_ranks), "heap", &b->comm.heap));
     TRY(alloc_zeroed(b, sizeof b->peers, "peer tables", &b->comm.peers));
     TRY(alloc_zeroed(b, num_ranks * (1 + EP_MAX_LOCAL_EXPERTS) * sizeof(uint32_t), "tally",
@@ -224,6 +225,7 @@ void ep_buffer_close(struct ep_buffer *b)
     const struct ep_executor *exec = b->exec;
     if (!begin_close(b))
         return;
+    ep_slots_settle(b);
     if (b->stream)               /* where it fails nothing runs any more                        */
         exec->stream_synchronize(exec->self, b->stream);
     ep_slots_release_retired(b);
@@ -240,6 +242,8 @@ void ep_buffer_close(struct ep_buffer *b)
         exec->host_free(exec->self, b->ring);
     if (b->totals)
         exec->host_free(exec->self, b->totals);
+    if (b->last_use)
+        exec->event_destroy(exec->self, b->last_use);
     if (b->abort_stream)
         exec->stream_destroy(exec->self, b->abort_stream);
     if (b->stream)

@@ -76,7 +76,12 @@ struct ep_buffer {
     uint32_t  num_status;
     uint32_t  launched[EP_NUM_LOADED], num_launched;     /* of the newest call, in this table   */
 
-    pthread_mutex_t order;       /* held while a dying slot is ordered on `stream`, and at its end */
+    pthread_mutex_t order;       /* held while a dying slot is ordered on `stream`, and at its end;
+                                  * guards the next four                                        */
+    void     *calls_on;          /* the caller's stream of the newest call that was not captured */
+    int       between_calls;     /* such a call has ended, and none has begun since             */
+    void     *last_use;          /* event: what `calls_on` had queued when a slot died between calls */
+    int       awaits_last_use;   /* `stream` does not come after it yet                         */
     pthread_mutex_t lock;        /* guards all below                                           */
     struct ep_arena arena;
     /* Where the arena grows: the extent that no result keeps.  Rows pushed by a combine land in it,
@@ -135,7 +140,7 @@ int  ep_buffer_reset_begin(struct ep_buffer *b, uint64_t *epoch);
 int  ep_buffer_reset_end(struct ep_buffer *b, uint64_t max_epoch);
 
 /* *graph: what is being captured on `stream`, a caller's, for the call that comes; NULL where
- * nothing is.  An error where its work has failed. */
+ * nothing is. */
 int  ep_buffer_look(struct ep_buffer *b, void *stream, void **graph);
 /* Whether only a reset makes the buffer usable again, as far as the device has said. */
 int  ep_buffer_is_aborted(const struct ep_buffer *b);
@@ -144,8 +149,9 @@ int  ep_buffer_check(struct ep_buffer *b);
 
 /* -- slots ---------------------------------------------------------------------------------- */
 /* Gives a slot back that is used on both streams; calls made later come after what these have
- * queued by now. */
-void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const streams[2]);
+ * queued by now.  lasting: neither handle is ever another stream's. */
+void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const streams[2],
+                      int lasting);
 /* Room for a caller's array on `stream`, which comes after all calls; EP_ERR_STATUS with a capacity
  * record when there is none. */
 int  ep_buffer_reserve(struct ep_buffer *b, uint64_t bytes, void *stream, struct ep_block **out,

@@ -36,26 +36,46 @@ static int begin(struct ep_buffer *b, const struct ep_call *call)
     return EP_OK;
 }
 
+/* What the call comes after but for `previous`.  With `order` held: no slot that dies may be ordered
+ * in between. */
+static int order_streams(struct ep_buffer *b, const struct ep_call *call)
+{
+    /* A captured stream takes this one into its capture only if it is waited for. */
+    int waits = b->graph || !call->previous;
+    b->between_calls = 0;
+    /* What died is ordered before a replay by the caller, as the calls before it are. */
+    if (!b->graph && !(waits && call->caller_stream == b->calls_on))
+        TRY(ep_slots_await_last_use(b));
+    if (!waits)
+        return EP_OK;
+    TRY(b->exec->stream_wait(b->exec->self, b->stream, call->caller_stream));
+    if (!b->graph)
+        b->awaits_last_use = 0;
+    return EP_OK;
+}
+
 /* The call's kernels run after `previous`, or after what the caller's stream has queued. */
 static int order(struct ep_buffer *b, const struct ep_call *call)
 {
-    const struct ep_executor *exec = b->exec;
-    /* A captured stream takes this one into its capture only if it is waited for. */
-    if (b->graph || !call->previous) {
-        pthread_mutex_lock(&b->order);       /* no slot that dies may be ordered in between     */
-        int rc = exec->stream_wait(exec->self, b->stream, call->caller_stream);
-        pthread_mutex_unlock(&b->order);
-        TRY(rc);
-    }
-    return call->previous ? exec->event_wait(exec->self, b->stream, call->previous) : EP_OK;
+    pthread_mutex_lock(&b->order);
+    int rc = order_streams(b, call);
+    pthread_mutex_unlock(&b->order);
+    TRY(rc);
+    return call->previous ? b->exec->event_wait(b->exec->self, b->stream, call->previous) : EP_OK;
 }
 
 static int end(struct ep_buffer *b, const struct ep_call *call)
 {
     b->unseen = 1;
-    if (call->flags & EP_CALL_DETACHED)
+    if (!(call->flags & EP_CALL_DETACHED))
+        TRY(b->exec->stream_wait(b->exec->self, call->caller_stream, b->stream));
+    if (b->graph)
         return EP_OK;
-    return b->exec->stream_wait(b->exec->self, call->caller_stream, b->stream);
+    pthread_mutex_lock(&b->order);
+    b->calls_on = call->caller_stream;
+    b->between_calls = 1;
+    pthread_mutex_unlock(&b->order);
+    return EP_OK;
 }
 
 /* The end of a collective call: where the host waits, an abort or a verdict without a record is an

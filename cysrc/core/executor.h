@@ -21,7 +21,8 @@ enum ep_result {
     EP_ERR_STATUS,           /* the device wrote a status record: see ep_buffer_status()        */
     EP_ERR_CAPACITY,         /* the arena has no free extent of that size                      */
     EP_ERR_DESTROYED,
-    EP_ERR_INTERRUPTED       /* the user ended a host wait; see interrupted()                   */
+    EP_ERR_INTERRUPTED,      /* the user ended a host wait; see interrupted()                   */
+    EP_ERR_CAPTURED          /* a stream that has to be waited for is being captured           */
 };
 
 struct ep_launch {
@@ -75,8 +76,8 @@ struct ep_executor {
     /* Graphs.  *graph: what is being captured on `stream`, NULL where nothing is.  While a stream is
      * captured nothing that is queued on it runs, and waits for it are errors. */
     int (*capture)(void *self, void *stream, void **graph);
-    /* The same of a caller's stream, before a call that comes after its work; an error where that
-     * has failed: it shall not look like ours. */
+    /* The same of a caller's stream, where a call begins: until its first launch a device that fails
+     * is the caller's doing, and shall not look like ours. */
     int (*look)(void *self, void *stream, void **graph);
     /* release(what), from any thread and without a call of the executor, once `graph` and all that
      * was made of it are gone. */

@@ -4,6 +4,8 @@
 
 #include <stdlib.h>
 
+#define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
+
 struct ep_block *ep_slots_largest(struct ep_buffer *b)
 {
     pthread_mutex_lock(&b->lock);
@@ -75,6 +77,38 @@ void ep_slots_close(struct ep_buffer *b)
     }
 }
 
+/* -- streams -------------------------------------------------------------------------------- */
+
+static int is_captured(const struct ep_buffer *b, void *stream)
+{
+    void *graph = NULL;
+    return b->exec->capture(b->exec->self, stream, &graph) == EP_OK && graph;
+}
+
+int ep_slots_await_last_use(struct ep_buffer *b)
+{
+    const struct ep_executor *exec = b->exec;
+    int passed = 0;
+    if (!b->awaits_last_use)
+        return EP_OK;
+    if (is_captured(b, b->calls_on))     /* the event may be part of that capture               */
+        return EP_ERR_CAPTURED;
+    if (exec->event_query(exec->self, b->last_use, &passed) != EP_OK)    /* of one that is over   */
+        TRY(exec->stream_wait(exec->self, b->stream, b->calls_on));
+    else if (!passed)
+        TRY(exec->event_wait(exec->self, b->stream, b->last_use));
+    b->awaits_last_use = 0;
+    return EP_OK;
+}
+
+int ep_slots_settle(struct ep_buffer *b)
+{
+    pthread_mutex_lock(&b->order);
+    int rc = ep_slots_await_last_use(b);
+    pthread_mutex_unlock(&b->order);
+    return rc;
+}
+
 /* -- landing -------------------------------------------------------------------------------- */
 
 void ep_slots_drop_landing(struct ep_buffer *b)
@@ -113,6 +147,8 @@ uint32_t ep_buffer_idle_segments(struct ep_buffer *b)
         b->landing_want = b->landing->bytes;
     ep_slots_drop_landing(b);
     uint32_t idle = 0;
+    if (ep_slots_settle(b) != EP_OK)     /* then nothing is known to be                           */
+        return idle;
     pthread_mutex_lock(&b->lock);
     for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
         if (b->arena.segment[i].first && !b->arena.segment[i].num_used)
@@ -203,10 +239,16 @@ void ep_slots_release_quarantine(struct ep_buffer *b)
     }
 }
 
-static int is_captured(const struct ep_buffer *b, void *stream)
+/* Whether nothing has to wait for the slot's streams now: the next call comes after them anyway, or
+ * else after the event.  With `order` held. */
+static int note_last_use(struct ep_buffer *b, void *const streams[2], int lasting)
 {
-    void *graph = NULL;
-    return b->exec->capture(b->exec->self, stream, &graph) == EP_OK && graph;
+    if (!lasting || !b->between_calls || b->closed || streams[0] != b->calls_on
+        || streams[1] != b->calls_on
+        || b->exec->event_record(b->exec->self, b->last_use, b->calls_on) != EP_OK)
+        return 0;
+    b->awaits_last_use = 1;
+    return 1;
 }
 
 /* Whether the slot can be given back now.  With `order` held. */
@@ -226,10 +268,11 @@ static int order_after(struct ep_buffer *b, void *const streams[2])
     return 1;
 }
 
-void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const streams[2])
+void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const streams[2],
+                      int lasting)
 {
     pthread_mutex_lock(&b->order);
-    int ordered = order_after(b, streams);
+    int ordered = note_last_use(b, streams, lasting) || order_after(b, streams);
     if (!ordered) {
         pthread_mutex_lock(&b->lock);
         slot->streams[0] = streams[0];
@@ -252,9 +295,17 @@ void ep_slots_release_retired(struct ep_buffer *b)
     while (slot) {
         struct ep_block *next = slot->link;
         void *streams[2] = {slot->streams[0], slot->streams[1]};
-        ep_buffer_retire(b, slot, streams);
+        ep_buffer_retire(b, slot, streams, 0);
         slot = next;
     }
+}
+
+/* `stream` comes after all calls, and after what died between them. */
+static int follow_calls(struct ep_buffer *b, void *stream)
+{
+    if (stream != b->calls_on)
+        TRY(ep_slots_settle(b));
+    return b->exec->stream_wait(b->exec->self, stream, b->stream);
 }
 
 static int reserve_on(struct ep_buffer *b, uint64_t bytes, void *stream, struct ep_block **out)
@@ -268,7 +319,7 @@ static int reserve_on(struct ep_buffer *b, uint64_t bytes, void *stream, struct 
         return rc;
     /* It may have been staging or a result that is still in use.  A graph's order with what came
      * before it is the caller's. */
-    rc = b->graph ? ep_slots_keep(b, *out) : b->exec->stream_wait(b->exec->self, stream, b->stream);
+    rc = b->graph ? ep_slots_keep(b, *out) : follow_calls(b, stream);
     if (rc != EP_OK)
         ep_slots_release(b, *out);
     return rc;

@@ -33,5 +33,10 @@ void ep_slots_release_quarantine(struct ep_buffer *b);
 void ep_slots_close(struct ep_buffer *b);
 /* What died during captures, now that nothing is captured. */
 void ep_slots_release_retired(struct ep_buffer *b);
+/* With `order` held: the buffer's stream comes after the last use of what died between calls.
+ * EP_ERR_CAPTURED where that cannot be now. */
+int  ep_slots_await_last_use(struct ep_buffer *b);
+/* The same without `order`. */
+int  ep_slots_settle(struct ep_buffer *b);
 
 #endif

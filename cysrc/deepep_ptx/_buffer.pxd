@@ -173,7 +173,7 @@ cdef extern from "core/buffer.h" nogil:
     int ep_buffer_reset_end(ep_buffer *b, uint64_t max_epoch)
     int ep_buffer_look(ep_buffer *b, void *stream, void **graph)
     int ep_buffer_check(ep_buffer *b)
-    void ep_buffer_retire(ep_buffer *b, ep_block *slot, void **streams)
+    void ep_buffer_retire(ep_buffer *b, ep_block *slot, void **streams, int lasting)
     int ep_buffer_reserve(ep_buffer *b, uint64_t bytes, void *stream, ep_block **out,
                           uint64_t *view)
     int ep_buffer_settle(ep_buffer *b)

@@ -342,7 +342,7 @@ cdef class CoreBuffer:
 
     def look(self, size_t stream):
         """The graph into which what is queued on `stream`, a caller's, is being captured, a number;
-        0: it is not.  Raises where its work has failed."""
+        0: it is not.  A call begins with it."""
         cdef void *graph = NULL
         check(ep_buffer_look(self.core, <void *>stream, &graph), self.executor)
         return <size_t>graph
@@ -562,6 +562,7 @@ cdef class Slot:
     cdef uint64_t view
     cdef void *stream           # the caller's, on which the arrays are used; outlives them
     cdef public object current  # None, or a function that gives the thread's stream at the end
+    cdef public bint lasting    # no other stream ever has the number of these
 
     @staticmethod
     cdef Slot wrap(CoreBuffer buffer, ep_block *block, uint64_t view, size_t stream):
@@ -570,6 +571,7 @@ cdef class Slot:
         slot.buffer = buffer
         slot.block = block
         slot.view = view
+        slot.lasting = stream == 0
         return slot
 
     def __dealloc__(self):
@@ -578,10 +580,12 @@ cdef class Slot:
             return
         streams[0] = streams[1] = self.stream
         if self.current is not None:
-            with contextlib.suppress(Exception):    # of a library that is going, at the very end
+            try:
                 streams[1] = <void *><size_t>self.current()
+            except Exception:       # of a library that is going, at the very end
+                pass
         with nogil:
-            ep_buffer_retire(self.buffer.core, self.block, streams)
+            ep_buffer_retire(self.buffer.core, self.block, streams, self.lasting)
 
     @property
     def address(self):

@@ -9,7 +9,7 @@ from deepep_ptx._array cimport IN_HOST_MEMORY, Array
 from deepep_ptx._array import HOST, UNKNOWN, place_name
 from deepep_ptx.arrays.dlpack import type_name
 from deepep_ptx.arrays.library import BY_TYPE, library_of
-from deepep_ptx.arrays.streams import stream_number
+from deepep_ptx.arrays.streams import PER_THREAD, stream_number
 
 
 cdef dict known_types = BY_TYPE
@@ -132,6 +132,8 @@ cdef class Call:
         stream that is the library's current one then."""
         if self.device != IN_HOST_MEMORY:
             slot.current = self.library.current(self.device)
+            if self.library.lasting and self.stream != PER_THREAD:
+                slot.lasting = True
 
     def part(self, slot, uint64_t offset, tuple shape not None, dtype, bint copy):
         """The library's array over bytes from `offset` of `slot`, which it keeps; or a copy.  Where

@@ -39,6 +39,7 @@ from gen.params cimport (
 
 from deepep_ptx._executor cimport (
     EP_ERR_CAPACITY,
+    EP_ERR_CAPTURED,
     EP_ERR_DESTROYED,
     EP_ERR_INTERRUPTED,
     EP_ERR_STATUS,
@@ -200,6 +201,9 @@ cdef int check(int code, Executor executor, const Report *report=NULL) except -1
         raise DestroyedError("the buffer was used after destroy()")
     if code == EP_ERR_INTERRUPTED:
         raise KeyboardInterrupt
+    if code == EP_ERR_CAPTURED:
+        raise DeepEPError("stream: a result has died on the stream of the call before, which is "
+                          "being captured now; make this call before the capture or after it")
     if executor is None:
         raise MemoryError("no memory for the core")
     raise executor.error(code)

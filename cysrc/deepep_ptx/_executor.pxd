@@ -18,6 +18,7 @@ cdef extern from "core/executor.h" nogil:
         EP_ERR_CAPACITY
         EP_ERR_DESTROYED
         EP_ERR_INTERRUPTED
+        EP_ERR_CAPTURED
 
     struct ep_launch:
         void *kernel

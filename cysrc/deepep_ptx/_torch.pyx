@@ -32,6 +32,7 @@ cdef class Torch:
     blocks = False
     shares = True
     captures = True
+    lasting = True          # taken from a pool of torch's, which keeps them
 
     cdef object torch
     cdef readonly dict dtypes           # of torch -> of NumPy

@@ -16,6 +16,7 @@ class CuPy:
     blocks = True
     shares = False
     captures = True
+    lasting = False         # a stream ends with its object
 
     def __init__(self, cupy):
         self.cupy = cupy

@@ -99,6 +99,7 @@ class Device:
     blocks = False
     shares = False
     captures = False
+    lasting = False
 
     def take(self, value, name, stream):
         """See `library.Library`."""

@@ -21,7 +21,8 @@ class Library(Protocol):
     name: as error texts call it.  on_gpu: whether the cuda executor uses its arrays in place.
     blocks: whether its allocations and kernels' loads may wait for a whole device.  shares: whether
     `share` works: an array may be allocated for one stream and used on another.  captures: whether
-    it allocates while a stream is captured.
+    it allocates while a stream is captured.  lasting: whether its streams last as long as the
+    process.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Library(Protocol):
     blocks: bool
     shares: bool
     captures: bool
+    lasting: bool
 
     def take(self, value, name, stream):
         """The `Array` of argument `name`, ready on `stream`; TypeError if it is none."""

@@ -24,6 +24,7 @@ class NumPy:
     blocks = False
     shares = False
     captures = True
+    lasting = False
 
     def take(self, value, name, stream):
         """See `library.Library`."""

@@ -5,6 +5,7 @@ import operator
 import sys
 
 LEGACY = 0      # the legacy default stream; libraries say 1 for it where 0 means "none"
+PER_THREAD = 2  # the per-thread default stream: each thread has another one by this number
 
 
 class Stream:
