@@ -78,12 +78,10 @@ static int end(struct ep_buffer *b, const struct ep_call *call)
     return EP_OK;
 }
 
-/* The end of a collective call: where the host waits, an abort or a verdict without a record is an
- * error as well. */
-static int end_collective(struct ep_buffer *b, const struct ep_call *call)
+/* The host waits for the end of a collective call: an abort or a verdict without a record is an error
+ * as well. */
+static int wait_end(struct ep_buffer *b)
 {
-    if (!(call->flags & EP_CALL_WAIT))
-        return end(b, call);
     int rc = ep_status_look(b, EP_TOLD);
     if (rc != EP_OK || b->control.verdict == EP_CODE_OK)
         return rc;
@@ -334,11 +332,14 @@ static int dispatch_into(struct ep_buffer *b, const struct ep_loaded *kernel,
                          struct ep_dispatch_result *out)
 {
     TRY(launch_dispatch(b, kernel, a, block, &out->slot));
+    /* Before the host waits for the totals: nothing of the driver's is left to do behind them. */
+    if (!(a->call.flags & EP_CALL_WAIT))
+        TRY(end(b, &a->call));
     if (waits_for_totals(a))     /* while the rows are on their way                             */
         TRY(settle(b, a, block, out));
     TRY(ep_slots_keep(b, block));
     TRY(ep_slots_keep(b, b->landing));
-    return end_collective(b, &a->call);
+    return a->call.flags & EP_CALL_WAIT ? wait_end(b) : EP_OK;
 }
 
 int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
@@ -452,7 +453,7 @@ int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
     if (rc == EP_OK && a->weights_bytes)
         rc = ep_slots_keep_at(b, a->weights_segment, a->weights_offset);
     if (rc == EP_OK)
-        rc = end_collective(b, &a->call);
+        rc = a->call.flags & EP_CALL_WAIT ? wait_end(b) : end(b, &a->call);
     if (rc == EP_ERR_STATUS && a->call.flags & EP_CALL_WAIT && b->grows)
         b->may_grow = b->num_status && b->status[0].code == EP_CODE_CAPACITY
                       && b->status[0].kernel == EP_KERNEL_COMBINE
