@@ -55,7 +55,7 @@ _H100 = Rates(
     crowded={("dispatch", "vec"): 283.0, ("dispatch", "bulk"): 287.0,
              ("combine_push", "vec"): 304.0, ("combine_push", "bulk"): 263.0},
     memory=1395.0,
-    fixed_us={"dispatch": 18.0, "combine_pull": 19.0, "combine_push": 27.0},
+    fixed_us={"dispatch": 16.0, "combine_pull": 17.0, "combine_push": 25.5},
     source="2xH100 SXM, NVLink NV18, 2026-11-25: docs/tuning.md",
 )
 # Name of the device -> its rates.
