@@ -79,7 +79,7 @@ struct ep_buffer {
     pthread_mutex_t order;       /* held while a dying slot is ordered on `stream`, and at its end;
                                   * guards the next four                                        */
     void     *calls_on;          /* the caller's stream of the newest call that was not captured */
-    int       between_calls;     /* such a call has ended, and none has begun since             */
+    int       between_calls;     /* such a call is queued, and none has begun since              */
     void     *last_use;          /* event: what `calls_on` had queued when a slot died between calls */
     int       awaits_last_use;   /* `stream` does not come after it yet                         */
     pthread_mutex_t lock;        /* guards all below                                           */

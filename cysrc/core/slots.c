@@ -147,14 +147,13 @@ uint32_t ep_buffer_idle_segments(struct ep_buffer *b)
         b->landing_want = b->landing->bytes;
     ep_slots_drop_landing(b);
     uint32_t idle = 0;
-    if (ep_slots_settle(b) != EP_OK)     /* then nothing is known to be                           */
-        return idle;
     pthread_mutex_lock(&b->lock);
     for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
         if (b->arena.segment[i].first && !b->arena.segment[i].num_used)
             idle |= 1u << i;
     pthread_mutex_unlock(&b->lock);
-    return idle;
+    /* Behind the look: a slot's last use is noted before the slot is released. */
+    return ep_slots_settle(b) == EP_OK ? idle : 0;
 }
 
 /* -- graphs --------------------------------------------------------------------------------- */
