@@ -69,6 +69,20 @@ class Series:
         self.before.raise_()
         ended.event._event.synchronize()            # while `after` holds the stream
         self.after.raise_()
+        self.check_read()
+
+    def forget(self):
+        """Nothing of the calls is left but what is queued."""
+        self.handle = None
+        gc.collect()
+
+    def let_go(self):
+        """Nothing holds the stream any more."""
+        self.before.raise_()
+        self.after.raise_()
+
+    def check_read(self):
+        """The reads found the dead one's rows."""
         np.testing.assert_array_equal(bits(self.read()), bits(OLD))
 
 
@@ -130,9 +144,8 @@ def test_an_array_in_the_arena_for_the_same_stream(monkeypatch, lasting):
     def main(side, buffer, stream):
         series = Series(side, buffer, stream)
         assert buffer.get_combine_buffer(T, H, stream=stream).address == series.address
-        series.before.raise_()
-        series.after.raise_()
-        np.testing.assert_array_equal(bits(series.read()), bits(OLD))
+        series.let_go()
+        series.check_read()
 
     alone(monkeypatch, lasting, main)
 
@@ -142,12 +155,10 @@ def test_the_end_of_the_buffer(monkeypatch, lasting):
     """Its memory goes when it has been read."""
     def main(side, buffer, stream):
         series = Series(side, buffer, stream)
-        series.handle = None
-        gc.collect()
-        series.before.raise_()
-        series.after.raise_()
+        series.forget()
+        series.let_go()
         buffer.destroy()
-        np.testing.assert_array_equal(bits(series.read()), bits(OLD))
+        series.check_read()
 
     alone(monkeypatch, lasting, main)
 
@@ -156,14 +167,12 @@ def test_the_end_of_the_buffer(monkeypatch, lasting):
 def test_a_segment_that_is_recycled(monkeypatch, lasting):
     def main(side, buffer, stream):
         series, core = Series(side, buffer, stream), buffer._core
-        series.handle = None
-        gc.collect()
+        series.forget()
         assert core.idle_segments() == 1
         core.unmap_segment(0)
         core.drop_segment(0)
-        series.before.raise_()
-        series.after.raise_()
-        np.testing.assert_array_equal(bits(series.read()), bits(OLD))
+        series.let_go()
+        series.check_read()
 
     alone(monkeypatch, lasting, main)
 
@@ -233,13 +242,12 @@ def test_a_capture_takes_what_died_before_it(monkeypatch):
 
     def main(side, buffer, _):
         series = Series(side, buffer, 0)
-        series.before.raise_()
-        series.after.raise_()
+        series.let_go()
         with side.executor.capture() as graph:
             array, _ = series.dispatch(series.rows)
         assert array.address == series.address
         graph.replay()
-        np.testing.assert_array_equal(bits(series.read()), bits(OLD))
+        series.check_read()
         np.testing.assert_array_equal(bits(array.numpy()), bits(NEW))
 
     alone(monkeypatch, True, main)
