@@ -26,6 +26,8 @@ C_SOURCES = {
     "_dlpack": [],
     "_errors": [],
     "_executor": [],
+    "_lending": ["cysrc/lending"],
+    "_results": [],
     "_torch": [],
     "_buffer": ["cysrc/core"],
     "_emu": ["cysrc/emu"],

@@ -89,7 +89,8 @@ def on_null(args):
     from deepep_ptx._cuda import CudaExecutor
 
     null_gpu.pretend(torch)
-    with Buffer(null_gpu.Copies(args.ranks, CudaExecutor(0)), arena_bytes(args)) as buffer:
+    with Buffer(null_gpu.Copies(args.ranks, CudaExecutor(0)),
+                arena_limit_bytes=arena_bytes(args)) as buffer:
         calls = make_calls(buffer, args, "cpu")
         del calls["dispatch, waiting"]          # nobody writes the totals
         if args.profile:
@@ -137,7 +138,7 @@ def gpu_main(rank, args, results):
         torch.cuda.synchronize()
         comm.barrier()
 
-    with Buffer(comm, arena_bytes(args)) as buffer:
+    with Buffer(comm, arena_limit_bytes=arena_bytes(args)) as buffer:
         calls = make_calls(buffer, args, "cuda")
         times = {name: measure.spread(time_call(call, args, rest)) for name, call in calls.items()}
         del calls

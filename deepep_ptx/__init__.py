@@ -10,6 +10,7 @@ _PUBLIC = {
     "Buffer": "buffer",
     "Config": "config",
     "DeviceArray": "arrays",
+    "EPHandle": "handle",
     "EventHandle": "event",
     "EventOverlap": "event",
     "run_ranks": "runtime",

@@ -16,6 +16,7 @@ from .errors import RankMismatchError as RankMismatchError
 from .errors import TuningError as TuningError
 from .event import EventHandle as EventHandle
 from .event import EventOverlap as EventOverlap
+from .handle import EPHandle as EPHandle
 from .runtime import run_ranks as run_ranks
 
 __version__: str

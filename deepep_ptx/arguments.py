@@ -8,6 +8,7 @@ import math
 import numbers
 
 from ._buffer import FOREVER, MAX_RANKS
+from ._cuda import ContextEvent
 from ._executor import Executor
 from .comm import as_comm
 from .config import Config
@@ -52,17 +53,30 @@ def event_of(previous, executor):
     An event of the other executor is waited for here and now.
 
     Raises:
-        TypeError: `previous` is neither None, an `EventOverlap` nor an `EventHandle`.
+        TypeError: `previous` is not one of those that `foreign_event` names.
     """
-    if isinstance(previous, EventOverlap):
-        previous = previous.event
-    if previous is None:
-        return None
-    if not isinstance(previous, EventHandle):
-        raise TypeError("previous_event: must be None, an EventOverlap or an EventHandle, got "
-                        f"{type(previous).__name__}")
-    event = previous._event
+    handle = previous.event if isinstance(previous, EventOverlap) else previous
+    event = handle._event if isinstance(handle, EventHandle) else foreign_event(previous)
     if event is not None and event.executor_name != executor.name:
         event.synchronize()
         return None
     return event
+
+
+def foreign_event(previous):
+    """The `Event` of what another class than ours wraps, or None where that is None.
+
+    Consumers bring wrappers of their own, and events of torch: only what is inside counts.
+    """
+    inner = getattr(previous, "event", previous)
+    if inner is None:
+        return None
+    if isinstance(inner, EventHandle):
+        return inner._event
+    number = getattr(inner, "cuda_event", None)
+    if type(number) is int:
+        # torch makes its event with the first record: before it there is nothing to wait for.
+        return ContextEvent.lent(number, inner) if number else None
+    raise TypeError("previous_event: must be None, an EventOverlap or an EventHandle, an event "
+                    "with cuda_event (torch.cuda.Event), or an object whose event is one of "
+                    f"these, got {type(previous).__name__}")

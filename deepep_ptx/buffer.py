@@ -12,7 +12,6 @@ from ._arguments import (
     Placement,
     check_experts,
     check_handle,
-    check_hidden,
     first_array,
     take_bias,
     take_indices,
@@ -24,21 +23,24 @@ from ._arguments import (
     take_weights,
 )
 from ._buffer import MAX_CTAS, MAX_TOPK, SLOT_ALIGN, Region
+from ._results import Part, Results
 from .arguments import check_config, checked_group, event_of, timeout_ns
 from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, Call
 from .arrays.library import default_library, library_of, library_of_dtype
 from .arrays.streams import Stream
 from .checks import check_int, check_shape
 from .comm import all_or_none
-from .errors import CapacityError, DeepEPError, DestroyedError
+from .errors import DeepEPError, DestroyedError
 from .event import EventHandle, EventOverlap
 from .flight import Flights
 from .handle import EPHandle
 from .knobs import check_knobs
 from .launch_choice import OWN_RING, LaunchChoice
+from .room import Room
 from .tuning import tuned_variants
 
 DEFAULT_SMS = configs.DEFAULT_SMS
+MAX_COMBINE_HIDDEN = (1 << 24) - 1                  # of the record's word in which it is compared
 MAX_WORST_TOKENS = (1 << 32) // MAX_TOPK - 1        # kernels count their choices in 32 bits
 
 # Buffers of GPUs that were left without the other ranks: their memory, code and context stay until
@@ -80,9 +82,8 @@ class Buffer:
         group: what `run_ranks` gives to each rank, a `torch.distributed` process group or an
             mpi4py communicator with one process per GPU, or an object with `rank`, `size`,
             `allgather(obj)`, `barrier()` and `executor`.
-        num_nvl_bytes: bytes of the arena for results and staging, a multiple of 128; a hard
-            limit, see `get_size_hint`.  0: the arena grows as calls need it, except for calls that
-            must not wait for the host.
+        num_nvl_bytes: bytes with which the arena for results and staging starts, a multiple of
+            128; it grows as calls need it.
         num_rdma_bytes: 0.
         low_latency_mode: False.
         num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl: as in DeepEP; without
@@ -96,11 +97,15 @@ class Buffer:
             virtual time); None or infinity: no limit.
         tuning: path of a tuning file; None: DEEPEP_PTX_TUNING, else the user's file for this GPU
             and number of ranks, if there is one; False: no file.
-        zero_copy: results are views into the arena as long as it has room, and combine reads
-            expert output from there.  False: results are copies, and combine always pushes.
+        zero_copy: True: results are views of the arena as long as it has room.  None: likewise, but
+            torch's are tensors as its allocator makes them, the large ones still in the arena.  In
+            both cases combine reads expert output that lies there.  False: results are copies, and
+            combine always pushes.
         stages, stage_bytes: launch parameters of the bulk kernels, for their rings of loads: at
             most so many stages, at least 2, as far as shared memory has room, of so many bytes, a
             multiple of 16; None: the tuning file's, else the kernel's own.
+        arena_limit_bytes: bytes of an arena that does not grow, a multiple of 128, see
+            `get_size_hint`; None: it grows.  On all ranks or on none.
 
     Raises:
         ValueError, TypeError: an argument out of range; the text begins with its name.
@@ -114,18 +119,19 @@ class Buffer:
 
     def __init__(self, group, num_nvl_bytes=0, num_rdma_bytes=0, low_latency_mode=False,
                  num_qps_per_rank=24, allow_nvlink_for_low_latency_mode=True, allow_mnnvl=False,
-                 explicitly_destroy=False, *, policy=None, timeout_s=100.0, zero_copy=True,
-                 tuning=None, stages=None, stage_bytes=None):
+                 explicitly_destroy=False, *, policy=None, timeout_s=100.0, zero_copy=None,
+                 tuning=None, stages=None, stage_bytes=None, arena_limit_bytes=None):
         self._core = None
-        self.group = group = checked_group(group)
+        self.group = group              # as it was given: callers compare it
+        self._comm = group = checked_group(group)
         self.variants = self.tuning = knobs = None
 
         def check():
             nonlocal knobs
-            check_int(num_nvl_bytes, "num_nvl_bytes", 0)
-            if num_nvl_bytes % SLOT_ALIGN:
-                raise ValueError(f"num_nvl_bytes: must be a multiple of {SLOT_ALIGN}, "
-                                 f"got {num_nvl_bytes}")
+            _check_arena(num_nvl_bytes, arena_limit_bytes)
+            if not (zero_copy is None or isinstance(zero_copy, (bool, int))):
+                raise TypeError("zero_copy: must be True, False or None, got "
+                                f"{type(zero_copy).__name__}")
             if check_int(num_rdma_bytes, "num_rdma_bytes", 0):
                 raise NotImplementedError("num_rdma_bytes: must be 0, all ranks share one NVLink "
                                           f"domain; got {num_rdma_bytes}")
@@ -151,13 +157,14 @@ class Buffer:
         self.low_latency_mode = False
         self.explicitly_destroy = explicitly_destroy
         self.timeout_s = timeout_s
-        self.zero_copy = bool(zero_copy)
-        self._copied_bytes = 0
+        self.zero_copy = None if zero_copy is None else bool(zero_copy)
+        self.arena_limit_bytes = None if arena_limit_bytes is None else int(arena_limit_bytes)
         self._library = None            # of the newest call
         self.last_num_sms = None        # likewise, what it was given
         kernels = {name: (variant, select.read_text(variant))
                    for name, variant in self.variants.items()}
         core, self._ranks_here = symmetric.connect(group, self.num_nvl_bytes,
+                                                   self.arena_limit_bytes or 0,
                                                    timeout_ns(timeout_s), kernels)
         # Every CTA of a call may wait for its own grid's and for other ranks, so those of all ranks
         # that share a GPU must fit on it together.
@@ -170,6 +177,8 @@ class Buffer:
                                     self._max_sms, self.variants, self.tuning, knobs)
         self._on_emu = group.executor.name == "emu"
         self._is_thread = getattr(group.executor, "world", None) is not None
+        self._room = Room(group, core, self.arena_limit_bytes or 0)
+        self._results = Results(core, self.zero_copy)
         self._core = core
         self._in_flight = Flights(core)
 
@@ -199,9 +208,9 @@ class Buffer:
         core = self._live_core()
         epoch = core.reset_begin()
         self._in_flight.forget_finished()
-        self.group.barrier()
-        core.reset_end(max(self.group.allgather(epoch)))
-        self.group.barrier()
+        symmetric.meet_for_reset(self._comm)
+        core.reset_end(max(self._comm.allgather(epoch)))
+        self._room.agree()
 
     def destroy(self):
         """Free the buffer; collective.  Results that still live keep their memory.
@@ -217,11 +226,12 @@ class Buffer:
                 self.check()
         except (DeepEPError, ValueError) as error:
             failure = error
-        self.group.barrier()
+        self._comm.barrier()
         self._core.close_peers()
-        self.group.barrier()
+        self._comm.barrier()
         core, self._core = self._core, None
         self._in_flight.end()
+        self._results.end()
         core.close()
         if failure is not None:
             raise failure
@@ -236,7 +246,7 @@ class Buffer:
         if core.executor.name == "cuda":
             _abandoned.append(kept)
         else:
-            getattr(self.group, "__dict__", {}).setdefault("abandoned", []).append(kept)
+            getattr(self._comm, "__dict__", {}).setdefault("abandoned", []).append(kept)
 
     def __enter__(self):
         return self
@@ -246,6 +256,9 @@ class Buffer:
         if exc_type is None:
             self.destroy()
         elif self._core is not None:
+            unraised = self._core.unraised()
+            if unraised is not None:
+                exc.add_note(f"rank {self.rank}: the device has reported, too: {unraised}")
             self._leave()
 
     def __del__(self):
@@ -255,8 +268,15 @@ class Buffer:
             warnings.warn(f"rank {self.rank}: Buffer was not destroyed", ResourceWarning,
                           stacklevel=2)
         # After whole calls nobody writes here any more; after an aborted one somebody may.
-        if self._core.is_aborted or self._is_busy():
+        must_leave = self._core.is_aborted or self._is_busy()
+        unraised = self._core.unraised()
+        if unraised is not None:
+            warnings.warn(f"rank {self.rank}: Buffer was not destroyed, and nobody has raised what "
+                          f"one of its calls found: {type(unraised).__name__}: {unraised}",
+                          RuntimeWarning, stacklevel=2)
+        if must_leave:
             self._leave()
+        self._results.end()
 
     def _is_busy(self):
         """Whether a call has not ended."""
@@ -303,10 +323,12 @@ class Buffer:
         library = self._library or default_library(core.executor)
         if self._on_emu or not hasattr(library, "stream"):
             return Stream(core.stream)
+        core.keep_stream()
         return library.stream(core.stream, core.executor.device)
 
     def get_local_buffer_tensor(self, dtype, size=None, offset=0, use_rdma_buffer=False):
-        """A view over this rank's arena, for looking at it; of no use after `destroy()`.
+        """A view over the first part of this rank's arena, the bytes with which it started, for
+        looking at it; of no use after `destroy()`.
 
         Args:
             dtype: of torch, for a tensor; else what `numpy.dtype` takes, for a NumPy array on the
@@ -316,24 +338,26 @@ class Buffer:
             use_rdma_buffer: False.
 
         Raises:
-            ValueError: the arena grows (num_nvl_bytes is 0), or does not hold that much.
+            ValueError: num_nvl_bytes and arena_limit_bytes were not given, or it does not hold that
+                much.
         """
         core = self._live_core()
         if use_rdma_buffer:
             raise ValueError("use_rdma_buffer: must be False, this buffer has no RDMA memory")
-        if not self.num_nvl_bytes:
+        if not (self.num_nvl_bytes or self.arena_limit_bytes):
             raise ValueError("num_nvl_bytes: must be given for get_local_buffer_tensor; an arena "
-                             "that grows has no fixed place")
+                             "that starts with nothing has no fixed place")
+        region = Region(core)
         library, dtype = library_of_dtype(dtype, core.executor)
-        offset = check_int(offset, "offset", 0, self.num_nvl_bytes)
+        offset = check_int(offset, "offset", 0, region.nbytes)
         if offset % dtype.itemsize:
             raise ValueError(f"offset: must be a multiple of {dtype.itemsize} bytes, got {offset}")
-        room = (self.num_nvl_bytes - offset) // dtype.itemsize
+        room = (region.nbytes - offset) // dtype.itemsize
         shape = (room,) if size is None else check_shape(size, "size")
         if math.prod(shape) > room:
             raise ValueError(f"size: must have at most {room} elements from byte {offset} on, "
                              f"got {list(shape)}")
-        return library.part(core.executor, Region(core), offset, shape, dtype, 0, False)
+        return library.part(core.executor, region, offset, shape, dtype)
 
     def get_combine_buffer(self, rows, hidden, *, like=None, stream=None):
         """A bfloat16 array [rows, hidden] in the arena, for expert output that `combine` shall read
@@ -360,9 +384,9 @@ class Buffer:
             return call.empty(shape, BFLOAT16).owner
         if self._on_emu and not core.look(call.stream):
             core.settle()           # the host stores to it, and is on no stream
-        slot = core.reserve(rows * hidden * BFLOAT16.itemsize, call.stream)
-        call.show(slot)
-        return call.part(slot, 0, shape, BFLOAT16, False)
+        if not core.look(call.stream):
+            self._results.begin(call, False)
+        return self._results.combine_buffer(call, *shape, BFLOAT16)
 
     @property
     def last_launch(self):
@@ -379,7 +403,7 @@ class Buffer:
             "arena_used_bytes": core.arena_used_bytes - core.landing_bytes,
             "landing_bytes": core.landing_bytes,
             "arena_segments": core.num_segments,
-            "copied_bytes": self._copied_bytes,
+            "copied_bytes": self._results.copied_bytes,
         }
 
     # -- launch and end of a call ----------------------------------------------------------------
@@ -390,18 +414,20 @@ class Buffer:
         previous = None
         if previous_event is not None:
             previous = event_of(previous_event, core.executor)
-        if allocate_on_comm_stream:
-            if previous_event is None or not async_finish:
-                raise ValueError("allocate_on_comm_stream: must be False without previous_event "
-                                 "and async_finish")
-            call.allocate_on(core.stream)
+        if allocate_on_comm_stream and (previous_event is None or not async_finish):
+            raise ValueError("allocate_on_comm_stream: must be False without previous_event and "
+                             "async_finish")
         graph = core.look(call.stream)
         if graph and (call.copies or not call.library.captures):
             raise ValueError(f"{call.name}: must be an array of torch or CuPy on the GPU while the "
                              "stream is captured")
         waits = not graph and self._host_waits(call, async_finish)
-        if self._in_flight and not graph:
-            self._in_flight.forget_finished()
+        if allocate_on_comm_stream and not waits:       # the caller's stream is told of them
+            call.allocate_on(core.stream)
+        if not graph:
+            if self._in_flight:
+                self._in_flight.forget_finished()
+            self._results.begin(call, previous is None)
         self._library = call.library
         self.last_num_sms = num_sms
         return Launch(call.stream, previous, num_sms, waits, bool(async_finish) and not waits,
@@ -412,7 +438,7 @@ class Buffer:
         if call.copies:
             return True
         if self._on_emu:
-            return not (async_finish and self.zero_copy)
+            return not async_finish
         # A rank that is a thread could keep another one from being served: by an event on a stream
         # that they share, or by a library's call that waits for a device on which this rank's
         # kernels wait for the other.
@@ -453,21 +479,6 @@ class Buffer:
                 f"{self._ranks_here} rank(s) on one GPU can have side by side; got {num_sms}")
         return int(num_sms)
 
-    def _with_growth(self, run, *arguments):
-        """`run(*arguments)`, again with a larger arena while it has no room and may grow.
-
-        All ranks get the same verdict, so all of them grow, or none.  Each turn adds a segment, of
-        which there are few.
-        """
-        while True:
-            try:
-                return run(*arguments)
-            except CapacityError as error:
-                if not self._core.may_grow:         # or it is an earlier call's
-                    raise
-                needed = error.needed_bytes
-            symmetric.grow(self.group, self._core, needed)
-
     # -- calls ---------------------------------------------------------------------------------
 
     def get_dispatch_layout(self, topk_idx, num_experts, previous_event=None, async_finish=False,
@@ -478,7 +489,9 @@ class Buffer:
             topk_idx: int64 or int32 [num_tokens, num_topk], num_topk in 1..32; -1 = unused.
             num_experts: a multiple of the group's size; expert e lives on rank
                 e // (num_experts / size).
-            previous_event: an `EventOverlap` to start after, in place of the caller's stream.
+            previous_event: an `EventOverlap` to start after, in place of the caller's stream; or
+                an `EventHandle`, an event with `cuda_event` (`torch.cuda.Event`), or an object
+                whose `event` is one of these; without an event, as None.
             async_finish: the caller's stream does not wait; the event does.
             allocate_on_comm_stream: results are allocated for the buffer's stream; only with the
                 two before.
@@ -505,7 +518,7 @@ class Buffer:
         mappings = core.layout(topk, per_rank, per_expert, in_rank, launch)
         event = EventOverlap()
         if launch.detached:
-            flight = self._in_flight.depart(launch, mappings, [topk_idx])
+            flight = self._in_flight.depart(launch, call, mappings, [topk_idx])
             event = self._in_flight.announce(flight, call, [per_rank.owner, per_expert.owner,
                                                             in_rank.owner])
         return per_rank.owner, None, per_expert.owner, in_rank.owner, event
@@ -514,13 +527,13 @@ class Buffer:
                  is_token_in_rank=None, num_tokens_per_expert=None, topk_idx=None,
                  topk_weights=None, expert_alignment=1, num_worst_tokens=0, config=None,
                  previous_event=None, async_finish=False, allocate_on_comm_stream=False, *,
-                 num_sms=None, stream=None):
+                 num_sms=None, stream=None, combine_hidden=0):
         """Send each token once to every rank that has one of its experts; collective.
 
         Args:
-            x: [num_tokens, hidden] of any 1- or 2-byte type, rows a multiple of 16 bytes; or a pair
-                of such an array of a 1-byte type (float8_e4m3fn, ...) and scales, float32 or int32
-                [num_tokens, num_scales] in any strides.  Unchanged until the call has ended.
+            x: [num_tokens, hidden] of any type whose values fill its bytes, rows a multiple of 16
+                bytes; or a pair of such an array and scales [num_tokens, num_scales] of a type of
+                1, 2 or 4 bytes in any strides.  Unchanged until the call has ended.
             handle: of an earlier dispatch: rows go where they went then, without top-k, and
                 nothing is counted: the layout's arrays are not looked at.
             num_tokens_per_rank, num_tokens_per_rdma_rank, is_token_in_rank,
@@ -531,13 +544,18 @@ class Buffer:
             topk_weights: float32 [num_tokens, num_topk].
             expert_alignment: num_recv_tokens_per_expert_list is rounded up to multiples of it.
             num_worst_tokens: 0, or the number of rows of every result, at least what any rank
-                receives; then top-k is needed and the host does not wait for the totals.
+                receives; then top-k is needed and the host does not wait for the totals.  The same
+                on all ranks where the arena grows.  With a handle 0 or handle.num_recv, which alike
+                give as many rows.
             config: None or a `Config`, of which num_sms counts, unless it is 0.
             previous_event, async_finish, allocate_on_comm_stream: as in `get_dispatch_layout`.
             num_sms: CTAs of this call, from 1 to as many as fit on the GPU beside those of other
                 ranks; None: the config's, else `set_num_sms`'s, else what the tuning file or the
                 model gives.  Ranks may differ.
             stream: the caller's.
+            combine_hidden: of rows that combine is to take, where they are wider than x's elements
+                are many, the same on all ranks: room for them is made now, not by a collective of
+                the group later.
 
         Returns:
             recv_x: [n, hidden] as x, rows by source rank, then by token; for a pair a pair, with
@@ -548,9 +566,9 @@ class Buffer:
                 num_worst_tokens, None with a handle.
             handle: for `combine` and `dispatch`; None with a handle.
             event: `EventOverlap`.
-            The arrays are views into the arena as long as it has room, unless zero_copy is False,
-            or NumPy arrays were given on a GPU; the last one that dies (the handle has one too)
-            frees their slot.
+            The arrays lie in the arena as long as it has room, as zero_copy says, unless NumPy
+            arrays were given on a GPU; the last view that dies frees their slot.  What the handle
+            holds is in memory of the library.
             With num_worst_tokens, rows past those received have recv_topk_idx -1 and are otherwise
             unspecified.
 
@@ -565,17 +583,16 @@ class Buffer:
         if handle is not None:
             if topk_idx is not None or topk_weights is not None:
                 raise ValueError("topk_idx: must be None with a handle, and topk_weights too")
-            if num_worst_tokens:
-                raise ValueError("num_worst_tokens: must be 0 with a handle, which has the rows")
-            return self._cached_dispatch(core, call, x, handle, num_sms, config, previous_event,
-                                         async_finish, allocate_on_comm_stream)
+            return self._cached_dispatch(core, call, x, handle, num_worst_tokens, num_sms, config,
+                                         previous_event, async_finish, allocate_on_comm_stream)
         if num_tokens_per_rdma_rank is not None:
             raise ValueError("num_tokens_per_rdma_rank: must be None, all ranks share one NVLink "
                              "domain")
         check_int(expert_alignment, "expert_alignment", 1)
         check_int(num_worst_tokens, "num_worst_tokens", 0, MAX_WORST_TOKENS)
+        check_int(combine_hidden, "combine_hidden", 0, MAX_COMBINE_HIDDEN)
         rows = take_rows(call, x)
-        num_tokens, hidden = rows.array.shape
+        num_tokens = rows.array.shape[0]
         layout = take_layout(call, num_tokens_per_rank, num_tokens_per_expert, is_token_in_rank,
                              num_tokens, self.group_size)
         if num_worst_tokens and topk_idx is None:
@@ -589,62 +606,80 @@ class Buffer:
             raise ValueError("num_worst_tokens: must be given while the stream is captured, the "
                              "host cannot wait for the totals then")
 
+        of_row = self._room.of_row(rows.hidden, rows.row_bytes, rows.scale_bytes, combine_hidden)
         at = Placement(call.library, call.empty((num_tokens, self.group_size), INT32),
                        call.empty((self.group_size, self.group_size), INT32), *layout)
-        if num_worst_tokens:
-            received, mappings = core.dispatch(rows, topk, weights, at, num_worst_tokens, launch)
-        else:
-            received, mappings = self._with_growth(core.dispatch, rows, topk, weights, at, 0,
-                                                   launch)
+        parts = [*_row_parts(rows), None, None, Part((), INT32, in_handle=True)]
+        if topk is not None:
+            parts[2:4] = (Part((num_topk,), topk.dtype, whole=True), Part((num_topk,), FLOAT32))
+        plan = self._results.plan(call, launch, parts, num_worst_tokens or None)
+        arguments = (rows, topk, weights, at, num_worst_tokens, of_row, combine_hidden, launch,
+                     plan.copies, plan.granule)
+        try:
+            if num_worst_tokens:
+                self._room.for_worst(num_tokens, num_worst_tokens, num_topk, of_row,
+                                     [part.row_bytes for part in parts if part], launch.captured)
+                received, mappings = core.dispatch(*arguments)
+            else:
+                received, mappings = self._room.with_growth(
+                    core.dispatch, *arguments, self._results.ahead(call, plan), undo=plan.close)
+        except BaseException:
+            plan.close()
+            raise
+        self._room.learn(combine_hidden * BFLOAT16.itemsize)
         pos, rank_prefix = at.pos.owner, at.rank_prefix.owner
         if launch.detached:
-            flight = self._in_flight.depart(launch, mappings, [
+            flight = self._in_flight.depart(launch, call, mappings, [
                 *_arrays(x), num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert,
                 topk_idx, topk_weights, pos, rank_prefix])
-        copy = self._copies(call, launch, received)
-        recv_x = _received_rows(call, received, rows, copy)
-        num_topk, recv_idx, recv_weights = 0, None, None
-        if topk is not None:
-            num_topk = topk.shape[1]
-            shape = received.rows, num_topk
-            recv_idx = call.part(received.slot, received.topk_idx, shape, topk.dtype, copy)
-            recv_weights = call.part(received.slot, received.topk_weights, shape, FLOAT32, copy)
-        recv_src_idx = call.part(received.slot, received.src_idx, (received.rows,), INT32, copy)
+        results, copying = self._results.make(call, launch, received, at.rank_prefix, plan)
+        recv_x, recv_scales, recv_idx, recv_weights, recv_src_idx = results
         for array in (pos, rank_prefix, recv_src_idx):
             call.freeze(array)
         event = EventOverlap()
         if launch.detached:
-            event = self._in_flight.announce(flight, call, [
-                pos, rank_prefix, *_arrays(recv_x), recv_idx, recv_weights, recv_src_idx])
+            flight.keep(copying)
+            event = self._in_flight.announce(flight, call, [pos, rank_prefix, *results])
         handle = EPHandle._of(rank_prefix, {
             "rank": self.rank, "executor": core.executor.name, "recv_src_idx": recv_src_idx,
             "is_token_in_rank": is_token_in_rank, "num_tokens": num_tokens,
             "num_recv": received.rows, "num_worst_tokens": num_worst_tokens, "num_topk": num_topk,
-            "hidden": hidden, "pos": pos,
+            "hidden": rows.hidden, "pos": pos,
             "placement": at.filled(received.number, received.rows),
+            "room": self._room.of_handle(of_row, launch.captured),
+            "buffer_number": self._room.number,
         })
-        aligned = [-(-count // expert_alignment) * expert_alignment
-                   for count in received.expert_counts]
-        return recv_x, recv_idx, recv_weights, aligned, handle, event
+        counts = received.expert_counts
+        if expert_alignment != 1:
+            counts = [-(-count // expert_alignment) * expert_alignment for count in counts]
+        return _as_given(recv_x, recv_scales), recv_idx, recv_weights, counts, handle, event
 
-    def _cached_dispatch(self, core, call, x, handle, num_sms, config, previous_event,
-                         async_finish, allocate_on_comm_stream):
-        check_handle(handle, core.executor, self.rank, self.group_size)
+    def _cached_dispatch(self, core, call, x, handle, num_worst_tokens, num_sms, config,
+                         previous_event, async_finish, allocate_on_comm_stream):
+        handle = check_handle(handle, core.executor, self.rank, self.group_size)
+        if check_int(num_worst_tokens, "num_worst_tokens", 0) not in (0, handle.num_recv):
+            raise ValueError(f"num_worst_tokens: must be 0 or {handle.num_recv}, the rows of the "
+                             f"handle, got {num_worst_tokens}")
         rows = take_rows(call, x, handle.num_tokens)
-        check_hidden(rows.array, handle)
         num_sms, ring = self._choose("dispatch", rows.array, handle.num_tokens, handle.num_topk,
                                      num_sms, config)
         launch = self._launch(call, num_sms, ring, previous_event, async_finish,
                               allocate_on_comm_stream)
-        at = take_placement(call, handle)
-        received, mappings = core.dispatch(rows, None, None, at, handle.num_worst_tokens, launch)
+        at = take_placement(call, handle, self._room.number_of(handle))
+        of_row = self._room.for_cached(handle, rows.row_bytes, rows.scale_bytes, launch.captured)
+        plan = self._results.plan(call, launch, [*_row_parts(rows), None, None, None],
+                                  handle.num_recv)
+        received, mappings = core.dispatch(rows, None, None, at, handle.num_worst_tokens, 0, 0,
+                                           launch, plan.copies, plan.granule)
+        self._room.made(handle, of_row)
         if launch.detached:
-            flight = self._in_flight.depart(launch, mappings, [*_arrays(x), handle])
-        recv_x = _received_rows(call, received, rows, self._copies(call, launch, received))
+            flight = self._in_flight.depart(launch, call, mappings, [*_arrays(x), handle])
+        results, copying = self._results.make(call, launch, received, at.rank_prefix, plan)
         event = EventOverlap()
         if launch.detached:
-            event = self._in_flight.announce(flight, call, _arrays(recv_x))
-        return recv_x, None, None, None, None, event
+            flight.keep(copying)
+            event = self._in_flight.announce(flight, call, results)
+        return _as_given(*results[:2]), None, None, None, None, event
 
     def combine(self, x, handle, topk_weights=None, bias=None, config=None, previous_event=None,
                 async_finish=False, allocate_on_comm_stream=False, *, num_sms=None, stream=None):
@@ -653,12 +688,13 @@ class Buffer:
         The sum is in float32, in ascending rank order on top of the biases, rounded once.
 
         Args:
-            x: bfloat16 [handle.num_recv, hidden], hidden at most the dispatch's; in the arena
-                (computed in place in recv_x, or in `get_combine_buffer`) it is read there by the
-                other ranks, else it is sent.
+            x: bfloat16 [handle.num_recv, hidden], of any hidden (where it is larger than the
+                dispatch's, see its `combine_hidden`); in the arena (computed in place in recv_x, or
+                in `get_combine_buffer`) it is read there by the other ranks, else it is sent.
             handle: of the dispatch.
             topk_weights: float32 [handle.num_recv, num_topk] or None.
-            bias: None, bfloat16 [num_tokens, hidden], or a pair of such.
+            bias: None, bfloat16 [num_tokens, hidden], or a pair of such, of which each may be
+                None.
             config, previous_event, async_finish, allocate_on_comm_stream, num_sms: as in
                 `dispatch`.
             stream: the caller's.
@@ -671,7 +707,7 @@ class Buffer:
             As `dispatch`; what the device finds, a call that waits for the host raises.
         """
         core = self._live_core()
-        check_handle(handle, core.executor, self.rank, self.group_size)
+        handle = check_handle(handle, core.executor, self.rank, self.group_size)
         call = Call(core.executor, x, "x", stream)
         rows = take_output(call, x, handle)
         hidden = rows.shape[1]
@@ -679,57 +715,56 @@ class Buffer:
         if topk_weights is not None:
             weights = take_weights(call, topk_weights, handle.num_recv)
         bias0, bias1 = take_bias(call, bias, handle.num_tokens, hidden)
-        is_pulled = core.is_pulled(rows, self.zero_copy)
+        pulls = self.zero_copy is not False
+        is_pulled = core.is_pulled(rows, pulls)
         num_sms, ring = self._choose("combine_pull" if is_pulled else "combine_push", rows,
                                      handle.num_tokens, handle.num_topk, num_sms, config)
         launch = self._launch(call, num_sms, ring, previous_event, async_finish,
                               allocate_on_comm_stream)
-        at = take_placement(call, handle)
+        at = take_placement(call, handle, self._room.number_of(handle))
         out = call.empty((handle.num_tokens, hidden), BFLOAT16)
         if weights is not None:
             out_weights = call.empty((handle.num_tokens, weights.shape[1]), FLOAT32)
         arguments = (rows, is_pulled, weights, bias0, bias1, out, out_weights, at,
-                     handle.num_topk or self.group_size, self.zero_copy, launch)
+                     handle.num_topk or self.group_size, pulls, launch)
+        of_row = self._room.for_combine(handle, hidden * rows.itemsize, launch.captured)
         if launch.wait:
-            mappings = self._with_growth(core.combine, *arguments)
+            mappings = self._room.with_growth(core.combine, *arguments)
         else:
             mappings = core.combine(*arguments)
+        self._room.made(handle, of_row)
+        self._room.learn(hidden * rows.itemsize)
         combined_x = out.owner
         combined_weights = None if out_weights is None else out_weights.owner
         event = EventOverlap()
         if launch.detached:
-            flight = self._in_flight.depart(launch, mappings,
+            flight = self._in_flight.depart(launch, call, mappings,
                                             [x, topk_weights, *_arrays(bias), handle])
             event = self._in_flight.announce(flight, call, [combined_x, combined_weights])
         return combined_x, combined_weights, event
 
-    def _copies(self, call, launch, received):
-        """Whether the results of a dispatch are copies; it is then seen to that they can be made,
-        else to the end of their slot."""
-        slot = received.slot
-        if slot is None:
-            return False
-        if not (call.copies or received.landed or not self.zero_copy):
-            call.show(slot)
-            return False
-        self._copied_bytes += slot.nbytes
-        if self._on_emu and not launch.wait:
-            self._core.settle()         # host memory can be copied once the call has ended
-        elif launch.detached and call.library.shares:
-            call.allocate_on(self._core.stream)     # the caller's stream does not wait
-        elif launch.detached:
-            self._core.executor.stream_wait(call.stream, self._core.stream)
-        return True
+
+def _check_arena(num_nvl_bytes, limit):
+    """Sizes of the arena."""
+    for name, value in (("num_nvl_bytes", num_nvl_bytes), ("arena_limit_bytes", limit)):
+        if value is not None and check_int(value, name, 0) % SLOT_ALIGN:
+            raise ValueError(f"{name}: must be a multiple of {SLOT_ALIGN}, got {value}")
+    if limit is not None and (limit == 0 or limit < num_nvl_bytes):
+        raise ValueError(f"arena_limit_bytes: must be at least num_nvl_bytes, {num_nvl_bytes}, and "
+                         f"above 0, got {limit}")
 
 
-def _received_rows(call, received, rows, copy):
+def _row_parts(rows):
+    """x of a result, and its scales or None."""
+    x = Part(rows.array.shape[1:], rows.array.dtype)
+    if rows.scales is None:
+        return [x, None]
+    return [x, Part(rows.scales.shape[1:], rows.scales.dtype)]
+
+
+def _as_given(recv_x, recv_scales):
     """recv_x, a pair where x was one."""
-    array, scales = rows.array, rows.scales
-    recv_x = call.part(received.slot, 0, (received.rows, array.shape[1]), array.dtype, copy)
-    if scales is None:
-        return recv_x
-    return recv_x, call.part(received.slot, received.scales, (received.rows, scales.shape[1]),
-                             scales.dtype, copy)
+    return recv_x if recv_scales is None else (recv_x, recv_scales)
 
 
 def _arrays(value):

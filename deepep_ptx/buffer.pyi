@@ -3,7 +3,6 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypeAlias, overload
 
-from .comm import _Group
 from .config import Config
 from .event import EventOverlap
 from .handle import EPHandle
@@ -12,6 +11,8 @@ from .handle import EPHandle
 _Array: TypeAlias = Any
 # bfloat16 rows, or fp8 rows with their scales.
 _Rows: TypeAlias = _Array | tuple[_Array, _Array]
+# None, an EventOverlap, an EventHandle, an event with cuda_event, or what has an .event of these.
+_Event: TypeAlias = Any
 # None, an int, or an object with __cuda_stream__, cuda_stream or ptr.
 _Stream: TypeAlias = Any
 
@@ -20,7 +21,7 @@ class Buffer:
     variants: dict[str, Any]
     tuning: Any
     last_num_sms: int | None
-    group: _Group
+    group: Any
     rank: int
     group_size: int
     num_nvl_bytes: int
@@ -28,7 +29,8 @@ class Buffer:
     low_latency_mode: bool
     explicitly_destroy: bool
     timeout_s: float | None
-    zero_copy: bool
+    zero_copy: bool | None
+    arena_limit_bytes: int | None
 
     def __init__(
         self,
@@ -43,10 +45,11 @@ class Buffer:
         *,
         policy: str | None = None,
         timeout_s: float | None = 100.0,
-        zero_copy: bool = True,
+        zero_copy: bool | None = None,
         tuning: str | PathLike[str] | Literal[False] | None = None,
         stages: int | None = None,
         stage_bytes: int | None = None,
+        arena_limit_bytes: int | None = None,
     ) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -79,6 +82,7 @@ class Buffer:
         num_scales: int = 0,
         topk_idx_bytes: int = 8,
         live_results: int = 1,
+        scale_itemsize: int = 4,
     ) -> int: ...
     @property
     def last_launch(self) -> tuple[str, ...]: ...
@@ -98,7 +102,7 @@ class Buffer:
         self,
         topk_idx: _Array,
         num_experts: int,
-        previous_event: EventOverlap | None = None,
+        previous_event: _Event = None,
         async_finish: bool = False,
         allocate_on_comm_stream: bool = False,
         *,
@@ -118,12 +122,13 @@ class Buffer:
         expert_alignment: int = 1,
         num_worst_tokens: int = 0,
         config: Config | None = None,
-        previous_event: EventOverlap | None = None,
+        previous_event: _Event = None,
         async_finish: bool = False,
         allocate_on_comm_stream: bool = False,
         *,
         num_sms: int | None = None,
         stream: _Stream = None,
+        combine_hidden: int = 0,
     ) -> tuple[Any, _Array | None, _Array | None, list[int], EPHandle, EventOverlap]: ...
     @overload
     def dispatch(
@@ -137,23 +142,24 @@ class Buffer:
         topk_idx: None = None,
         topk_weights: None = None,
         expert_alignment: int = 1,
-        num_worst_tokens: Literal[0] = 0,
+        num_worst_tokens: int = 0,
         config: Config | None = None,
-        previous_event: EventOverlap | None = None,
+        previous_event: _Event = None,
         async_finish: bool = False,
         allocate_on_comm_stream: bool = False,
         *,
         num_sms: int | None = None,
         stream: _Stream = None,
+        combine_hidden: int = 0,
     ) -> tuple[Any, None, None, None, None, EventOverlap]: ...
     def combine(
         self,
         x: _Array,
         handle: EPHandle,
         topk_weights: _Array | None = None,
-        bias: _Array | tuple[_Array, _Array] | None = None,
+        bias: _Array | tuple[_Array | None, _Array | None] | None = None,
         config: Config | None = None,
-        previous_event: EventOverlap | None = None,
+        previous_event: _Event = None,
         async_finish: bool = False,
         allocate_on_comm_stream: bool = False,
         *,

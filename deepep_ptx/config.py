@@ -3,8 +3,9 @@
 
 from dataclasses import dataclass, fields
 
-from ._buffer import MAX_RANKS, MAX_TOPK, ROW_ALIGN, SLOT_ALIGN
+from ._buffer import MAX_RANKS, MAX_TOPK, ROW_ALIGN
 from .checks import check_int
+from .slot_size import bytes_of_arrays
 
 DEFAULT_SMS = 20          # DeepEP's, of configs; calls without a number choose their own
 MAX_ROWS = (1 << 31) - 1  # of one result: rows are counted in int32
@@ -54,8 +55,8 @@ class Config:
         object.__setattr__(self, name, value)
 
     def get_nvl_buffer_size_hint(self, hidden_bytes, num_ranks):
-        """0: no memory depends on a Config, and with `num_nvl_bytes=0` the arena grows as calls
-        need it.  `get_size_hint` says what a hard limit must be.
+        """0: no memory depends on a Config, and the arena grows as calls need it.
+        `get_size_hint` says what `arena_limit_bytes` must be.
 
         hidden_bytes: of a row, at least 1.  num_ranks: in [1, 64].
         """
@@ -133,8 +134,8 @@ def _recommended(table, num_ranks, num_sms):
 # -- the arena --------------------------------------------------------------------------------
 
 def get_size_hint(num_tokens, hidden, num_topk, num_ranks, *, itemsize=2, num_scales=0,
-                  topk_idx_bytes=8, live_results=1):
-    """`num_nvl_bytes` with which a dispatch and its combine have room whatever the routing.
+                  topk_idx_bytes=8, live_results=1, scale_itemsize=4):
+    """`arena_limit_bytes` with which a dispatch and its combine have room whatever the routing.
 
     staging_bytes + live_results * slot_bytes of num_ranks * num_tokens rows: every rank sends all
     its tokens to every rank.  The same rows are what `num_worst_tokens = num_ranks * num_tokens`
@@ -145,10 +146,11 @@ def get_size_hint(num_tokens, hidden, num_topk, num_ranks, *, itemsize=2, num_sc
         hidden: elements of a row, which is a multiple of 16 bytes.
         num_topk: in [0, 32]; 0: dispatch without top-k.
         num_ranks: in [1, 64].
-        itemsize: bytes of an element of dispatch's x: 2 (bfloat16) or 1 (fp8).
-        num_scales: 4-byte scales of a row.
+        itemsize: bytes of an element of dispatch's x: 1 (fp8), 2 (bfloat16), 4, 8 or 16.
+        num_scales: of a row.
         topk_idx_bytes: 4 or 8.
         live_results: dispatches whose results live at the same time, at least 1.
+        scale_itemsize: bytes of a scale: 1, 2 or 4.
 
     Returns:
         bytes, a multiple of 128.
@@ -158,28 +160,37 @@ def get_size_hint(num_tokens, hidden, num_topk, num_ranks, *, itemsize=2, num_sc
     """
     num_ranks = check_int(num_ranks, "num_ranks", 1, MAX_RANKS)
     num_tokens = check_int(num_tokens, "num_tokens", 0, MAX_ROWS // num_ranks)
-    itemsize = check_int(itemsize, "itemsize", 1, 2)
+    itemsize = _check_one_of(itemsize, "itemsize", (1, 2, 4, 8, 16))
     hidden = check_int(hidden, "hidden", 1)
     if hidden * itemsize % ROW_ALIGN:
         raise ValueError(f"hidden: must be a multiple of {ROW_ALIGN // itemsize}, got {hidden}")
     num_topk = check_int(num_topk, "num_topk", 0, MAX_TOPK)
     num_scales = check_int(num_scales, "num_scales", 0)
-    if check_int(topk_idx_bytes, "topk_idx_bytes", 4, 8) not in (4, 8):
-        raise ValueError(f"topk_idx_bytes: must be 4 or 8, got {topk_idx_bytes}")
+    scale_itemsize = _check_one_of(scale_itemsize, "scale_itemsize", (1, 2, 4))
+    topk_idx_bytes = _check_one_of(topk_idx_bytes, "topk_idx_bytes", (4, 8))
     live_results = check_int(live_results, "live_results", 1)
     slot = slot_bytes(num_ranks * num_tokens, hidden, num_topk, itemsize, num_scales,
-                      int(topk_idx_bytes))
+                      topk_idx_bytes, scale_itemsize)
     return staging_bytes(num_tokens, hidden, num_topk, num_ranks) + live_results * slot
 
 
-def slot_bytes(num_rows, hidden, num_topk, itemsize, num_scales, topk_idx_bytes):
+def _check_one_of(value, name, accepted):
+    number = check_int(value, name, accepted[0], accepted[-1])
+    if number not in accepted:
+        words = ", ".join(map(str, accepted[:-1]))
+        raise ValueError(f"{name}: must be {words} or {accepted[-1]}, got {number}")
+    return int(number)
+
+
+def slot_bytes(num_rows, hidden, num_topk, itemsize, num_scales, topk_idx_bytes, scale_itemsize=4):
     """Bytes of one dispatch's results of n rows.
 
-    A(n hidden itemsize) + A(4 n num_scales) + A(n num_topk topk_idx_bytes) + A(4 n num_topk)
-    + A(4 n): rows, scales, top-k indices, top-k weights, source tokens.  A rounds up to 128.
+    A(n hidden itemsize) + A(n num_scales scale_itemsize) + A(n num_topk topk_idx_bytes)
+    + A(4 n num_topk) + A(4 n): rows, scales, top-k indices, top-k weights, source tokens.  A rounds
+    up to 128.
     """
-    per_row = (hidden * itemsize, 4 * num_scales, num_topk * topk_idx_bytes, 4 * num_topk, 4)
-    return sum(_round_up(num_rows * nbytes, SLOT_ALIGN) for nbytes in per_row)
+    return bytes_of_arrays(num_rows, (hidden * itemsize, num_scales * scale_itemsize,
+                                    num_topk * topk_idx_bytes, 4 * num_topk, 4))
 
 
 def staging_bytes(num_tokens, hidden, num_topk, num_ranks):
@@ -189,8 +200,7 @@ def staging_bytes(num_tokens, hidden, num_topk, num_ranks):
     top-k.  Without top-k a token may go to every rank, r = T num_ranks.  A rounds up to 128.
     """
     num_rows = num_tokens * min(num_ranks, num_topk or num_ranks)
-    return (_round_up(num_rows * hidden * COMBINE_ITEMSIZE, SLOT_ALIGN)
-            + _round_up(4 * num_rows * MAX_TOPK, SLOT_ALIGN))
+    return bytes_of_arrays(num_rows, (hidden * COMBINE_ITEMSIZE, 4 * MAX_TOPK))
 
 
 def _round_up(value, multiple):

@@ -26,6 +26,7 @@ def get_size_hint(
     num_scales: int = 0,
     topk_idx_bytes: int = 8,
     live_results: int = 1,
+    scale_itemsize: int = 4,
 ) -> int: ...
 def slot_bytes(
     num_rows: int,
@@ -34,5 +35,6 @@ def slot_bytes(
     itemsize: int,
     num_scales: int,
     topk_idx_bytes: int,
+    scale_itemsize: int = 4,
 ) -> int: ...
 def staging_bytes(num_tokens: int, hidden: int, num_topk: int, num_ranks: int) -> int: ...

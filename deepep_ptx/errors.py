@@ -43,8 +43,9 @@ class CapacityError(DeepEPError):
     """A rank's arena, or its `num_worst_tokens`, has no room for a call's rows.
 
     All ranks raise it and no payload was written.
-    needed_bytes: the value of `num_nvl_bytes` with which the same call has room, with what the
-    arena holds already; None where num_worst_tokens is too small.
+    needed_bytes: the value of `arena_limit_bytes`, in an arena that grows of `num_nvl_bytes`, with
+        which the same call has room beside what the arena holds already; None where
+        num_worst_tokens is too small.
     """
 
     def __init__(self, message, *, needed_bytes=None):

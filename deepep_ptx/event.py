@@ -41,20 +41,53 @@ class EventOverlap:
     """What a call returns last; in a `with` statement, the end of the block waits.
 
     event: an `EventHandle`, or None: the caller's stream waits already, or the call is complete.
-    extra_tensors: kept alive as long as this object.
+    extra_tensors: kept alive as long as this object, or until a wait that releases them.
+    hook_after_wait: None, or a function without arguments that the next wait calls when it has
+    queued its wait, also where `event` is None; once.
     """
 
-    def __init__(self, event=None, extra_tensors=None):
+    def __init__(self, event=None, extra_tensors=None, hook_after_wait=None):
         self.event = event
         self.extra_tensors = extra_tensors
+        self.hook_after_wait = None
+        self._releases = False
+        if hook_after_wait is not None:
+            self.register_hook_after_wait(hook_after_wait)
 
-    def current_stream_wait(self):
-        """Make the current stream wait for the call; nothing where `event` is None."""
+    def __call__(self, release_handle=False):
+        """This object, for `with event(release_handle=True):`, whose end waits like that."""
+        self._releases = bool(release_handle)
+        return self
+
+    def current_stream_wait(self, release_handle=False):
+        """Make the current stream wait for the call; nothing where `event` is None.
+
+        release_handle: then let go of `event` and `extra_tensors`; later waits find nothing.
+        """
         if self.event is not None:
             self.event.current_stream_wait()
+        hook, self.hook_after_wait = self.hook_after_wait, None
+        if hook is not None:
+            hook()
+        if release_handle:
+            self.event = self.extra_tensors = None
+
+    def register_hook_after_wait(self, hook):
+        """`hook()` is called by the next wait, once.
+
+        Raises:
+            TypeError: it cannot be called.
+            ValueError: another one has not been called yet.
+        """
+        if not callable(hook):
+            raise TypeError("hook: must be a function without arguments, got "
+                            f"{type(hook).__name__}")
+        if self.hook_after_wait is not None:
+            raise ValueError("hook: must be one at a time, another has not been called yet")
+        self.hook_after_wait = hook
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exc_info):
-        self.current_stream_wait()
+        self.current_stream_wait(self._releases)

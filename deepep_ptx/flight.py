@@ -12,16 +12,22 @@ from .event import EventHandle, EventOverlap
 class Flight:
     """Such a call.
 
-    mappings: None, or what maps arrays of host memory.  arrays: alive until it has ended.
+    mappings: what maps arrays of host memory.  arrays: alive until it has ended.
     captured: it is recorded, and runs with its graph.
     """
 
     def __init__(self, core, mappings, arrays, captured=False):
         self.core = core
-        self.mappings = mappings
+        self.mappings = []
+        self.keep(mappings)
         self.arrays = arrays
         self.captured = captured
         self.event = None
+
+    def keep(self, mappings):
+        """Mappings that stay until the call has ended, if there are any."""
+        if mappings is not None:
+            self.mappings.append(mappings)
 
     def record(self):
         """What the buffer's stream has queued by now is the call."""
@@ -45,8 +51,8 @@ class Flight:
 
     def close(self):
         """Let go of everything."""
-        if self.mappings is not None:
-            self.mappings.close()
+        for mappings in self.mappings:
+            mappings.close()
         self.arrays = []
 
 
@@ -60,12 +66,15 @@ class Flights(deque):
         super().__init__()
         self.core = core
 
-    def depart(self, launch, mappings, arrays):
+    def depart(self, launch, call, mappings, arrays):
         """The `Flight` of a call that has been launched, with its arguments `arrays`."""
-        flight = Flight(self.core, mappings, [array for array in arrays if array is not None],
-                        launch.captured)
+        arrays = [array for array in arrays if array is not None]
+        flight = Flight(self.core, mappings, arrays, launch.captured)
         if not flight.captured:
             self.append(flight)
+            # A reference keeps an array, but not the memory of one that is freed by its storage.
+            if call.lend(arrays, self.core.stream):
+                self.core.keep_stream()
         return flight
 
     def announce(self, flight, call, results):

@@ -1,12 +1,50 @@
 # SPDX-License-Identifier: MIT
 """What dispatch hands to combine and to dispatch."""
 
+from collections.abc import Iterable
+
+_NO_PICKLE = ("EPHandle: cannot be pickled, it stands for memory of the process that dispatched; "
+              "keep topk_idx and topk_weights instead, and dispatch with them")
+
+
+class _Sent:
+    """A handle's second item: its dispatch.
+
+    Code that takes tuples apart and makes new ones of their items (FSDP, DDP, accelerate, copies)
+    passes on what it does not know, so the items are where a handle has to keep everything.  No
+    tuple itself, and unknown to such code, it is never taken apart; it does not refer to the
+    handle, which so dies with its last reference.
+    """
+
+    __slots__ = ("attributes", "rank_prefix_matrix")
+
+    def __init__(self, rank_prefix_matrix, attributes):
+        self.rank_prefix_matrix = rank_prefix_matrix
+        self.attributes = attributes
+
+    def __repr__(self):
+        return "<rows sent>"
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(_NO_PICKLE)
+
 
 class EPHandle(tuple):
     """Where the rows of one dispatch went: opaque, immutable, made by `Buffer.dispatch`.
 
     `handle[0]` is rank_prefix_matrix int32 [R, R]: [s, d] = rows that ranks 0..s send to rank d.
     Any number of SMs may use it.
+
+    `EPHandle(items)` is the handle again that the items are of, as `tuple(handle)`, a slice or a
+    container's conversion leaves them, or with another array in place of the first: it has the
+    arrays of its dispatch, whatever became of that one.  Calls take such a tuple as they take the
+    handle.  A copy, a deep one too, is the handle itself; two are equal if their dispatch is one.
 
     Attributes:
         rank: whose it is.
@@ -17,13 +55,17 @@ class EPHandle(tuple):
         num_recv: rows that combine takes; with num_worst_tokens that number.
         num_worst_tokens: of the dispatch.
         num_topk: of the dispatch, 0 without top-k.
-        hidden: of the dispatch.
+        hidden: values of a row of the dispatch.
         pos: int32 [num_tokens, R], a token's index among this rank's rows at that rank, or -1.
+        room, buffer_number: see `room.Room`.
         placement: the `Placement` of pos and handle[0], for the core.
+
+    Raises:
+        TypeError: not the items of a handle, or pickled.
     """
 
-    def __new__(cls, rank_prefix_matrix, **attributes):
-        return cls._of(rank_prefix_matrix, attributes)
+    def __new__(cls, items):
+        return cls._again(items, "items")
 
     @classmethod
     def _of(cls, rank_prefix_matrix, attributes):
@@ -31,12 +73,53 @@ class EPHandle(tuple):
 
         Passing it costs a dispatch half as much as a dozen arguments by name.
         """
-        handle = tuple.__new__(cls, (rank_prefix_matrix,))
+        sent = _Sent(rank_prefix_matrix, attributes)
+        handle = tuple.__new__(cls, (rank_prefix_matrix, sent))
         object.__setattr__(handle, "__dict__", attributes)
         return handle
+
+    @classmethod
+    def _again(cls, items, name):
+        """The handle of `items`, which are argument `name`."""
+        kind = type(items).__name__
+        if not hasattr(items, "dtype") and isinstance(items, Iterable):
+            items = tuple(items)
+            if len(items) == 2 and type(items[1]) is _Sent:
+                return cls._of(items[1].rank_prefix_matrix, items[1].attributes)
+            kind += f" of {len(items)}"
+        raise TypeError(f"{name}: must be what dispatch returned, or a tuple of its two items, got "
+                        f"{kind}")
 
     def __setattr__(self, name, value):
         raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")
 
     def __delattr__(self, name):
         raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")
+
+    def __eq__(self, other):
+        if not isinstance(other, tuple):
+            return NotImplemented
+        # Arrays are not to be compared element by element.
+        return (len(other) == 2 and type(other[1]) is _Sent
+                and other[1].attributes is self[1].attributes)
+
+    def __ne__(self, other):
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else not equal
+
+    def __hash__(self):
+        return id(self[1].attributes)
+
+    def __repr__(self):
+        known = vars(self)
+        return (f"<EPHandle of rank {known.get('rank')}: {known.get('num_tokens')} tokens, "
+                f"{known.get('num_recv')} rows received>")
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(_NO_PICKLE)

@@ -11,8 +11,8 @@ rank e // L.
     ys       = [expert(r.recv_x) for r in received]
     results  = combine(ys, received)
 
-In `dispatch`, x may be a pair (x of one-byte elements, scales), as FP8 rows are; what makes such
-rows of bfloat16 ones and back is `per_token_cast_to_fp8` and `per_token_cast_back`.
+In `dispatch`, x may be a pair (x, scales), as FP8 rows are; what makes such rows of bfloat16 ones
+and back is `per_token_cast_to_fp8` and `per_token_cast_back`.
 
 The module needs NumPy and ml_dtypes only.
 """
@@ -101,9 +101,9 @@ def dispatch(xs, topk_idxs, topk_weights, num_experts, num_worst_tokens=0):
     """Send every token once to every rank that has one of its experts.
 
     Args:
-        xs: R arrays [T_r, H] of one dtype with 1- or 2-byte elements; or R pairs (x [T_r, H] of
-            1-byte elements, scales [T_r, S] float32 or int32).  Rows are moved bit for bit, never
-            computed with; any strides.
+        xs: R arrays [T_r, H] of one dtype; or R pairs (x [T_r, H], scales [T_r, S]) of one dtype
+            each, that of the scales of 1, 2 or 4 bytes.  Rows are moved bit for bit, never computed
+            with; any strides.
         topk_idxs: R arrays [T_r, K], int32 or int64, as in `layout`.
         topk_weights: R arrays float32 [T_r, K]; None = the ranks send rows without top-k
             data, and `recv_topk_idx` and `recv_topk_weights` are None.
@@ -361,14 +361,14 @@ def _check_xs(xs):
     """Rows of each x; all are alike but for that."""
     is_pair = {isinstance(x, tuple) for x in xs}
     if is_pair == {False}:
-        _check_alike(xs, lambda x: x.dtype.itemsize in (1, 2), "of 1- or 2-byte elements")
+        _check_alike(xs, lambda _: True, "of one dtype")
         return [len(x) for x in xs]
     if is_pair != {True} or {len(x) for x in xs} != {2}:
         raise ValueError("xs: must be arrays, or pairs of arrays (x, scales), on all ranks alike")
     rows, scales = zip(*xs, strict=True)
-    _check_alike(rows, lambda x: x.dtype.itemsize == 1, "of 1-byte elements, beside scales")
-    _check_alike(scales, lambda s: s.dtype in (np.float32, np.int32),
-                 "float32 or int32, being scales")
+    _check_alike(rows, lambda _: True, "of one dtype")
+    _check_alike(scales, lambda s: s.dtype.itemsize in (1, 2, 4),
+                 "of 1-, 2- or 4-byte elements, being scales")
     num_tokens = [len(x) for x in rows]
     if [len(s) for s in scales] != num_tokens:
         raise ValueError(f"xs: must have scales for each row ({num_tokens}), "

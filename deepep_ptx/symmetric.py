@@ -5,27 +5,29 @@ import functools
 import operator
 
 from ._buffer import MAX_SEGMENTS, CoreBuffer
+from .arrays.library import give_back_caches
 from .comm import all_or_none
-from .errors import RankMismatchError
+from .errors import DeepEPError, RankMismatchError
 
 GROWTH_STEP = 1 << 20  # bytes: arena segments that grow by themselves are multiples of it
 
 
-def connect(group, num_nvl_bytes, timeout_ns, kernels):
+def connect(group, num_nvl_bytes, limit, timeout_ns, kernels):
     """A `CoreBuffer` joined to those of all ranks.
 
-    num_nvl_bytes: of its arena, 0: it grows.  kernels: name -> (row of the table, text).
+    num_nvl_bytes: of its arena at the start.  limit: 0, or the arena's size, which does not grow
+    then.  kernels: name -> (row of the table, text).
     Returns (core, num_here): num_here ranks share this rank's device.
     """
     executor = group.executor
     made = []
 
     def make():
-        core = CoreBuffer(executor, group.rank, group.size, timeout_ns, num_nvl_bytes == 0)
+        core = CoreBuffer(executor, group.rank, group.size, timeout_ns, limit == 0)
         for name, (variant, text) in kernels.items():
             core.load_kernel(name, variant, text)
         made.append(core)
-        return num_nvl_bytes, executor.device_name, executor.place, core.heap_handle()
+        return limit, executor.device_name, executor.place, core.heap_handle()
 
     limits, names, places, handles = zip(*all_or_none(group, make), strict=True)
     core = made[0]
@@ -37,8 +39,9 @@ def connect(group, num_nvl_bytes, timeout_ns, kernels):
             core.open_heap(rank, handle)
 
     all_or_none(group, open_heaps)
-    if num_nvl_bytes:
-        add_segment(group, core, num_nvl_bytes)
+    first = max(all_or_none(group, lambda: limit or num_nvl_bytes))
+    if first:
+        add_segment(group, core, limit or first)
     else:
         all_or_none(group, core.publish)
     return core, places.count(places[group.rank])
@@ -49,7 +52,15 @@ def add_segment(group, core, nbytes):
     mine = []
 
     def add():
-        index, handle = core.add_segment(nbytes)
+        try:
+            index, handle = core.add_segment(nbytes)
+        except MemoryError:
+            give_back_caches(core.executor)
+            try:
+                index, handle = core.add_segment(nbytes)
+            except MemoryError as error:
+                raise MemoryError(f"rank {group.rank}: no memory for {nbytes} more bytes of the "
+                                  f"arena: {error}") from None
         mine.append(index)
         return index, handle
 
@@ -65,17 +76,71 @@ def add_segment(group, core, nbytes):
         raise
 
 
+def gather(group, what, value):
+    """`value` of every rank, in rank order.  what: what this is about, a word.
+
+    Raises:
+        DeepEPError: another rank is in another collective: it made another call.
+    """
+    everybody = group.allgather((what, value))
+    for rank, entry in enumerate(everybody):
+        if not (isinstance(entry, tuple) and len(entry) == 2 and entry[0] == what):
+            raise DeepEPError(f"rank {rank} takes no part in {what}: its call was another one, or "
+                              "had other arguments; call reset() on all ranks")
+    return [entry[1] for entry in everybody]
+
+
+def meet_for_reset(group):
+    """Returns when all ranks are here; one that waits for others elsewhere raises there first."""
+    while any(entry != ("a reset", None) for entry in group.allgather(("a reset", None))):
+        pass
+
+
 def grow(group, core, needed_bytes):
     """Room for the call that has just found none.
 
     Each segment is as large as all before it.  Once there are as many as there can be, those in
     which no rank holds anything go first.
     """
-    needed = max(*group.allgather(needed_bytes), core.arena_bytes)
+    # Kernels that nobody has waited for may use what goes; the gathering is their barrier.
+    core.settle()
+    needed = max(gather(group, "growth of the arena", needed_bytes))
+    landing = 0
     if core.num_segments == MAX_SEGMENTS:
-        idle = functools.reduce(operator.and_, group.allgather(core.idle_segments()))
-        _drop(group, core, [index for index in range(MAX_SEGMENTS) if idle >> index & 1])
-    add_segment(group, core, -(-needed // GROWTH_STEP) * GROWTH_STEP)
+        landing = core.landing_bytes
+        idle, landings = zip(*gather(group, "growth of the arena",
+                                     (core.idle_segments(), landing)), strict=True)
+        idle = functools.reduce(operator.and_, idle)
+        needed += max(landings)
+        # The first one is what get_local_buffer_tensor shows.
+        _drop(group, core, [index for index in range(1, MAX_SEGMENTS) if idle >> index & 1])
+    try:
+        _add_as_large_as_can_be(group, core, needed)
+    finally:
+        core.make_landing(landing)      # where it was is gone, and calls count on it
+
+
+def _add_as_large_as_can_be(group, core, needed):
+    try:
+        add_segment(group, core, _in_steps(max(needed, core.arena_bytes)))
+    except (MemoryError, DeepEPError):          # on all ranks: some GPU is nearly full
+        if needed >= core.arena_bytes:
+            raise
+        add_segment(group, core, _in_steps(needed))
+
+
+def ensure_landing(group, core, nbytes):
+    """Landing of `nbytes`, which need not be the same on all ranks."""
+    missing = max(gather(group, "making room for a call",
+                         0 if core.make_landing(nbytes) else nbytes))
+    if not missing:
+        return
+    grow(group, core, missing)
+    core.make_landing(nbytes)
+
+
+def _in_steps(nbytes):
+    return -(-nbytes // GROWTH_STEP) * GROWTH_STEP
 
 
 def _drop(group, core, segments):
@@ -91,8 +156,8 @@ def _check_same_growth(limits):
     for rank, limit in enumerate(limits):
         if bool(limit) != bool(limits[0]):
             raise RankMismatchError(
-                f"num_nvl_bytes: rank 0 has {limits[0]}, rank {rank} has {limit}; the arena grows "
-                "(0) on all ranks or on none", argument="num_nvl_bytes", ranks=(0, rank),
+                f"arena_limit_bytes: rank 0 has {limits[0]}, rank {rank} has {limit}; the arena "
+                "grows (0) on all ranks or on none", argument="arena_limit_bytes", ranks=(0, rank),
                 values=(limits[0], limit),
             )
 

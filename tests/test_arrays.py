@@ -8,14 +8,25 @@ import threading
 import weakref
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from deepep_ptx import _dlpack
 from deepep_ptx._torch import Torch
-from deepep_ptx.arrays import BFLOAT16, FLOAT32, HOST, INT32, Call, dlpack
+from deepep_ptx.arrays import BFLOAT16, FLOAT32, HOST, INT32, INT64, Call, dlpack
 from deepep_ptx.arrays.device_array import Device
-from deepep_ptx.arrays.dtypes import BY_NAME, DLPACK
+from deepep_ptx.arrays.dtypes import (
+    BY_NAME,
+    DLPACK,
+    FLOAT4_X2,
+    ROW_CODES,
+    code_of,
+    name_of,
+    name_of_code,
+    values_of,
+    why_unknown,
+)
 from deepep_ptx.arrays.library import library_of
 from deepep_ptx.arrays.streams import stream_number
 from tests.array_libraries import Capsule, Exporter
@@ -58,12 +69,12 @@ class GpuArray:
 
 def gpu_capsule(shape, dtype, device=0, address=0x7000000, device_type=_dlpack.CUDA):
     """The same as DLPack shows it."""
-    code, bits = DLPACK[np.dtype(dtype)]
+    code = DLPACK[np.dtype(dtype)]
     seen = []
 
     def make(stream=None, **_):
         seen.append(stream)
-        return _dlpack.export(Owner(), address, shape, code, bits, device_type, device)
+        return _dlpack.export(Owner(), address, shape, *code, device_type, device)
 
     array = Capsule(make, (device_type, device))
     array.streams = seen
@@ -101,7 +112,7 @@ def test_array_interface_is_taken_in_place():
 
 
 @pytest.mark.parametrize("versioned", [False, True])
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", [name for name, dtype in BY_NAME.items() if dtype in DLPACK])
 def test_dlpack_round_trip(name, versioned):
     array = filled(BY_NAME[name])
     exporter = Capsule(lambda **_: dlpack.export(array, array.ctypes.data, array.shape,
@@ -153,7 +164,7 @@ def test_strides(wrap, view, contiguous):
 # -- capsules and owners ----------------------------------------------------------------------
 
 def capsule_of(owner, versioned=False):
-    return _dlpack.export(owner, 0x1000, (2, 3), 0, 32, _dlpack.CPU, 0, versioned)
+    return _dlpack.export(owner, 0x1000, (2, 3), 0, 32, 1, _dlpack.CPU, 0, versioned)
 
 
 @pytest.mark.parametrize("versioned", [False, True])
@@ -198,7 +209,7 @@ def test_what_is_no_capsule():
     with pytest.raises(BufferError, match="not a DLPack capsule"):
         _dlpack.Imported(object())
     with pytest.raises(BufferError, match="at most 32 dimensions"):
-        _dlpack.export(Owner(), 0, (1,) * 33, 0, 32, _dlpack.CPU, 0)
+        _dlpack.export(Owner(), 0, (1,) * 33, 0, 32, 1, _dlpack.CPU, 0)
 
 
 def test_says_why_an_export_fails():
@@ -210,9 +221,18 @@ def test_says_why_an_export_fails():
 
 
 def test_unknown_types_and_devices_of_dlpack():
-    complex_capsule = Capsule(lambda **_: np.zeros(2, np.complex64).__dlpack__())
-    with pytest.raises(TypeError, match=r"^x: DLPack type code 5 with 64 bits and 1 lanes"):
-        take(complex_capsule)
+    def capsule(*code):
+        return Capsule(lambda **_: _dlpack.export(Owner(), 0x1000, (2,), *code, _dlpack.CPU, 0))
+
+    with pytest.raises(TypeError, match=r"^x: DLPack type code 2 with 32 bits and 4 lanes is not "
+                       r"known$"):
+        take(capsule(2, 32, 4))
+    for code in ((17, 4, 1), (0, 4, 1), (15, 6, 4)):
+        with pytest.raises(TypeError, match=rf"^x: DLPack type code {code[0]} .* is not known; "
+                           r"pack the values, several in a byte, and give the bytes as uint8$"):
+            take(capsule(*code))
+    with pytest.raises(BufferError, match=r"DLPack has no name for >f4"):
+        dlpack.export(Owner(), 0x1000, (2,), np.dtype(">f4"), HOST)
     with pytest.raises(TypeError, match=r"^x: .* memory of DLPack device type 10; taken are host"):
         take(gpu_capsule((2,), np.int32, device_type=10))
 
@@ -230,7 +250,7 @@ def test_torch_round_trip(torch, name):
         pytest.skip(f"torch has no {name}")
     array = filled(BY_NAME[name])
     library = library_of(torch.empty(0), "x")
-    tensor = library.part(FakeEmu(), MemoryOf(array), 0, array.shape, array.dtype, 0, False)
+    tensor = library.part(FakeEmu(), MemoryOf(array), 0, array.shape, array.dtype)
     assert tensor.dtype is getattr(torch, name) and tensor.data_ptr() == array.ctypes.data
     taken = take(tensor)
     assert (taken.address, taken.shape, taken.dtype) == (array.ctypes.data, (3, 5), array.dtype)
@@ -251,15 +271,14 @@ def test_a_tensor_keeps_its_slot(torch):
     slot = MemoryOf(np.arange(6, dtype=np.int32))
     alive = weakref.ref(slot)
     library = library_of(torch.empty(0), "x")
-    tensor = library.part(FakeEmu(), slot, 4, (2, 2), INT32, 0, False)
-    copy = library.part(FakeEmu(), slot, 4, (2, 2), INT32, 0, True)
+    tensor = library.part(FakeEmu(), slot, 4, (2, 2), INT32)
     del slot
     row = tensor[1]
     del tensor
     gc.collect()
     assert alive() is not None and row.tolist() == [3, 4]
     del row
-    assert alive() is None and copy.tolist() == [[1, 2], [3, 4]]
+    assert alive() is None
 
 
 def test_torch_tensors_that_are_taken(torch):
@@ -271,8 +290,16 @@ def test_torch_tensors_that_are_taken(torch):
     assert take(torch.zeros(0, 3)).nbytes == 0
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize(("make", "error", "text"), [
-    (lambda t: t.zeros(2, dtype=t.complex64), TypeError, "x: dtype torch.complex64 is not known"),
+    (lambda t: t.zeros(2, dtype=t.uint8).view(t.int4), TypeError, "x: dtype torch.int4 is not ta"),
+    (lambda t: t.zeros(2, dtype=t.uint8).view(t.uint7), TypeError, "x: dtype torch.uint7 is not "),
+    (lambda t: t.zeros(2, dtype=t.uint8).view(t.bits8), TypeError, "x: dtype torch.bits8 is not "),
+    (lambda t: t.quantize_per_tensor(t.zeros(2), 0.1, 0, t.quint8), TypeError,
+     "x: dtype torch.quint8 is not taken, DLPack has no name for it; give quantized values as th"),
+    (lambda t: t.zeros(2, dtype=t.complex64).conj(), TypeError, "x: must be a dense tensor"),
+    (lambda t: t._efficientzerotensor((2,)), TypeError, "x: torch.Tensor has no memory"),
+    (lambda t: t._to_functional_tensor(t.zeros(2)), TypeError, "x: torch.Tensor has no memory"),
     (lambda t: t.zeros(2, device="meta"), TypeError, "x: torch tensor on meta"),
     (lambda t: t.eye(3).to_sparse(), TypeError, "x: must be a dense tensor"),
     (lambda t: t.zeros(1, dtype=t.complex64).conj().imag, TypeError, "x: must be a dense tensor"),
@@ -302,14 +329,155 @@ def test_a_torch_without_functions_of_dlpack(torch):
             assert getattr(old, field) == getattr(new, field), field
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-def test_tensors_without_memory_are_refused(torch):
+def nested(torch):
+    return torch.nested.nested_tensor([torch.zeros(2, 8), torch.zeros(3, 8)])
+
+
+def jagged(torch):
+    return torch.nested.nested_tensor([torch.zeros(2, 8), torch.zeros(3, 8)], layout=torch.jagged)
+
+
+def masked(torch):
+    return torch.masked.masked_tensor(torch.zeros(2, 8), torch.ones(2, 8, dtype=torch.bool))
+
+
+def fake(torch):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        tensor = torch.zeros(2, 3)
-    with pytest.raises(TypeError, match=r"^x: .*FakeTensor has no memory"):
-        take(tensor)
+        return torch.zeros(2, 3)
+
+
+def wrapped(torch):
+    class Wrapped(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            raise AssertionError("nothing is to be done with it")
+
+    return torch.zeros(2, 8).as_subclass(Wrapped)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested", "ignore:The PyTorch API of Masked")
+@pytest.mark.parametrize(("make", "text"), [
+    (nested, "topk_idx: must be a dense tensor, got a nested one"),
+    (jagged, "topk_idx: torch.nested._internal.nested_tensor.NestedTensor is not taken"),
+    (masked, "topk_idx: torch.masked.maskedtensor.core.MaskedTensor is not taken"),
+    (fake, "topk_idx: torch._subclasses.fake_tensor.FakeTensor is not taken"),
+    (wrapped, "Wrapped is not taken, it is a subclass that gives its memory a meaning of its own"),
+])
+def test_tensors_that_are_more_than_their_memory_are_refused(torch, make, text):
+    tensor = make(torch)
+    for first in (torch.zeros(2), tensor):      # whether it says of which library the call is
+        with pytest.raises(TypeError) as caught:
+            call = Call(FakeEmu(), first, "topk_idx")
+            call.take(tensor, "topk_idx", None, (2, 8))
+        assert str(caught.value).startswith("topk_idx: ") and text in str(caught.value)
+
+
+def test_subclasses_of_tensors_that_are_their_memory(torch):
+    class Tagged(torch.Tensor):
+        pass
+
+    plain = torch.arange(6.0).reshape(2, 3)
+    for tensor in (plain.as_subclass(Tagged), torch.nn.Parameter(plain), torch.nn.Buffer(plain)):
+        assert take(tensor).address == plain.data_ptr()
+    with pytest.raises(TypeError, match=r"^x: torch.nn.*UninitializedParameter has no memory"):
+        take(torch.nn.UninitializedParameter(), dtypes=(FLOAT32,), shape=(2, 3))
+
+
+# -- masks and subclasses of NumPy ------------------------------------------------------------
+
+class Masked(Exporter):
+    """An array that says by `__array_interface__` which of its values are none."""
+
+    def __init__(self, array):
+        super().__init__(array)
+        self.__array_interface__ = self.__array_interface__ | {"mask": np.ones(array.shape, bool)}
+
+
+@pytest.mark.parametrize("make", [
+    lambda a: np.ma.array(a, mask=a > 2), lambda a: np.ma.array(a), Masked,
+])
+def test_masked_arrays_are_refused(make):
+    array = np.arange(6, dtype=np.int64).reshape(2, 3)
+    for first in (array, make(array)):
+        with pytest.raises(TypeError, match=r"^topk_idx: must have no mask, got "
+                           r"(numpy\.ma(\.core)?\.MaskedArray|.*test_arrays\.Masked); "):
+            Call(FakeEmu(), first, "topk_idx").take(make(array), "topk_idx", None, (2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_subclasses_of_numpy_that_are_their_memory(tmp_path):
+    class Tagged(np.ndarray):
+        pass
+
+    plain = np.arange(6, dtype=np.float32).reshape(2, 3)
+    file = np.memmap(tmp_path / "rows", np.float32, "w+", shape=(2, 3))
+    for array in (plain.view(Tagged), plain.view(np.matrix), plain.view(np.recarray), file):
+        taken = take(array)
+        assert (taken.address, taken.shape, taken.dtype) == (array.ctypes.data, (2, 3), FLOAT32)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "M8[ns]", "m8[s]", "O", "S16", [("a", "f4")],
+                                   "longdouble"])
+def test_dtypes_that_no_argument_has(dtype):
+    assert np.dtype(dtype) not in ROW_CODES
+
+
+def test_names_of_one_dtype_are_one():
+    for name in ("longlong", "l", "q", "int64"):
+        assert ROW_CODES[np.dtype(name)] == ROW_CODES[INT64]
+    assert ROW_CODES[np.dtype("f4", metadata={"unit": "m"})] == ROW_CODES[FLOAT32]
+
+
+def test_codes_of_types_and_pairs():
+    codes = {code_of(dtype): name for name, dtype in BY_NAME.items()}
+    assert len(codes) == len(BY_NAME) and all(0 < code < 1 << 16 for code in codes)
+    for code, name in codes.items():
+        assert name_of_code(code) == name
+        assert name_of_code(code_of(FLOAT32, BY_NAME[name])) == f"float32 with {name} scales"
+    assert name_of_code(0x7f7f) == "type 0x7f7f"
+
+
+def test_types_of_less_than_a_byte_are_known_as_such():
+    for name in ("int4", "uint4"):
+        assert "has a value of 4 bits in each 8; pack them" in why_unknown(
+            np.dtype(getattr(ml_dtypes, name)))
+    assert why_unknown(np.dtype("M8[ns]")).startswith("must be a number's")
+
+
+def test_types_that_numpy_has_no_name_for(torch):
+    library = library_of(torch.empty(0), "x")
+    assert library.dtype_of(torch.float4_e2m1fn_x2) == FLOAT4_X2
+    assert name_of(FLOAT4_X2) == "float4_e2m1fn_x2" and values_of(FLOAT4_X2) == 2
+    assert np.dtype("V1") != FLOAT4_X2 and FLOAT4_X2.itemsize == 1
+    assert library.dtype_of(torch.int4) is None and library.dtype_of(torch.bits16) is None
+
+
+def test_a_type_that_is_new_to_numpy(torch, monkeypatch):
+    """What DLPack gives back as the same is taken, by whatever name."""
+    from deepep_ptx.arrays import dtypes
+
+    gone = dtypes.BY_NAME["float8_e5m2fnuz"]
+    for table in (dtypes.BY_NAME, dtypes.DLPACK, dtypes.FROM_DLPACK, dtypes.ROW_CODES):
+        for key, value in list(table.items()):
+            if key in (gone, gone.name) or value is gone:
+                monkeypatch.delitem(table, key)
+    library = Torch(torch)
+    found = library.dtype_of(torch.float8_e5m2fnuz)
+    try:
+        assert found is not gone and found.itemsize == 1
+        assert name_of(found) == "float8_e5m2fnuz"
+        tensor = torch.arange(6, dtype=torch.uint8).view(torch.float8_e5m2fnuz)
+        assert library.take(tensor, "x", 0).dtype == found
+        slot = MemoryOf(np.arange(6, dtype=np.uint8))
+        made = library.part(FakeEmu(), slot, 0, (2, 3), found)
+        assert made.dtype is torch.float8_e5m2fnuz
+    finally:
+        for table in (dtypes.DLPACK, dtypes.FROM_DLPACK, dtypes.ROW_CODES):
+            for key, value in list(table.items()):
+                if key is found or value is found:
+                    del table[key]
 
 
 def test_the_package_does_not_import_torch():

@@ -503,7 +503,8 @@ def test_mappings_end_with_the_call():
             recv_x, *_, handle, event = buffer.dispatch(
                 x, **arguments, num_worst_tokens=WORST, async_finish=True)
             held = len(mapped)
-            assert held == 8        # x, top-k twice, membership, counts twice, pos, rank_prefix
+            # x, top-k twice, membership, counts twice, pos, rank_prefix, the handle's recv_src_idx
+            assert held == 9
             out, _, last = buffer.combine(recv_x, handle, async_finish=True)
             assert len(mapped) == held + 3
             event.current_stream_wait()
@@ -583,7 +584,7 @@ def worst_case_too_small(side, buffer):
 
 def worst_case_without_room(side, buffer):
     side.dispatch(buffer, num_worst_tokens=1000 * T, **side.later)
-    return CapacityError, "num_nvl_bytes: "
+    return CapacityError, "arena_limit_bytes: "
 
 
 def cached_dispatch_without_room(side, buffer):
@@ -591,7 +592,7 @@ def cached_dispatch_without_room(side, buffer):
     held = buffer.get_combine_buffer((ROOM - buffer.stats()["arena_used_bytes"]) // H // 2, H)
     buffer.dispatch(*side.give(tokens(0)[0]), handle=handle, **side.later)
     del held
-    return CapacityError, "num_nvl_bytes: "
+    return CapacityError, "arena_limit_bytes: "
 
 
 def combine_without_room(side, buffer):
@@ -599,7 +600,7 @@ def combine_without_room(side, buffer):
     held = buffer.get_combine_buffer((ROOM - buffer.stats()["arena_used_bytes"]) // H // 2, H)
     buffer.combine(*side.give(np.zeros(recv_x.shape, BF16)), handle, **side.later)
     del held
-    return CapacityError, "num_nvl_bytes: "
+    return CapacityError, "arena_limit_bytes: "
 
 
 FAILING = [combine_of_different_handles, cached_dispatch_of_different_handles,
@@ -613,7 +614,7 @@ FAILING = [combine_of_different_handles, cached_dispatch_of_different_handles,
 def test_all_ranks_learn_alike(fail, told_by, on_gpu):
     def main(comm):
         side = Side(comm, on_gpu)
-        buffer = Buffer(side.comm, ROOM)
+        buffer = Buffer(side.comm, arena_limit_bytes=ROOM)
         x, arguments = side.inputs(buffer, *tokens(comm.rank))
         kind, text = fail(side, buffer)             # raises nothing
         gc.collect()
@@ -640,7 +641,7 @@ def test_results_of_a_refused_call_are_as_large_as_asked_for(on_gpu):
     """And not past the end of a slot that was too small for them."""
     def main(comm):
         side = Side(comm, on_gpu)
-        with Buffer(side.comm, ROOM) as buffer:
+        with Buffer(side.comm, arena_limit_bytes=ROOM) as buffer:
             x, arguments = side.inputs(buffer, *tokens(comm.rank))
             recv_x, recv_idx, *_ = buffer.dispatch(x, **arguments, num_worst_tokens=1000 * T,
                                                    **side.later)
@@ -651,9 +652,8 @@ def test_results_of_a_refused_call_are_as_large_as_asked_for(on_gpu):
     run_ranks(main, 2, executor="emu")
 
 
-@pytest.mark.parametrize("num_worst_tokens", [1, 1000 * T])
 @pytest.mark.parametrize("told_by", ["dispatch", "combine"])
-def test_an_arena_that_grows_does_not_swallow_an_earlier_error(told_by, num_worst_tokens):
+def test_an_arena_that_grows_does_not_swallow_an_earlier_error(told_by):
     """The call that waits may find room by growth, but not for the one before."""
     def main(comm):
         side = Side(comm, on_gpu=False)
@@ -661,7 +661,7 @@ def test_an_arena_that_grows_does_not_swallow_an_earlier_error(told_by, num_wors
             x, arguments = side.inputs(buffer, *tokens(comm.rank))
             recv_x, _, _, _, handle, _ = buffer.dispatch(x, **arguments)
             before = buffer.stats()["arena_bytes"]
-            buffer.dispatch(x, **arguments, num_worst_tokens=num_worst_tokens, async_finish=True)
+            buffer.dispatch(x, **arguments, num_worst_tokens=1, async_finish=True)
             if told_by == "dispatch":
                 error = raised(buffer.dispatch, x, **arguments)
             else:

@@ -712,12 +712,19 @@ def test_deep_ep_beside_ours(timed, deep_ep):
         assert bool(case["kernel"]) == ours and case["call"]["median_us"] == 130.0
 
 
-def test_a_peer_that_is_not_there_is_one_line(timed):
+def test_a_peer_that_is_not_there_is_one_line(timed, monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     first, _ = with_peer(peers.DeepEP, PEER_CASES)
     assert first == {"name": "deep_ep", "missing": "the module deep_ep is not installed"}
     assert report.peers_text(first) == ("deep_ep: not timed: the module deep_ep is not installed")
     none, _ = with_peer(peers.Nccl, [Case("layout", **SHAPE)])
     assert none["missing"] == "it has none of these calls, only cached"
+
+
+def test_compat_is_not_a_peer(timed, deep_ep, monkeypatch):
+    monkeypatch.setattr(peers.importlib.sys.modules["deep_ep"], "__version__", "1.2.1+ptx")
+    first, _ = with_peer(peers.DeepEP, PEER_CASES)
+    assert first["missing"] == "the module deep_ep that is installed is ours, of compat/"
 
 
 def test_a_peer_with_other_rows_is_not_timed(timed, deep_ep, monkeypatch):

@@ -50,12 +50,12 @@ def handle_of(num_ranks, rank=0):
     prefix[:, 0] = T
     pos = np.zeros((T, num_ranks), np.int32)
     take = partial(NUMPY.take, name="handle", stream=0)
-    return EPHandle(
-        prefix, recv_src_idx=np.arange(T, dtype=np.int32),
-        is_token_in_rank=np.zeros((T, num_ranks), np.bool_), num_tokens=T, num_recv=T, num_topk=K,
-        num_worst_tokens=0, hidden=H, pos=pos, executor="emu", rank=rank,
-        placement=Placement(NUMPY, take(pos), take(prefix), handle=1, rows=T),
-    )
+    return EPHandle._of(prefix, {
+        "recv_src_idx": np.arange(T, dtype=np.int32),
+        "is_token_in_rank": np.zeros((T, num_ranks), np.bool_), "num_tokens": T, "num_recv": T,
+        "num_topk": K, "num_worst_tokens": 0, "hidden": H, "pos": pos, "executor": "emu",
+        "rank": rank, "placement": Placement(NUMPY, take(pos), take(prefix), handle=1, rows=T),
+    })
 
 
 def expect(buffer, error, text, call, *args, **kwargs):
@@ -165,17 +165,22 @@ def strided(array):
     ("x", lambda a: None, TypeError, "x: takes a NumPy array"),
     ("x", lambda a: a.tolist(), TypeError, "x: takes a NumPy array"),
     ("x", lambda a: (a,), ValueError, "x: must be one array or a pair (x, scales), got a tuple"),
-    ("x", lambda a: (a, scales()), TypeError, "x[0]: dtype must be of 1 byte beside scales"),
     ("x", lambda a: (fp8(), None), TypeError, "x[1]: takes a NumPy array"),
     ("x", lambda a: (fp8(), scales().astype(np.float64)), TypeError,
-     "x[1]: dtype must be float32 or int32, got float64"),
+     "x[1]: dtype must be of 1, 2 or 4 bytes, got float64"),
     ("x", lambda a: (fp8(), scales()[1:]), ValueError, "x[1]: shape must be [6, num_scales]"),
     ("x", lambda a: (fp8(), scales()[:, :0]), ValueError, "x[1]: num_scales must be at least 1"),
-    ("x", lambda a: (fp8(), odd_scales()), ValueError, "x[1]: must be 4-byte aligned"),
+    ("x", lambda a: (fp8(), odd_scales()), ValueError,
+     "x[1]: the first byte must be 4-byte aligned, is 2 bytes behind such an address"),
     ("x", lambda a: (np.zeros((T, 8), fp8().dtype), scales()), ValueError,
      "x: hidden must be a multiple of 16"),
-    ("x", lambda a: a.astype(np.float32), TypeError,
-     "x: dtype must be a known type of 1 or 2 bytes, got float32"),
+    ("x", lambda a: a.astype(np.float32)[:, :6], ValueError, "x: must be C-contiguous"),
+    ("x", lambda a: np.zeros((T, 6), np.float32), ValueError, "x: hidden must be a multiple of 4 "),
+    ("x", lambda a: a.astype(">f4"), TypeError, "x: dtype must be a number's, of NumPy, ml_dtypes"),
+    ("x", lambda a: np.ma.array(a), TypeError, "x: must have no mask, got numpy.ma"),
+    ("topk_idx", lambda a: np.ma.array(a, mask=a > 1), TypeError, "topk_idx: must have no mask, "),
+    ("topk_weights", np.ma.array, TypeError, "topk_weights: must have no mask, got numpy.ma"),
+    ("is_token_in_rank", np.ma.array, TypeError, "is_token_in_rank: must have no mask, got numpy"),
     ("x", lambda a: a[0], ValueError, "x: shape must be [num_tokens, hidden], got [16]"),
     ("x", lambda a: np.zeros((T, 12), BF16), ValueError, "x: hidden must be a multiple of 8"),
     ("x", lambda a: np.zeros((T, 0), BF16), ValueError, "x: hidden must be a multiple of 8"),
@@ -224,7 +229,10 @@ def test_worst_case_needs_topk(buffer, arrays):
     ({"x": np.zeros((T - 1, H), BF16)}, ValueError, "x: shape must be [6, hidden]"),
     ({"topk_idx": np.zeros((T, K), np.int64)}, ValueError, "topk_idx: must be None with a handle"),
     ({"topk_weights": np.zeros((T, K), np.float32)}, ValueError, "topk_idx: must be None with"),
-    ({"num_worst_tokens": 12}, ValueError, "num_worst_tokens: must be 0 with a handle"),
+    ({"num_worst_tokens": 2 * T}, ValueError, "num_worst_tokens: must be 0 or 6, the rows of the"),
+    ({"num_worst_tokens": T - 1}, ValueError, "num_worst_tokens: must be 0 or 6, the rows of the"),
+    ({"num_worst_tokens": -1}, ValueError, "num_worst_tokens: must be at least 0, got -1"),
+    ({"num_worst_tokens": 6.0}, TypeError, "num_worst_tokens: must be an integer"),
     ({"config": 3}, TypeError, "config: must be None or a Config"),
 ])
 def test_cached_dispatch(buffer, handle, change, error, text):
@@ -245,8 +253,8 @@ def test_cached_dispatch(buffer, handle, change, error, text):
     ({"bias": (np.zeros((T, H), BF16),)}, ValueError, "bias: must be None, one array or a pair"),
     ({"bias": (np.zeros((T, H), BF16), np.zeros((T, H), np.float32))}, TypeError,
      "bias[1]: dtype must be bfloat16"),
+    ({"bias": (None, np.zeros((T, H), np.float32))}, TypeError, "bias[1]: dtype must be bfloat16"),
     ({"config": object()}, TypeError, "config: must be None or a Config"),
-    ({"x": np.zeros((T, H + 8), BF16)}, ValueError, "x: hidden must be at most that of the disp"),
 ])
 def test_combine(buffer, handle, change, error, text):
     arguments = {"x": np.zeros((T, H), BF16), "handle": handle} | change
@@ -317,10 +325,10 @@ def limited():
 
 
 @pytest.mark.parametrize(("change", "error", "text"), [
-    ({"dtype": "bfloat17"}, TypeError, "dtype: must be a torch dtype or one of "),
-    ({"dtype": object}, TypeError, "dtype: must be a torch dtype or one of "),
-    ({"dtype": None}, TypeError, "dtype: must be a torch dtype or one of "),
-    ({"dtype": np.dtype([("a", "i4")])}, TypeError, "dtype: must be a torch dtype or one of "),
+    ({"dtype": "bfloat17"}, TypeError, "dtype: must be a dtype of torch or NumPy, got 'bfloat17'"),
+    ({"dtype": object}, TypeError, "dtype: must be a number's, of NumPy, ml_dtypes or torch"),
+    ({"dtype": None}, TypeError, "dtype: must be a dtype of torch or NumPy, got None"),
+    ({"dtype": np.dtype([("a", "i4")])}, TypeError, "dtype: must be a number's, of NumPy"),
     ({"size": (ARENA // 2 + 1,)}, ValueError, "size: must have at most 2048 elements from byte 0"),
     ({"size": (3, ARENA)}, ValueError, "size: must have at most 2048 elements from byte 0"),
     ({"size": (ARENA // 2,), "offset": 2}, ValueError, "size: must have at most 2047 elements"),
@@ -398,7 +406,6 @@ def test_the_buffer_works_after_refusals():
                 for call, args, kwargs in refused:
                     with pytest.raises((ValueError, TypeError)):
                         call(*args, **kwargs)
-            del recv_x
             assert ours.stats()["arena_used_bytes"] == used
             check_round(ours, comm.size)
 

@@ -170,7 +170,7 @@ def test_slot_is_free_when_its_last_array_dies(library, on_gpu):
         del recv_weights
         return [*steps, used()], buffer.stats()["copied_bytes"]
 
-    (first, second, third), copied = alone(main, on_gpu=on_gpu)
+    (first, second, third), copied = alone(main, on_gpu=on_gpu, zero_copy=True)
     assert first == second > 0 == third == copied
 
 
@@ -245,7 +245,7 @@ def test_device_array_exports():
         return x.numpy(), recv_x.numpy()
 
     # Without a dtype of its own bfloat16 is opaque in the interface.
-    with pytest.raises(RankError, match=r"x: dtype must be a known type of 1 or 2 bytes, got \|V2"):
+    with pytest.raises(RankError, match=r"x: dtype must be a number's, .* got \|V2"):
         alone(main, on_gpu=True)
 
 

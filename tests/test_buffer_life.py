@@ -151,8 +151,11 @@ def test_a_growth_that_one_rank_cannot_do_leaves_nothing(step):
             return type(caught.value), str(caught.value), len(kept)
 
     ours, theirs = run_ranks(main, 2)
-    assert ours[0] is DeepEPError and ours[1] == "rank 1 failed: MemoryError: no memory"
-    assert theirs[:2] == (MemoryError, "no memory")
+    assert ours[0] is DeepEPError and ours[1].startswith("rank 1 failed: MemoryError: ")
+    assert theirs[0] is MemoryError
+    for text in ours[1], theirs[1]:
+        assert text.endswith("no memory")
+        assert step != "add_segment" or "no memory for 4194304 more bytes of the arena" in text
 
 
 def test_without_zero_copy_results_are_copies():
@@ -176,21 +179,22 @@ def test_last_launch_names_the_variants():
             return after_dispatch, buffer.last_launch
 
     for after_dispatch, after_combine in run_ranks(main, 2):
-        assert after_dispatch == ("ep_dispatch_vec_ld_relaxed_sys",)
+        # recv_src_idx, which the handle keeps, is copied
+        assert after_dispatch == ("ep_dispatch_vec_ld_relaxed_sys", "ep_copy")
         assert after_combine == ("ep_combine_vec_ld_relaxed_sys",)
 
 
 # -- no room ----------------------------------------------------------------------------------
 
 def test_capacity_error_says_what_would_do():
-    def main(comm, num_nvl_bytes):
-        with Buffer(comm, num_nvl_bytes=num_nvl_bytes) as buffer:
-            if num_nvl_bytes > 128:
+    def main(comm, limit):
+        with Buffer(comm, arena_limit_bytes=limit) as buffer:
+            if limit > 128:
                 check_round(buffer, comm.size)
                 return None
             error = raised(dispatch, buffer, *tokens(comm.rank))
             assert isinstance(error, CapacityError), error
-            assert str(error).startswith("num_nvl_bytes: ")
+            assert str(error).startswith("arena_limit_bytes: ")
             # Still usable: a call that needs no room.
             assert len(dispatch(buffer, *tokens(comm.rank, num_tokens=0))[0]) == 0
             return error.needed_bytes
@@ -209,7 +213,7 @@ def test_an_arena_of_fixed_size_serves_any_number_of_live_results():
             kept = dispatch(buffer, x, idx, weights)
             slot = max(comm.allgather(buffer.stats()["arena_used_bytes"]))
         copied = []
-        with Buffer(comm, num_nvl_bytes=2 * slot) as buffer:
+        with Buffer(comm, arena_limit_bytes=2 * slot) as buffer:
             for _ in range(4):
                 result = dispatch(buffer, x, idx, weights)
                 copied.append(buffer.stats()["copied_bytes"])
@@ -229,12 +233,12 @@ def test_staging_too_small():
     def main(comm):
         x, idx, weights = tokens(comm.rank)
         slot = slot_bytes(2 * T, H, 4, 2, 0, 8)
-        with Buffer(comm, num_nvl_bytes=slot) as buffer:
+        with Buffer(comm, arena_limit_bytes=slot) as buffer:
             recv_x, _, _, _, handle, _ = dispatch(buffer, x, idx, weights, num_worst_tokens=2 * T)
             error = raised(buffer.combine, np.array(recv_x), handle)
             assert isinstance(error, CapacityError), error
             buffer.combine(recv_x, handle)                # pulled: no staging
-            return error.needed_bytes, buffer.num_nvl_bytes
+            return error.needed_bytes, buffer.arena_limit_bytes
 
     for needed, limit in run_ranks(main, 2):
         assert needed > limit
@@ -254,14 +258,35 @@ def test_worst_tokens_too_few(num_worst_tokens):
         assert text.startswith("num_worst_tokens: must be at least ")
 
 
-def test_worst_case_never_grows_the_arena():
+def test_growth_on_one_rank_only():
     def main(comm):
-        with Buffer(comm) as buffer:
-            error = raised(dispatch, buffer, *tokens(comm.rank), num_worst_tokens=2 * T)
-            assert isinstance(error, CapacityError), error
-            return buffer.stats()["arena_bytes"]
+        return raised(Buffer, comm, arena_limit_bytes=128 if comm.rank else None)
 
-    assert run_ranks(main, 2) == [0, 0]
+    for error in run_ranks(main, 2):
+        assert isinstance(error, RankMismatchError) and error.argument == "arena_limit_bytes"
+
+
+@pytest.mark.parametrize("starts", [(0, 128), (1 << 16, 1 << 15)])
+def test_arenas_start_with_the_most_that_any_rank_asks_for(starts):
+    def main(comm):
+        with Buffer(comm, num_nvl_bytes=starts[comm.rank]) as buffer:
+            assert buffer.num_nvl_bytes == starts[comm.rank]
+            sizes = buffer.stats()["arena_bytes"]
+            check_round(buffer, comm.size)
+            return sizes
+
+    assert run_ranks(main, 2) == [max(starts)] * 2
+
+
+def test_arena_limit_is_checked():
+    def main(comm):
+        for limit, text in ((100, "a multiple of 128"), (0, "at least num_nvl_bytes, 256"),
+                            (128, "at least num_nvl_bytes, 256")):
+            error = raised(Buffer, comm, 256, arena_limit_bytes=limit)
+            assert isinstance(error, ValueError), error
+            assert str(error).startswith(f"arena_limit_bytes: must be {text}"), error
+
+    run_ranks(main, 1)
 
 
 # -- ranks that disagree ----------------------------------------------------------------------
@@ -307,14 +332,6 @@ def test_handles_of_different_calls():
             return error.argument
 
     assert run_ranks(main, 2) == ["handle", "handle"]
-
-
-def test_growth_on_one_rank_only():
-    def main(comm):
-        return raised(Buffer, comm, num_nvl_bytes=comm.rank * 128)
-
-    for error in run_ranks(main, 2):
-        assert isinstance(error, RankMismatchError) and error.argument == "num_nvl_bytes"
 
 
 # -- contents that only the device sees -------------------------------------------------------

@@ -152,6 +152,11 @@ def test_size_hint():
     assert get_size_hint(0, 24, 3, 4) == 0
     fp8 = get_size_hint(5, 32, 3, 4, itemsize=1, num_scales=2, topk_idx_bytes=4)
     assert fp8 == config.staging_bytes(5, 32, 3, 4) + config.slot_bytes(20, 32, 3, 1, 2, 4)
+    mxfp8 = get_size_hint(5, 32, 3, 4, itemsize=1, num_scales=9, scale_itemsize=1)
+    assert mxfp8 == config.staging_bytes(5, 32, 3, 4) + config.slot_bytes(20, 32, 3, 1, 9, 8, 1)
+    assert config.slot_bytes(20, 32, 0, 1, 9, 8, 1) == 640 + 256 + 128
+    assert get_size_hint(5, 4, 3, 4, itemsize=4) == (
+        config.staging_bytes(5, 4, 3, 4) + config.slot_bytes(20, 4, 3, 4, 0, 8))
     assert type(get_size_hint(np.int64(5), np.int64(24), 3, 4)) is int
 
 
@@ -166,7 +171,11 @@ def test_size_hint():
     ({"num_topk": 33}, ValueError, "num_topk: must be in [0, 32]"),
     ({"num_ranks": 0}, ValueError, "num_ranks: must be in [1, 64]"),
     ({"num_ranks": 65}, ValueError, "num_ranks: must be in [1, 64]"),
-    ({"itemsize": 4}, ValueError, "itemsize: must be in [1, 2]"),
+    ({"itemsize": 3}, ValueError, "itemsize: must be 1, 2, 4, 8 or 16, got 3"),
+    ({"itemsize": 32}, ValueError, "itemsize: must be in [1, 16], got 32"),
+    ({"hidden": 6, "itemsize": 4}, ValueError, "hidden: must be a multiple of 4, got 6"),
+    ({"scale_itemsize": 3}, ValueError, "scale_itemsize: must be 1, 2 or 4, got 3"),
+    ({"scale_itemsize": 8}, ValueError, "scale_itemsize: must be in [1, 4], got 8"),
     ({"num_scales": -1}, ValueError, "num_scales: must be at least 0"),
     ({"topk_idx_bytes": 6}, ValueError, "topk_idx_bytes: must be 4 or 8, got 6"),
     ({"topk_idx_bytes": 2}, ValueError, "topk_idx_bytes: must be"),

@@ -43,7 +43,7 @@ class NumpyBuffer:
 
     last_launch = ("numpy",)
 
-    def __init__(self, comm, num_nvl_bytes=0, policy=None):
+    def __init__(self, comm, arena_limit_bytes=None, policy=None):
         self.comm = comm
 
     def __enter__(self):
@@ -61,8 +61,8 @@ class NumpyBuffer:
         inputs = map(list, zip(*self.comm.allgather((x, topk_idx, topk_weights)), strict=True))
         received = reference.dispatch(*inputs, self.num_experts, num_worst_tokens)
         mine = received[self.comm.rank]
-        handle = EPHandle(mine.rank_prefix_matrix, recv_src_idx=mine.recv_src_idx,
-                          received=received)
+        handle = EPHandle._of(mine.rank_prefix_matrix, {"recv_src_idx": mine.recv_src_idx,
+                                                        "received": received})
         return (copy.deepcopy(mine.recv_x), mine.recv_topk_idx, mine.recv_topk_weights,
                 mine.num_recv_tokens_per_expert_list, handle, None)
 

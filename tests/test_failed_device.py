@@ -109,8 +109,9 @@ def test_whose_failure_it_is(name, stream):
     """The caller's, as long as the call has launched nothing; then no rank hears of it but by a
     launch that failed."""
     before = [*(["cuStreamGetCaptureInfo"] if stream else []), *WAIT]
-    # Behind the launch of a collective call: the abort's, which fails as well.
-    end = WAIT if name == "layout" else ["cuLaunchKernelEx"] * 2
+    # Behind the launch of a collective call: that of the copy for its handle, and the abort's,
+    # which fails as well.
+    end = WAIT if name == "layout" else ["cuLaunchKernelEx"] * (3 if name == "dispatch" else 2)
     functions = [*before, "cuLaunchKernelEx", *end]
     broken = in_script(f"failures({name!r}, {stream}, {BROKEN})")
     assert [text for text, _ in broken] == (

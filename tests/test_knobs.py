@@ -133,7 +133,7 @@ def test_a_stage_that_shared_memory_has_no_room_for():
                                    rf"\[16, {most('combine')}\] for ep_combine_bulk, got "):
                     ours.combine(rows, handle)
             assert comm.executor.counters() == launched
-            assert ours.last_launch == ("ep_dispatch_bulk",)
+            assert ours.last_launch == ("ep_dispatch_bulk", "ep_copy")
             ours.check()
 
     run_ranks(main, R, **SM_90)

@@ -252,8 +252,8 @@ def test_bad_bias_is_refused():
 
 
 @pytest.mark.parametrize("xs", [
-    [np.ones((1, 2))], [np.ones(2, BF16)], [ONE, (ONE, ONE)], [ONE, np.ones((1, 3), BF16)],
-    [ONE, ONE.astype(np.float16)], [(ONE, np.ones((1, 1), np.float32))],
+    [np.ones(2, BF16)], [ONE, (ONE, ONE)], [ONE, np.ones((1, 3), BF16)],
+    [ONE, ONE.astype(np.float16)], [(ONE, np.ones((1, 1), np.complex64))],
     [(ONE.astype(FP8),)], [(ONE.astype(FP8), np.ones((1, 1)))],
     [(ONE.astype(FP8), np.ones((2, 1), np.float32))],
     [(ONE.astype(FP8), np.ones((1, 1), np.float32)), (ONE.astype(FP8), np.ones((1, 1), np.int32))],

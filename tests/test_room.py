@@ -199,8 +199,8 @@ def test_an_old_handle_finds_landing_after_segments_were_recycled():
 
     def without_slot(handle):
         """recv_src_idx is a view into the arena."""
-        return type(handle)(handle[0], **(vars(handle) | {
-            "recv_src_idx": np.array(handle.recv_src_idx)}))
+        return type(handle)._of(handle[0], vars(handle) | {
+            "recv_src_idx": np.array(handle.recv_src_idx)})
 
     run_ranks(main, 2, executor="emu")
 
@@ -229,7 +229,7 @@ def test_the_size_hint_is_what_the_worst_case_takes(short, on_gpu):
     def main(comm):
         side = Side(comm, on_gpu)
         received = reference.dispatch(*map(list, zip(*inputs, strict=True)), num_experts)
-        with Buffer(side.comm, limit - short) as buffer:
+        with Buffer(side.comm, arena_limit_bytes=limit - short) as buffer:
             x, idx, weights = side.give(*inputs[comm.rank])
             per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, num_experts)
             recv_x, _, recv_weights, _, handle, _ = buffer.dispatch(
@@ -255,7 +255,7 @@ def test_the_size_hint_is_what_the_worst_case_takes(short, on_gpu):
 
 def test_a_worst_case_slot_that_just_does_not_fit():
     def main(comm, nbytes):
-        with Buffer(comm, nbytes) as buffer:
+        with Buffer(comm, arena_limit_bytes=nbytes) as buffer:
             try:
                 dispatch(buffer, *tokens(comm.rank), num_worst_tokens=2 * T)
             except CapacityError as error:
@@ -274,7 +274,7 @@ def test_a_hard_limit_serves_any_number_of_live_results(on_gpu):
         side, rng, held = Side(comm, on_gpu), np.random.default_rng(8), []
         inputs = inputs_of(comm.size)
         received = received_of(inputs)
-        with Buffer(side.comm, get_size_hint(T, H, K, comm.size)) as buffer:
+        with Buffer(side.comm, arena_limit_bytes=get_size_hint(T, H, K, comm.size)) as buffer:
             for _ in range(25):
                 result = side.dispatch(buffer, *inputs[comm.rank])
                 y = side.arrays.give(side.arrays.get(result[0]))
@@ -286,7 +286,7 @@ def test_a_hard_limit_serves_any_number_of_live_results(on_gpu):
             for result, want in held:
                 assert_bits(side.arrays.get(result[0]), want)
             assert buffer.stats()["copied_bytes"] > 0
-            assert arena(buffer) == (buffer.num_nvl_bytes, 1)
+            assert arena(buffer) == (buffer.arena_limit_bytes, 1)
             del result, held
             gc.collect()
             assert buffer.stats()["arena_used_bytes"] == 0
@@ -351,13 +351,13 @@ def test_combine_buffer(library, on_gpu, like):
 def test_combine_buffer_without_room_says_what_would_do():
     """That size carries the same sequence of calls."""
     def main(comm, nbytes):
-        with Buffer(comm, nbytes) as buffer:
+        with Buffer(comm, arena_limit_bytes=nbytes) as buffer:
             recv_x, _, _, _, handle, _ = dispatch(buffer, *tokens(comm.rank))
             rows, used = len(recv_x), buffer.stats()["arena_used_bytes"]
             try:
                 y = buffer.get_combine_buffer(60, H)
             except CapacityError as error:
-                assert str(error).startswith("num_nvl_bytes: ")
+                assert str(error).startswith("arena_limit_bytes: ")
                 needed = max(comm.allgather(error.needed_bytes))
                 buffer.combine(np.array(recv_x), handle)    # an ordinary array does
                 return needed
@@ -398,14 +398,15 @@ def test_local_buffer_tensor(library, on_gpu):
         with Buffer(comm, 1 << 16) as buffer:
             recv_x, *rest = give_and_dispatch(buffer, arrays, comm.rank)
             want = arrays.get(recv_x)
-            look = buffer.get_local_buffer_tensor(BF16, want.shape)     # the first result
+            first = buffer.stats()["landing_bytes"]         # the first result is behind it
+            look = buffer.get_local_buffer_tensor(BF16, want.shape, first)
             assert look.dtype == BF16 and tuple(look.shape) == want.shape
             if not on_gpu:          # elsewhere nobody has written the rest yet
                 assert_bits(look, want)
                 assert np.shares_memory(look, recv_x)
                 recv_x[0, 0] = 3
                 assert look[0, 0] == 3
-            second = buffer.get_local_buffer_tensor(BF16, (H,), offset=2 * H)
+            second = buffer.get_local_buffer_tensor(BF16, (H,), offset=first + 2 * H)
             assert_bits(arrays.get(second), want[1])
             everything = buffer.get_local_buffer_tensor("uint8")
             assert everything.shape == (1 << 16,)
@@ -425,12 +426,12 @@ def test_every_view_keeps_the_slot(library, on_gpu):
 
     def main(comm):
         comm, arrays = on(comm, library, on_gpu)
-        with Buffer(comm) as buffer:
-            for keep in range(4):
+        with Buffer(comm, zero_copy=True) as buffer:
+            for keep in range(3):
                 recv_x, recv_idx, recv_weights, _, handle, _ = give_and_dispatch(
                     buffer, arrays, comm.rank)
                 ref = weakref.ref(recv_x)
-                kept = [recv_x, recv_idx, recv_weights, handle.recv_src_idx][keep]
+                kept = [recv_x, recv_idx, recv_weights][keep]
                 del recv_x, recv_idx, recv_weights, handle
                 gc.collect()
                 assert buffer.stats()["arena_used_bytes"] > 0
@@ -631,7 +632,7 @@ def test_small_results_leave_room_for_the_largest_seen():
     """In a hard limit for one large call and its combine, many small results live beside it."""
     large, small, hidden = 24, 2, 64
     def main(comm):
-        with Buffer(comm, get_size_hint(large, hidden, K, 2)) as buffer:
+        with Buffer(comm, arena_limit_bytes=get_size_hint(large, hidden, K, 2)) as buffer:
             kept = [dispatch(buffer, *tokens(comm.rank, large, hidden))[4]]
             for _ in range(60):
                 kept.append(dispatch(buffer, *tokens(comm.rank, small, hidden))[0])

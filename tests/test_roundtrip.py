@@ -188,8 +188,9 @@ def one_round(comm, buffer, case, inputs):
         **later)
     again = []
     if inputs.others:
-        again, *nothing, event = buffer.dispatch(inputs.others[rank], handle=handle,
-                                                 previous_event=event, **later)
+        again, *nothing, event = buffer.dispatch(
+            inputs.others[rank], handle=handle, num_worst_tokens=worst_tokens(case, inputs),
+            previous_event=event, **later)
         assert nothing == [None] * 4
     event.current_stream_wait()
     recv_x, recv_scales = pair(recv_x)
@@ -333,6 +334,15 @@ def test_tokens_that_all_go_nowhere(worst):
     inputs = make_inputs(case, 2)
     nowhere = [np.full_like(idx, -1) for idx in inputs.topk_idxs]
     assert_round_trip(case, [replaced(inputs, topk_idxs=nowhere)])
+
+
+@pytest.mark.parametrize("given", ["first", "second", "none"])
+def test_a_pair_of_biases_that_is_not_full(given):
+    case = PLAIN | {"num_biases": 1}
+    inputs = make_inputs(case, 5)
+    pairs = [{"first": (bias, None), "second": (None, bias), "none": (None, None)}[given]
+             for bias in inputs.biases]
+    assert_round_trip(case, [replaced(inputs, biases=pairs)])
 
 
 def test_all_tokens_to_one_expert():

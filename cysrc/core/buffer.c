@@ -110,7 +110,8 @@ uint32_t ep_param_bytes(uint32_t kernel)
         [EP_KERNEL_DISPATCH] = sizeof(struct ep_dispatch_params),
         [EP_KERNEL_COMBINE] = sizeof(struct ep_combine_params),
         [EP_PUSHING_COMBINE] = sizeof(struct ep_combine_params),
-        [EP_KERNEL_ABORT] = sizeof(struct ep_abort_params)};
+        [EP_KERNEL_ABORT] = sizeof(struct ep_abort_params),
+        [EP_KERNEL_COPY] = sizeof(struct ep_copy_params)};
     return kernel < EP_NUM_LOADED ? bytes[kernel] : 0;
 }
 
@@ -246,7 +247,7 @@ void ep_buffer_close(struct ep_buffer *b)
         exec->event_destroy(exec->self, b->last_use);
     if (b->abort_stream)
         exec->stream_destroy(exec->self, b->abort_stream);
-    if (b->stream)
+    if (b->stream && !b->stream_stays)
         exec->stream_destroy(exec->self, b->stream);
 }
 

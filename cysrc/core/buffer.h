@@ -68,8 +68,11 @@ struct ep_buffer {
     int       grows;             /* the arena grows: see landing                                */
     int       unseen;            /* calls were made since the host last looked                  */
     int       may_grow;          /* the newest call, and no other, found no room                */
+    int       lands;             /* it cannot grow: results for which nothing is free land         */
+    int       wants_room;        /* it grows, and a result had to land since it last did           */
     uint64_t  host_abort;        /* like control.abort, where the device could not be told      */
     void     *graph;             /* of the running call, NULL when it is not captured           */
+    int       stream_stays;      /* others use the handle of `stream` after the buffer's end       */
 
     struct ep_control control;   /* as it was when the host last looked                         */
     struct ep_status_record status[EP_STATUS_RECORDS];
@@ -147,11 +150,16 @@ int  ep_buffer_is_aborted(const struct ep_buffer *b);
 /* Waits for the calls made so far; EP_ERR_STATUS when one of them failed. */
 int  ep_buffer_check(struct ep_buffer *b);
 
+/* Landing of at least that many bytes, if there is room; whether it is there. */
+int  ep_buffer_make_landing(struct ep_buffer *b, uint64_t bytes, int *made);
+
 /* -- slots ---------------------------------------------------------------------------------- */
 /* Gives a slot back that is used on both streams; calls made later come after what these have
  * queued by now.  lasting: neither handle is ever another stream's. */
 void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const streams[2],
                       int lasting);
+/* Gives a slot back whose last use is behind the buffer's stream already, or over. */
+void ep_buffer_give_back(struct ep_buffer *b, struct ep_block *slot);
 /* Room for a caller's array on `stream`, which comes after all calls; EP_ERR_STATUS with a capacity
  * record when there is none. */
 int  ep_buffer_reserve(struct ep_buffer *b, uint64_t bytes, void *stream, struct ep_block **out,
@@ -182,6 +190,13 @@ struct ep_layout_args {          /* device addresses as in struct ep_layout_para
     uint32_t  num_tokens, num_topk, num_experts, topk_idx_bytes;
 };
 
+/* Arrays of a slot that are copied out of it, by a kernel behind the dispatch. */
+struct ep_copies {
+    struct ep_copy copy[EP_SLOT_ARRAYS];
+    ep_dptr_t rank_prefix;       /* of the dispatch                                             */
+    uint32_t  rows;              /* that there is room for; 0: nothing is copied                */
+};
+
 struct ep_dispatch_args {        /* device addresses as in the parameter blocks                 */
     struct ep_call call;
     ep_dptr_t x, scales, topk_idx, topk_weights; /* the latter three 0 where there are none     */
@@ -189,11 +204,20 @@ struct ep_dispatch_args {        /* device addresses as in the parameter blocks 
     ep_dptr_t in_rank, rank_counts, expert_counts;       /* not of a cached dispatch            */
     ep_dptr_t pos, rank_prefix;                  /* out: kept for combine; in when cached       */
     uint64_t  handle;            /* cached: number of the call that made it, else 0             */
-    uint32_t  num_tokens, hidden_bytes, scale_bytes, num_topk, topk_idx_bytes, num_experts;
+    uint32_t  num_tokens, hidden_bytes, scale_bytes, scale_width, num_topk, topk_idx_bytes,
+              num_experts;
     uint32_t  dtype;             /* the caller's code of x and scales                           */
     uint32_t  rows;              /* of the result; 0: wait for the totals                       */
     uint32_t  worst_rows;        /* 0, or `rows` when they are the worst case                   */
     uint32_t  landing_bytes;     /* of a row that combines with this handle may push            */
+    uint32_t  combine_hidden;    /* what the caller said of such rows, below 2^24; 0: nothing   */
+    uint32_t  granule;           /* the slot is a multiple of so many bytes where there is room;
+                                  * 0: of any                                                   */
+    struct ep_copies copies;     /* queued with the call, whatever its totals are               */
+    /* NULL, or called when all is queued, before the host waits for the totals: how many bytes of
+     * the slot's extent [view, view + bytes) shall stay, whatever the totals are. */
+    uint64_t (*queued)(void *what, uint64_t view, uint64_t bytes);
+    void     *what;
 };
 
 struct ep_dispatch_result {
@@ -223,6 +247,11 @@ struct ep_combine_args {
 int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *args);
 int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *args,
                        struct ep_dispatch_result *out);
+/* Copies behind a dispatch, before another call, of a slot that is made for slot_rows rows.  Nothing
+ * is copied of a call that the device refused. */
+int ep_buffer_copy_out(struct ep_buffer *b, const struct ep_call *call,
+                       const struct ep_copies *copies, const struct ep_block *slot,
+                       uint32_t slot_rows);
 int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *args);
 /* Where the kernel table has what such a combine runs. */
 uint32_t ep_buffer_combine_kernel(const struct ep_combine_args *args);

@@ -161,6 +161,11 @@ int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
     return rc;
 }
 
+static uint64_t view_of(const struct ep_buffer *b, const struct ep_block *block)
+{
+    return b->arena.segment[block->segment].view + block->offset;
+}
+
 /* -- room for a call's rows -------------------------------------------------------------------- */
 
 /* `block`: of this call; landing: likewise where the call counts on it. */
@@ -174,9 +179,9 @@ static struct ep_call_record record_with(const struct ep_buffer *b, const struct
         record.slot_bytes = block->bytes;
         record.held_bytes -= block->bytes;
     }
-    if (landing && landing != block) {
+    if (landing) {               /* a result that lies there is gone before rows are pushed        */
         record.landing_bytes = landing->bytes;
-        record.held_bytes -= landing->bytes;
+        record.held_bytes -= landing == block ? 0 : landing->bytes;
     }
     return record;
 }
@@ -206,8 +211,8 @@ static uint64_t landing_want(const struct ep_buffer *b, const struct ep_dispatch
 
 /* An extent for a result of `bytes`, UINT64_MAX = as many as can be.  What is free, else landing,
  * else whatever there is: with it this rank still takes part in the exchange, and the device gives
- * all ranks the same capacity error. */
-static int reserve(struct ep_buffer *b, uint64_t bytes, struct ep_block **out)
+ * all ranks the same capacity error.  lands: landing may be taken. */
+static int reserve(struct ep_buffer *b, uint64_t bytes, int lands, struct ep_block **out)
 {
     *out = NULL;
     if (bytes != UINT64_MAX)
@@ -215,7 +220,7 @@ static int reserve(struct ep_buffer *b, uint64_t bytes, struct ep_block **out)
     if (*out)
         return EP_OK;
     struct ep_block *free = ep_slots_largest(b);
-    if (b->landing && !b->graph && (!free || free->bytes < b->landing->bytes)) {
+    if (b->landing && lands && !b->graph && (!free || free->bytes < b->landing->bytes)) {
         if (free)
             ep_slots_release(b, free);
         ep_slots_hold(b, b->landing);
@@ -225,12 +230,27 @@ static int reserve(struct ep_buffer *b, uint64_t bytes, struct ep_block **out)
     return EP_OK;
 }
 
+static uint64_t in_granules(const struct ep_dispatch_args *a, uint64_t bytes)
+{
+    return a->granule ? (bytes + a->granule - 1) / a->granule * a->granule : bytes;
+}
+
 /* Landing and the slot of a dispatch; `bytes` of the slot as in reserve(). */
 static int make_room(struct ep_buffer *b, const struct ep_dispatch_args *a, uint64_t bytes,
                      struct ep_block **block)
 {
     TRY(ep_slots_make_landing(b, landing_want(b, a)));
-    TRY(reserve(b, bytes, block));
+    *block = NULL;
+    /* Calls that do not wait cannot grow the arena; one that waits does it for them, by offering no
+     * room itself. */
+    if (bytes == UINT64_MAX && b->wants_room && !b->lands) {
+        b->wants_room = 0;
+        return EP_OK;
+    }
+    if (bytes != UINT64_MAX && a->granule)
+        TRY(ep_slots_exact(b, in_granules(a, bytes), block));
+    if (!*block)
+        TRY(reserve(b, bytes, bytes != UINT64_MAX || b->lands, block));   /* or the arena grows */
     return require(b, *block, bytes == UINT64_MAX ? 0 : bytes);
 }
 
@@ -248,7 +268,7 @@ static struct ep_call_record dispatch_record(const struct ep_buffer *b,
     record.agree[EP_AGREE_HIDDEN_BYTES] = a->hidden_bytes;
     record.agree[EP_AGREE_DTYPE] = a->dtype;
     record.agree[EP_AGREE_NUM_TOPK] = a->num_topk;
-    record.agree[EP_AGREE_TOPK_IDX_BYTES] = a->topk_idx_bytes;
+    record.agree[EP_AGREE_TOPK_IDX_BYTES] = a->topk_idx_bytes | a->combine_hidden << 8;
     record.agree[EP_AGREE_HANDLE] = (uint32_t)a->handle;
     record.agree[EP_AGREE_SCALE_BYTES] = a->scale_bytes;
     return record;
@@ -265,7 +285,7 @@ static int launch_dispatch(struct ep_buffer *b, const struct ep_loaded *kernel,
         .in_rank = a->in_rank, .rank_counts = a->rank_counts, .expert_counts = a->expert_counts,
         .pos = a->pos, .rank_prefix = a->rank_prefix, .totals = b->totals_dptr,
         .ticket = ++b->ticket, .num_tokens = a->num_tokens, .hidden_bytes = a->hidden_bytes,
-        .scale_bytes = a->scale_bytes, .num_topk = a->num_topk,
+        .scale_bytes = a->scale_bytes, .scale_width = a->scale_width, .num_topk = a->num_topk,
         .topk_idx_bytes = a->topk_idx_bytes,
         .num_local_experts = a->num_experts / b->comm.num_ranks, .worst_rows = a->worst_rows,
         .num_stages = kernel->stages, .stage_bytes = kernel->stage_bytes,
@@ -304,6 +324,9 @@ static int wait_totals(struct ep_buffer *b)
 static int settle(struct ep_buffer *b, const struct ep_dispatch_args *a, struct ep_block *block,
                   struct ep_dispatch_result *out)
 {
+    uint64_t kept = 0;
+    if (a->queued && block && block != b->landing)
+        kept = a->queued(a->what, view_of(b, block), block->bytes);
     TRY(wait_totals(b));
     if (b->totals->verdict != EP_CODE_OK) {
         b->may_grow = b->totals->verdict == EP_CODE_CAPACITY && b->grows;
@@ -319,7 +342,7 @@ static int settle(struct ep_buffer *b, const struct ep_dispatch_args *a, struct 
         return EP_OK;
     out->landed = block == b->landing;
     if (!out->landed)
-        ep_slots_trim(b, block, out->slot.bytes);
+        ep_slots_trim(b, block, max_u64(in_granules(a, out->slot.bytes), kept));
     /* So that the next call finds room, whatever lives by then. */
     b->largest_slot = max_u64(b->largest_slot, out->slot.bytes);
     if (!b->grows && !out->landed)
@@ -332,6 +355,7 @@ static int dispatch_into(struct ep_buffer *b, const struct ep_loaded *kernel,
                          struct ep_dispatch_result *out)
 {
     TRY(launch_dispatch(b, kernel, a, block, &out->slot));
+    TRY(ep_launch_copies(b, &a->copies, block, a->rows));
     /* Before the host waits for the totals: nothing of the driver's is left to do behind them. */
     if (!(a->call.flags & EP_CALL_WAIT))
         TRY(end(b, &a->call));
@@ -373,10 +397,12 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
         block = NULL;
     }
     out->block = block;
-    if (!waits)
+    if (!waits) {
         out->landed = block && block == b->landing;
+        b->wants_room |= out->landed && b->grows && !b->graph;
+    }
     if (block)
-        out->view = b->arena.segment[block->segment].view + block->offset;
+        out->view = view_of(b, block);
     out->expert_counts = (const uint32_t *)(b->totals + 1);
     return EP_OK;
 }
@@ -428,7 +454,7 @@ static int reserve_staging(struct ep_buffer *b, const struct ep_combine_args *a,
     if (b->grows || b->graph)
         TRY(ep_slots_make_landing(b, want));
     if (!b->graph && (!b->landing || b->landing->bytes < want))
-        return reserve(b, UINT64_MAX, out);
+        return reserve(b, UINT64_MAX, 1, out);
     *out = b->landing;           /* a graph keeps no more than that                             */
     if (*out)
         ep_slots_hold(b, *out);

@@ -132,12 +132,23 @@ int ep_slots_make_landing(struct ep_buffer *b, uint64_t bytes)
         }
         return rc;
     }
+    if (b->landing && b->landing->used > 1)      /* a graph's too: to let go of it frees nothing */
+        return EP_OK;
     /* Perhaps where it is, with what is free beside it. */
     ep_slots_drop_landing(b);
     rc = ep_slots_exact(b, bytes, &b->landing);
     if (rc == EP_OK && !b->landing && had)
         rc = ep_slots_exact(b, had, &b->landing);
     return rc;
+}
+
+int ep_buffer_make_landing(struct ep_buffer *b, uint64_t bytes, int *made)
+{
+    if (b->closed)
+        return EP_ERR_DESTROYED;
+    TRY(ep_slots_make_landing(b, bytes));
+    *made = bytes == 0 || (b->landing && b->landing->bytes >= bytes);
+    return EP_OK;
 }
 
 uint32_t ep_buffer_idle_segments(struct ep_buffer *b)
@@ -283,6 +294,11 @@ void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const st
     pthread_mutex_unlock(&b->order);
     if (ordered)
         ep_slots_release(b, slot);
+}
+
+void ep_buffer_give_back(struct ep_buffer *b, struct ep_block *slot)
+{
+    ep_slots_release(b, slot);
 }
 
 void ep_slots_release_retired(struct ep_buffer *b)

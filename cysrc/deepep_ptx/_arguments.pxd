@@ -19,8 +19,13 @@ cdef class Launch:
 cdef class Rows:
     cdef readonly Array array
     cdef readonly uint32_t code
+    cdef readonly uint64_t hidden
     cdef readonly Array scales
+    cdef readonly uint64_t scale_bytes
+    cdef readonly uint32_t scale_width
     cdef readonly tuple strides
+
+    cdef int widen(self) except -1
 
 
 cdef class Placement:

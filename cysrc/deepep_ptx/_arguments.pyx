@@ -5,7 +5,7 @@ The text of an error begins with the argument's name.
 """
 
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from gen.params cimport EP_MAX_LOCAL_EXPERTS, EP_MAX_TOPK, EP_ROW_ALIGN
 
@@ -14,9 +14,13 @@ from deepep_ptx._call cimport Call
 from deepep_ptx._executor cimport Event
 
 from deepep_ptx.arrays.dtypes import (
-    BFLOAT16, BOOL, FLOAT32, INT32, INT64, ROW_CODES, SCALE_DTYPES, code_of,
+    BFLOAT16, BOOL, FLOAT32, INT32, INT64, ROW_CODES, SCALE_ITEMSIZES, code_of, name_of,
+    values_of, why_unknown,
 )
 from deepep_ptx.handle import EPHandle
+
+cdef enum:
+    SCALE_WORD = 4      # most bytes of scales that are moved as one
 
 cdef tuple COMBINED = (BFLOAT16,)
 cdef tuple COUNTS = (INT32,)
@@ -59,15 +63,41 @@ cdef class Launch:
 cdef class Rows:
     """What a dispatch moves.
 
-    array: [num_tokens, hidden].  code: of its dtype and its scales', equal on all ranks.
-    scales: None, or [num_tokens, num_scales] of 4-byte words in any `strides` (bytes, two).
+    array: [num_tokens, columns].  code: of its dtype and its scales', equal on all ranks.
+    hidden: values of a row, more than its columns where an element is known to pack several.
+    scales: None, or [num_tokens, num_scales] in any `strides` (bytes, two).
+    scale_bytes: of a row's scales, 0 without.  scale_width: 1, 2 or 4 bytes that are moved as one,
+    from one `strides[1]` to the next.
     """
 
-    def __init__(self, Array array not None, uint32_t code, Array scales=None, tuple strides=None):
+    def __init__(self, Array array not None, uint32_t code, Array scales=None):
         self.array = array
         self.code = code
+        self.hidden = array.shape[1] * values_of(array.dtype)
         self.scales = scales
-        self.strides = strides
+        if scales is not None:
+            self.scale_bytes = scales.shape[1] * scales.itemsize
+            self.strides = tuple(scales.strides)
+            self.scale_width = scales.itemsize
+            self.widen()
+
+    cdef int widen(self) except -1:
+        # Scales that lie side by side are moved several at once, as far as all of them are aligned.
+        cdef int64_t row, step
+        row, step = self.strides
+        if step != <int64_t>self.scale_width and self.scale_bytes != self.scale_width:
+            return 0
+        while self.scale_width < SCALE_WORD and (
+                (self.scales.address | <uint64_t>row | self.scale_bytes)
+                & (2 * self.scale_width - 1)) == 0:
+            self.scale_width *= 2
+        self.strides = (row, self.scale_width)
+        return 0
+
+    @property
+    def row_bytes(self):
+        """Of a row of x."""
+        return self.array.shape[1] * self.array.itemsize
 
     @property
     def span(self):
@@ -75,7 +105,7 @@ cdef class Rows:
         if self.scales is None or self.scales.nbytes == 0:
             return 0, 0
         reach = [(length - 1) * stride
-                 for length, stride in zip(self.scales.shape, self.strides, strict=True)]
+                 for length, stride in zip(self.scales.shape, self.scales.strides, strict=True)]
         return (sum([min(0, step) for step in reach]),
                 sum([max(0, step) for step in reach]) + self.scales.itemsize)
 
@@ -90,41 +120,35 @@ def first_array(x):
 
 
 def take_rows(Call call not None, x, num_tokens="num_tokens"):
-    """`Rows` of dispatch's x: an array of any 1- or 2-byte type, or a pair with scales."""
+    """`Rows` of dispatch's x: an array of any known type, or a pair with scales."""
     cdef Array array = take_matrix(call, first_array(x), None, num_tokens)
     cdef Array scales
     if not isinstance(x, tuple):
         return Rows(array, ROW_CODES[array.dtype])
-    if array.itemsize != 1:
-        raise TypeError(f"x[0]: dtype must be of 1 byte beside scales, got {array.dtype}")
-    scales = call.take(x[1], "x[1]", SCALE_DTYPES, (array.shape[0], "num_scales"), 1, True)
+    scales = call.take(x[1], "x[1]", None, (array.shape[0], "num_scales"), 1, True)
+    if scales.dtype not in ROW_CODES:
+        raise TypeError(f"x[1]: dtype {why_unknown(scales.dtype)}")
+    if scales.itemsize not in SCALE_ITEMSIZES:
+        raise TypeError("x[1]: dtype must be of 1, 2 or 4 bytes, got "
+                        f"{name_of(scales.dtype)}")
     if scales.shape[1] == 0:
         raise ValueError("x[1]: num_scales must be at least 1, got 0")
-    if scales.address % 4 or any([step % 4 for step in scales.strides]):
-        raise ValueError("x[1]: must be 4-byte aligned, its strides too")
-    return Rows(array, code_of(array.dtype, scales.dtype), scales, tuple(scales.strides))
+    if any([step % scales.itemsize for step in scales.strides]):
+        raise ValueError(f"x[1]: strides must be multiples of {scales.itemsize} bytes, got "
+                         f"{list(scales.strides)}")
+    return Rows(array, code_of(array.dtype, scales.dtype), scales)
 
 
 def take_output(Call call not None, x, handle):
     """The expert output that combine adds up, as `Array`."""
-    cdef Array array = take_matrix(call, x, COMBINED, handle.num_recv)
-    check_hidden(array, handle)
-    return array
-
-
-def check_hidden(Array array not None, handle):
-    """Rows for which the dispatch that made the handle has seen to room."""
-    if array.shape[1] > handle.hidden:
-        raise ValueError(f"x: hidden must be at most that of the dispatch, {handle.hidden}, "
-                         f"got {array.shape[1]}")
+    return take_matrix(call, x, COMBINED, handle.num_recv)
 
 
 cdef Array take_matrix(Call call, x, tuple dtypes, rows):
     cdef Array array = call.take(x, "x", dtypes, (rows, "hidden"), EP_ROW_ALIGN)
-    cdef uint64_t hidden
+    cdef uint64_t hidden = array.shape[1]
     if array.dtype not in ROW_CODES:
-        raise TypeError(f"x: dtype must be a known type of 1 or 2 bytes, got {array.dtype}")
-    hidden = array.shape[1]
+        raise TypeError(f"x: dtype {why_unknown(array.dtype)}")
     if hidden == 0 or hidden * array.itemsize % EP_ROW_ALIGN:
         raise ValueError(f"x: hidden must be a multiple of {EP_ROW_ALIGN // array.itemsize} and at "
                          f"least that, got {hidden}")
@@ -193,8 +217,9 @@ def take_topk(Call call not None, topk_idx, topk_weights, num_tokens):
 
 
 def take_bias(Call call not None, bias, num_tokens, hidden):
-    """Two `Array`s or None."""
+    """Two `Array`s or None; one alone is the first."""
     cdef tuple shape
+    cdef list given
     if bias is None:
         return None, None
     shape = (num_tokens, hidden)
@@ -202,8 +227,9 @@ def take_bias(Call call not None, bias, num_tokens, hidden):
         return call.take(bias, "bias", COMBINED, shape, EP_ROW_ALIGN), None
     if len(bias) != 2:
         raise ValueError(f"bias: must be None, one array or a pair, got {len(bias)}")
-    return (call.take(bias[0], "bias[0]", COMBINED, shape, EP_ROW_ALIGN),
-            call.take(bias[1], "bias[1]", COMBINED, shape, EP_ROW_ALIGN))
+    given = [call.take(one, f"bias[{i}]", COMBINED, shape, EP_ROW_ALIGN)
+             for i, one in enumerate(bias) if one is not None]
+    return (*given, None, None)[:2]
 
 
 # -- handles ------------------------------------------------------------------------------------
@@ -244,9 +270,10 @@ cdef class Placement:
 
 
 def check_handle(handle, executor, uint32_t rank, uint32_t num_ranks):
-    """An `EPHandle` that rank `rank` of `num_ranks` can use on `executor`."""
+    """`handle` itself, or the one that it has the items of, which rank `rank` of `num_ranks` can
+    use on `executor`."""
     if not isinstance(handle, EPHandle):
-        raise TypeError(f"handle: must be what dispatch returned, got {type(handle).__name__}")
+        handle = EPHandle._again(handle, "handle")
     if handle.executor != executor.name:
         raise ValueError(f"handle: made on executor {handle.executor!r}, this buffer is on "
                          f"{executor.name!r}")
@@ -255,11 +282,14 @@ def check_handle(handle, executor, uint32_t rank, uint32_t num_ranks):
                          f"has {num_ranks}")
     if handle.rank != rank:
         raise ValueError(f"handle: made by rank {handle.rank}, this is rank {rank}")
+    return handle
 
 
-def take_placement(Call call not None, handle):
-    """Where the rows of the handle's dispatch went."""
+def take_placement(Call call not None, handle, uint64_t number):
+    """Where the rows of the handle's dispatch went; it has that `number` here."""
     cdef Placement at = handle.placement
+    if at.handle != number:
+        at = at.filled(number, at.rows)
     call.take_again(at.pos, at.library, "handle.pos")
     call.take_again(at.rank_prefix, at.library, "handle[0]")
     return at

@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from deepep_ptx._array cimport Array
 from deepep_ptx._executor cimport Executor, ep_dptr_t, ep_executor
-from gen.params cimport ep_control, ep_status_record, ep_status_ring
+from gen.params cimport ep_control, ep_copy, ep_status_record, ep_status_ring
 
 cdef extern from "core/arena.h" nogil:
     struct ep_block:
@@ -59,14 +59,17 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t stage_bytes
 
     struct ep_buffer:
-        ep_loaded kernel[5]
+        ep_loaded kernel[6]
         ep_status_record status[16]
         uint32_t num_status
-        uint32_t launched[5]
+        uint32_t launched[6]
         uint32_t num_launched
         void *stream
         int closed
+        int grows
         int may_grow
+        int stream_stays
+        int lands
         ep_control control
         ep_arena arena
         ep_block *landing
@@ -92,6 +95,11 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t num_experts
         uint32_t topk_idx_bytes
 
+    struct ep_copies:
+        ep_copy copy[5]
+        ep_dptr_t rank_prefix
+        uint32_t rows
+
     struct ep_dispatch_args:
         ep_call call
         ep_dptr_t x
@@ -109,6 +117,7 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t num_tokens
         uint32_t hidden_bytes
         uint32_t scale_bytes
+        uint32_t scale_width
         uint32_t num_topk
         uint32_t topk_idx_bytes
         uint32_t num_experts
@@ -116,6 +125,11 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t rows
         uint32_t worst_rows
         uint32_t landing_bytes
+        uint32_t combine_hidden
+        uint32_t granule
+        ep_copies copies
+        uint64_t (*queued)(void *what, uint64_t view, uint64_t nbytes) noexcept nogil
+        void *what
 
     struct ep_dispatch_result:
         ep_block *block
@@ -162,6 +176,7 @@ cdef extern from "core/buffer.h" nogil:
     void ep_buffer_set_view(ep_buffer *b, uint32_t index, uint64_t view)
     int ep_buffer_open_segment(ep_buffer *b, uint32_t rank, uint32_t index, const void *handle)
     int ep_buffer_publish(ep_buffer *b)
+    int ep_buffer_make_landing(ep_buffer *b, uint64_t bytes, int *made)
     uint32_t ep_buffer_idle_segments(ep_buffer *b)
     void ep_buffer_unmap_segment(ep_buffer *b, uint32_t index)
     void ep_buffer_drop_segment(ep_buffer *b, uint32_t index)
@@ -174,6 +189,7 @@ cdef extern from "core/buffer.h" nogil:
     int ep_buffer_look(ep_buffer *b, void *stream, void **graph)
     int ep_buffer_check(ep_buffer *b)
     void ep_buffer_retire(ep_buffer *b, ep_block *slot, void **streams, int lasting)
+    void ep_buffer_give_back(ep_buffer *b, ep_block *slot)
     int ep_buffer_reserve(ep_buffer *b, uint64_t bytes, void *stream, ep_block **out,
                           uint64_t *view)
     int ep_buffer_settle(ep_buffer *b)
@@ -181,6 +197,8 @@ cdef extern from "core/buffer.h" nogil:
     uint64_t ep_buffer_used(ep_buffer *b)
     int ep_buffer_layout(ep_buffer *b, const ep_layout_args *args)
     int ep_buffer_dispatch(ep_buffer *b, const ep_dispatch_args *args, ep_dispatch_result *out)
+    int ep_buffer_copy_out(ep_buffer *b, const ep_call *call, const ep_copies *copies,
+                           const ep_block *slot, uint32_t slot_rows)
     int ep_buffer_combine(ep_buffer *b, const ep_combine_args *args)
     uint32_t ep_buffer_combine_kernel(const ep_combine_args *args)
 

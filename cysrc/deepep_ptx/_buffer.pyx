@@ -20,12 +20,14 @@ from gen.params cimport (
     EP_MODE_PULL_X,
     EP_ROW_ALIGN,
     EP_SLOT_ALIGN,
+    EP_STATUS_RECORDS,
+    ep_status_record,
 )
 
 from deepep_ptx._arguments cimport Launch, Placement, Rows
 from deepep_ptx._array cimport IN_HOST_MEMORY, Array
 from deepep_ptx._errors cimport Report, check
-from deepep_ptx._executor cimport EP_HANDLE_BYTES, Executor, ep_dptr_t
+from deepep_ptx._executor cimport EP_ERR_STATUS, EP_HANDLE_BYTES, Executor, ep_dptr_t
 
 from deepep_ptx._errors import KERNELS
 from deepep_ptx.errors import DeepEPError
@@ -40,9 +42,6 @@ MAX_TOPK = EP_MAX_TOPK
 MIN_STAGES = EP_MIN_STAGES
 ROW_ALIGN = EP_ROW_ALIGN
 SLOT_ALIGN = EP_SLOT_ALIGN
-
-# Bytes of an element of combine's rows, which are bfloat16.
-cdef uint32_t COMBINE_ITEMSIZE = 2
 
 cdef tuple KERNEL_ORDER = tuple(sorted(KERNELS, key=KERNELS.get))
 
@@ -85,6 +84,7 @@ cdef class CoreBuffer:
         report.records = self.core.status
         report.num_records = self.core.num_status
         report.rank = self.rank
+        report.grows = self.core.grows
         return check(code, self.executor, &report)
 
     # -- construction and growth ---------------------------------------------------------------
@@ -186,11 +186,18 @@ cdef class CoreBuffer:
             return maps.until_end(launch)
 
     def dispatch(self, Rows x not None, Array topk_idx, Array topk_weights, Placement at not None,
-                 uint32_t num_worst_tokens, Launch launch not None):
+                 uint32_t num_worst_tokens, uint32_t of_row, uint32_t combine_hidden,
+                 Launch launch not None, Copies copies=None, uint32_t granule=0, queued=None):
         """Send x and, unless None, top-k.  Returns (`Received`, what must stay).
 
         With at.handle 0 the layout is taken from `at`, whose pos and rank_prefix are filled; else
-        these are an earlier dispatch's, and the result has at.rows rows.
+        these are an earlier dispatch's, and the result has at.rows rows.  of_row: bytes of landing
+        for each row that a combine with its handle may push.  combine_hidden: what the caller
+        said of it, equal on all ranks.  copies: what is copied out of the
+        slot, in the same order of the stream.  granule: the slot is a multiple of so many bytes,
+        where there is room for that.  queued(address, nbytes): called before the host waits for the
+        totals, with the extent whose first bytes are to be the slot; returns how many of them shall
+        stay.
         """
         cdef ep_dispatch_args args
         cdef ep_dispatch_result result
@@ -203,7 +210,8 @@ cdef class CoreBuffer:
         args.hidden_bytes = x.array.shape[1] * x.array.itemsize
         args.dtype = x.code
         if x.scales is not None:
-            args.scale_bytes = x.scales.shape[1] * x.scales.itemsize
+            args.scale_bytes = x.scale_bytes
+            args.scale_width = x.scale_width
             args.scale_row_stride, args.scale_stride = x.strides
         if topk_idx is not None:
             args.num_topk = topk_idx.shape[1]
@@ -212,7 +220,9 @@ cdef class CoreBuffer:
         args.handle = at.handle
         args.rows = at.rows if at.handle else num_worst_tokens
         args.worst_rows = num_worst_tokens
-        args.landing_bytes = x.array.shape[1] * COMBINE_ITEMSIZE
+        args.landing_bytes = of_row
+        args.combine_hidden = combine_hidden
+        args.granule = granule
         with maps:
             args.x = maps.add(x.array, False, "x")
             args.scales = maps.add_span(x.scales, x.span, "x[1]")
@@ -223,6 +233,12 @@ cdef class CoreBuffer:
             args.expert_counts = maps.add(at.expert_counts, False, "num_tokens_per_expert")
             args.pos = maps.add(at.pos, at.handle == 0, "pos")
             args.rank_prefix = maps.add(at.rank_prefix, at.handle == 0, "rank_prefix_matrix")
+            fill_copies(&args.copies, copies, args.rank_prefix, maps)
+            if queued is not None:
+                args.queued = call_queued
+                failures = []
+                asked = queued, failures
+                args.what = <void *>asked
             with nogil:
                 code = ep_buffer_dispatch(self.core, &args, &result)
             self.raise_for(code)
@@ -240,7 +256,29 @@ cdef class CoreBuffer:
                 ]
             if result.block != NULL:
                 received.slot = Slot.wrap(self, result.block, result.view, launch.stream)
+            if queued is not None and failures:
+                raise failures[0]
             return received, maps.until_end(launch)
+
+    def copy_out(self, Slot slot not None, uint32_t slot_rows, Copies copies not None,
+                 Array rank_prefix not None, Launch launch not None):
+        """Copies behind the dispatch that has just been called; returns what must stay.
+
+        slot: its, for slot_rows rows.  rank_prefix, launch: as it had them.
+        """
+        cdef ep_call call
+        cdef ep_copies args
+        cdef int code
+        cdef Mappings maps = Mappings(self)
+        memset(&call, 0, sizeof(call))
+        memset(&args, 0, sizeof(args))
+        fill(&call, launch)
+        with maps:
+            fill_copies(&args, copies, maps.add(rank_prefix, False, "rank_prefix_matrix"), maps)
+            with nogil:
+                code = ep_buffer_copy_out(self.core, &call, &args, slot.block, slot_rows)
+            self.raise_for(code)
+            return maps.until_end(launch)
 
     def combine(self, Array x, bint pull_x, Array topk_weights, Array bias0, Array bias1,
                 Array out, Array out_weights, Placement at not None, uint32_t max_ranks,
@@ -308,8 +346,11 @@ cdef class CoreBuffer:
         return zero_copy and ep_arena_find(&self.core.arena, array.address, array.nbytes, segment,
                                            offset)
 
-    def reserve(self, uint64_t nbytes, size_t stream):
-        """A `Slot` of nbytes for a caller's array on `stream`, which then comes after all calls."""
+    def reserve(self, uint64_t nbytes, size_t stream, uint64_t granule=0):
+        """A `Slot` of nbytes for a caller's array on `stream`, which then comes after all calls; of
+        a multiple of `granule`, if that is not 0."""
+        if granule:
+            nbytes = (nbytes + granule - 1) // granule * granule
         cdef ep_block *block = NULL
         cdef uint64_t view = 0
         cdef int code
@@ -340,6 +381,17 @@ cdef class CoreBuffer:
         """Whether the newest call, and no other, found no room in an arena that grows."""
         return self.core.may_grow != 0
 
+    def land_results(self, bint lands):
+        """Whether a result for which nothing is free lands, to be copied out, though the host
+        waits: in an arena that cannot grow now."""
+        self.core.lands = lands
+
+    def make_landing(self, uint64_t nbytes):
+        """Whether landing has at least `nbytes`, once what is free has been taken for it."""
+        cdef int made = 0
+        check(ep_buffer_make_landing(self.core, nbytes, &made), self.executor)
+        return made != 0
+
     def look(self, size_t stream):
         """The graph into which what is queued on `stream`, a caller's, is being captured, a number;
         0: it is not.  A call begins with it."""
@@ -354,10 +406,36 @@ cdef class CoreBuffer:
         """Of the kernels, a number."""
         return <size_t>self.core.stream
 
+    def keep_stream(self):
+        """The stream stays when the buffer ends: an allocator that was told of it records events on
+        it when what it allocated dies, whenever that is."""
+        self.core.stream_stays = 1
+
     @property
     def has_news(self):
         """Whether the device has reported something that was not raised yet."""
         return self.core.ring.next != 0
+
+    def unraised(self):
+        """What the device has reported and nobody has raised, as an exception, or None.  Waits for
+        nothing; the next look raises it."""
+        cdef Report report
+        cdef ep_status_record records[EP_STATUS_RECORDS]
+        cdef uint32_t i
+        report.records = records
+        report.num_records = 0
+        report.rank = self.rank
+        report.grows = self.core.grows
+        for i in range(min(self.core.ring.next, <uint32_t>EP_STATUS_RECORDS)):
+            if self.core.ring.record[i].valid:
+                records[report.num_records] = self.core.ring.record[i]
+                report.num_records += 1
+        if report.num_records == 0:
+            return None
+        try:
+            check(EP_ERR_STATUS, self.executor, &report)
+        except Exception as error:
+            return error
 
     @property
     def landing_bytes(self):
@@ -444,6 +522,46 @@ cdef void fill(ep_call *call, Launch launch) noexcept:
                   | (EP_CALL_DETACHED if launch.detached else 0))
     call.stages = launch.stages
     call.stage_bytes = launch.stage_bytes
+
+
+cdef uint64_t call_queued(void *what, uint64_t view, uint64_t nbytes) noexcept with gil:
+    # The call goes on whatever comes of it; its caller raises it.
+    cdef tuple asked = <tuple>what
+    try:
+        return asked[0](view, nbytes)
+    except BaseException as error:
+        asked[1].append(error)
+        return 0
+
+
+@cython.final
+cdef class Copies:
+    """What is copied out of a slot, for at most `rows` rows.
+
+    arrays: for each array of a slot (x, scales, topk_idx, topk_weights, src_idx) None, or (`Array`
+    to fill or None, bytes of a row, whether rows past the total are there too).
+    """
+
+    cdef readonly uint32_t rows
+    cdef readonly list arrays
+
+    def __init__(self, uint32_t rows, list arrays not None):
+        self.rows = rows
+        self.arrays = arrays
+
+
+cdef int fill_copies(ep_copies *out, Copies copies, ep_dptr_t rank_prefix, Mappings maps) except -1:
+    cdef Array array
+    if copies is None:
+        return 0
+    out.rows = copies.rows
+    out.rank_prefix = rank_prefix
+    for i, entry in enumerate(copies.arrays):
+        if entry is None:
+            continue
+        array, out.copy[i].row_bytes, out.copy[i].whole = entry
+        out.copy[i].dst = maps.add(array, True, "result")
+    return 0
 
 
 @cython.final
@@ -550,6 +668,11 @@ cdef class Received:
     def __cinit__(self):
         self.expert_counts = []
 
+    @property
+    def offsets(self):
+        """Of x, scales, topk_idx, topk_weights and src_idx."""
+        return 0, self.scales, self.topk_idx, self.topk_weights, self.src_idx
+
 
 @cython.final
 @cython.no_gc_clear     # __dealloc__ uses the buffer
@@ -563,6 +686,7 @@ cdef class Slot:
     cdef void *stream           # the caller's, on which the arrays are used; outlives them
     cdef public object current  # None, or a function that gives the thread's stream at the end
     cdef public bint lasting    # no other stream ever has the number of these
+    cdef public bint settled    # nothing uses it any more but what the buffer's stream has queued
 
     @staticmethod
     cdef Slot wrap(CoreBuffer buffer, ep_block *block, uint64_t view, size_t stream):
@@ -577,6 +701,10 @@ cdef class Slot:
     def __dealloc__(self):
         cdef void *streams[2]
         if self.block == NULL:
+            return
+        if self.settled:
+            with nogil:
+                ep_buffer_give_back(self.buffer.core, self.block)
             return
         streams[0] = streams[1] = self.stream
         if self.current is not None:
@@ -598,6 +726,11 @@ cdef class Slot:
         return self.block.bytes
 
     @property
+    def stream_number(self):
+        """Of the caller's stream."""
+        return <size_t>self.stream
+
+    @property
     def __array_interface__(self):      # where arrays are in host memory
         return {"version": 3, "typestr": "|u1", "shape": (self.block.bytes,),
                 "data": (self.view, False)}
@@ -610,9 +743,11 @@ cdef class Region:
     cdef CoreBuffer buffer
     cdef readonly uint64_t address
     cdef readonly uint64_t nbytes
+    cdef readonly size_t stream_number
 
     def __init__(self, CoreBuffer buffer not None):
         self.buffer = buffer
+        self.stream_number = 0
         self.address = buffer.core.arena.segment[0].view
         self.nbytes = buffer.core.arena.segment[0].bytes
 

@@ -8,6 +8,7 @@ from deepep_ptx._array cimport IN_HOST_MEMORY, Array
 
 from deepep_ptx._array import HOST, UNKNOWN, place_name
 from deepep_ptx.arrays.dlpack import type_name
+from deepep_ptx.arrays.dtypes import name_of
 from deepep_ptx.arrays.library import BY_TYPE, library_of
 from deepep_ptx.arrays.streams import PER_THREAD, stream_number
 
@@ -74,6 +75,16 @@ cdef class Call:
             for array in arrays:
                 self.library.share(array, self.stream, self.executor.device)
 
+    def lend(self, arguments, size_t stream):
+        """The buffer's stream uses those of the arguments that are arrays of the library.  Returns
+        whether the library's allocator knows that stream from now on."""
+        if self.on_emu or not self.library.shares:
+            return False
+        for array in arguments:
+            if known_types.get(type(array)) is self.library:
+                self.library.share(array, stream, self.executor.device)
+        return True
+
     @property
     def current(self):
         """A function that gives the number of the stream on which the library's work is then."""
@@ -86,7 +97,8 @@ cdef class Call:
         `strided`.
 
         dtypes: accepted NumPy dtypes, None = all.  shape: a length, or the name of a free one, per
-        dimension: (8, "num_topk").  alignment: of the first byte.
+        dimension: (8, "num_topk").  alignment: of the first byte, for the kernels that read it in
+        vectors; every array is aligned to its elements.
 
         Raises:
             TypeError: not an array, of another library or dtype, or in memory that the executor
@@ -101,14 +113,17 @@ cdef class Call:
             self.check_device(array, value, name)
         if dtypes is not None and array.dtype not in dtypes:
             accepted = " or ".join([str(dtype) for dtype in dtypes])
-            raise TypeError(f"{name}: dtype must be {accepted}, got {array.dtype}")
+            raise TypeError(f"{name}: dtype must be {accepted}, got {name_of(array.dtype)}")
         if not matches(array.shape, shape):
             accepted = ", ".join([str(length) for length in shape])
             raise ValueError(f"{name}: shape must be [{accepted}], got {list(array.shape)}")
         if not (array.contiguous or strided):
             raise ValueError(f"{name}: must be C-contiguous; make a contiguous copy")
+        if array.itemsize > alignment:
+            alignment = array.itemsize
         if array.address % alignment and array.nbytes:
-            raise ValueError(f"{name}: the first byte must be {alignment}-byte aligned")
+            raise ValueError(f"{name}: the first byte must be {alignment}-byte aligned, is "
+                             f"{array.address % alignment} bytes behind such an address")
         self.follow(array)
         return array
 
@@ -135,12 +150,10 @@ cdef class Call:
             if self.library.lasting and self.stream != PER_THREAD:
                 slot.lasting = True
 
-    def part(self, slot, uint64_t offset, tuple shape not None, dtype, bint copy):
-        """The library's array over bytes from `offset` of `slot`, which it keeps; or a copy.  Where
-        `slot` is None a new array."""
-        if slot is None:
-            return self.empty(shape, dtype).owner
-        return self.library.part(self.executor, slot, offset, shape, dtype, self.results_on, copy)
+    def part(self, slot, uint64_t offset, tuple shape not None, dtype):
+        """The library's array over bytes from `offset` of `slot`, which it keeps; where arrays of
+        the library are in other memory, a copy."""
+        return self.library.part(self.executor, slot, offset, shape, dtype)
 
     def freeze(self, array):
         """Make an array of the library read-only, if it can be."""

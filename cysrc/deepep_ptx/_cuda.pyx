@@ -74,12 +74,22 @@ def describe_link(int origin, int peer):
 cdef class ContextEvent(Event):
     """A point in the work of a stream of the driver's current context, of no executor."""
 
+    cdef bint is_lent
+    cdef object owner       # whose the event is, if it is lent
+
     def __init__(self, size_t stream):
         require(cuda_event_create(&self.handle))
         self.record(stream)
 
+    @staticmethod
+    def lent(size_t handle, owner):
+        """A CUevent of another library, which `owner` keeps."""
+        cdef ContextEvent event = ContextEvent.__new__(ContextEvent)
+        event.is_lent, event.owner, event.handle = True, owner, <void *>handle
+        return event
+
     def __dealloc__(self):
-        if self.handle != NULL:
+        if self.handle != NULL and not self.is_lent:
             cuda_event_destroy(self.handle)
 
     def record(self, size_t stream):

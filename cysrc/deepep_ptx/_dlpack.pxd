@@ -39,8 +39,8 @@ cdef struct Exchange:
     int (*read)(void *array, Tensor *out) noexcept      # may be NULL; -1: with an exception
     void *current_stream
 
-cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bits, int device_type,
-                    int device_id, bint versioned=*, bint read_only=*)
+cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bits, int lanes,
+                    int device_type, int device_id, bint versioned=*, bint read_only=*)
 
 # The functions of a type, NULL where it has none.
 cdef const Exchange *exchange_of(cls) except? NULL

@@ -22,7 +22,9 @@ VERSION = (1, 0)                                       # of the capsules that ar
 cdef enum:
     MAX_DIMS = 32
 
+# Flags.
 cdef uint64_t READ_ONLY = 1
+cdef uint64_t PADDED = 4            # an element of less than a byte takes a whole one
 
 cdef const char *NAME = "dltensor"
 cdef const char *USED = "used_dltensor"
@@ -35,8 +37,8 @@ cdef const char *EXCHANGE = "dlpack_exchange_api"
 cdef class Imported:
     """The tensor of a capsule that was taken; its end gives the tensor back.
 
-    address, shape, strides (in elements, None = C order), type_code, bits, lanes, device_type,
-    device_id: as the capsule said.
+    address, shape, strides (in elements, None = C order), type_code, bits, lanes, padded,
+    device_type, device_id: as the capsule said.
     """
 
     cdef Managed *managed                   # owned, one of the two
@@ -45,6 +47,7 @@ cdef class Imported:
     cdef readonly tuple shape
     cdef readonly tuple strides
     cdef readonly int type_code, bits, lanes, device_type, device_id
+    cdef readonly bint padded
 
     def __cinit__(self, capsule):
         cdef Tensor *tensor
@@ -54,6 +57,7 @@ cdef class Imported:
                 major, self.versioned = self.versioned.major, NULL
                 raise BufferError(f"DLPack version {major} is not known")
             PyCapsule_SetName(capsule, USED_VERSIONED)
+            self.padded = self.versioned.flags & PADDED
             tensor = &self.versioned.tensor
         elif PyCapsule_IsValid(capsule, NAME):
             self.managed = <Managed *>PyCapsule_GetPointer(capsule, NAME)
@@ -117,7 +121,7 @@ cdef void drop_capsule(object capsule) noexcept:
 
 
 cdef int describe(Tensor *tensor, int64_t *lengths, uint64_t address, tuple shape, int type_code,
-                  int bits, int device_type, int device_id) except -1:
+                  int bits, int lanes, int device_type, int device_id) except -1:
     cdef int64_t stride = 1
     cdef int ndim = len(shape), i
     tensor.data = <void *><size_t>address
@@ -126,7 +130,7 @@ cdef int describe(Tensor *tensor, int64_t *lengths, uint64_t address, tuple shap
     tensor.ndim = ndim
     tensor.type_code = type_code
     tensor.bits = bits
-    tensor.lanes = 1
+    tensor.lanes = lanes
     tensor.shape = lengths
     tensor.strides = lengths + ndim
     tensor.byte_offset = 0
@@ -137,8 +141,8 @@ cdef int describe(Tensor *tensor, int64_t *lengths, uint64_t address, tuple shap
     return 0
 
 
-cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bits, int device_type,
-                    int device_id, bint versioned=False, bint read_only=False):
+cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bits, int lanes,
+                    int device_type, int device_id, bint versioned=False, bint read_only=False):
     """A capsule over C-contiguous memory, which `owner` keeps until the capsule's user is done.
 
     versioned: a capsule of version 1; only such a one can say `read_only`.
@@ -152,8 +156,8 @@ cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bit
         v = <ManagedVersioned *>PyMem_RawMalloc(sizeof(ManagedVersioned) + lengths)
         if v == NULL:
             raise MemoryError("DLPack capsule")
-        describe(&v.tensor, <int64_t *>(v + 1), address, shape, type_code, bits, device_type,
-                 device_id)
+        describe(&v.tensor, <int64_t *>(v + 1), address, shape, type_code, bits, lanes,
+                 device_type, device_id)
         v.major, v.minor = VERSION
         v.flags = READ_ONLY if read_only else 0
         v.context = <PyObject *>owner
@@ -163,7 +167,7 @@ cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bit
         managed = <Managed *>PyMem_RawMalloc(sizeof(Managed) + lengths)
         if managed == NULL:
             raise MemoryError("DLPack capsule")
-        describe(&managed.tensor, <int64_t *>(managed + 1), address, shape, type_code, bits,
+        describe(&managed.tensor, <int64_t *>(managed + 1), address, shape, type_code, bits, lanes,
                  device_type, device_id)
         managed.context = <PyObject *>owner
         managed.deleter = delete_managed

@@ -9,6 +9,7 @@ cdef struct Report:
     const ep_status_record *records
     uint32_t num_records
     uint32_t rank
+    bint grows              # the arena; else it is of fixed size
 
 # The one place where a result of the core or of an executor becomes an exception.
 cdef int check(int code, Executor executor, const Report *report=*) except -1

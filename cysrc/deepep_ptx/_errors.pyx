@@ -24,6 +24,7 @@ from gen.params cimport (
     EP_CODE_TOPK_RANGE,
     EP_KERNEL_ABORT,
     EP_KERNEL_COMBINE,
+    EP_KERNEL_COPY,
     EP_KERNEL_DISPATCH,
     EP_KERNEL_LAYOUT,
     EP_NUM_KERNELS,
@@ -62,6 +63,7 @@ KERNELS = {
     "dispatch": EP_KERNEL_DISPATCH,
     "combine": EP_KERNEL_COMBINE,
     "abort": EP_KERNEL_ABORT,
+    "copy": EP_KERNEL_COPY,
     "combine_push": EP_NUM_KERNELS,
 }
 
@@ -85,9 +87,10 @@ cdef dict AGREEMENTS = {
     EP_AGREE_HIDDEN_BYTES: ("hidden", lambda word: f"{word} bytes"),
     EP_AGREE_DTYPE: ("x.dtype", dtypes.name_of_code),
     EP_AGREE_NUM_TOPK: ("num_topk", int),
-    EP_AGREE_TOPK_IDX_BYTES: ("topk_idx.itemsize", int),
-    EP_AGREE_HANDLE: ("handle", lambda word: f"of call {word}"),
-    EP_AGREE_SCALE_BYTES: ("num_scales", lambda word: word // 4),
+    EP_AGREE_TOPK_IDX_BYTES: ("topk_idx.itemsize", lambda word: word & 255),
+    EP_AGREE_HANDLE: ("handle", lambda word: "one of another buffer" if word >> 31
+                      else f"of call {word}"),
+    EP_AGREE_SCALE_BYTES: ("num_scales", lambda word: f"{word} bytes"),
 }
 
 
@@ -108,6 +111,8 @@ cdef object timeout_error(const ep_status_record *record, uint32_t rank):
 
 cdef object mismatch_error(const ep_status_record *record, uint32_t rank):
     argument, show = AGREEMENTS.get(record.what, (f"word {record.what}", int))
+    if record.what == EP_AGREE_TOPK_IDX_BYTES and (record.expected ^ record.seen) & 255 == 0:
+        argument, show = "combine_hidden", lambda word: word >> 8
     values = (show(record.expected), show(record.seen))
     return RankMismatchError(
         f"{argument}: rank {rank} has {values[0]}, rank {record.peer} has {values[1]}; "
@@ -116,30 +121,32 @@ cdef object mismatch_error(const ep_status_record *record, uint32_t rank):
     )
 
 
-cdef object capacity_error(const ep_status_record *record):
+cdef object capacity_error(const ep_status_record *record, str name):
+    # name: of the argument that gives the arena its size
     if record.what == EP_CAPACITY_ARRAY:
         return CapacityError(
-            f"num_nvl_bytes: rank {record.peer} has no {record.seen} free bytes side by side; "
-            f"num_nvl_bytes={record.expected} would hold them beside what it holds now",
+            f"{name}: rank {record.peer} has no {record.seen} free bytes side by side; "
+            f"{name}={record.expected} would hold them beside what it holds now",
             needed_bytes=record.expected)
     if record.what == EP_CAPACITY_WORST:
         return CapacityError(f"num_worst_tokens: must be at least {record.seen}, the rows that "
                              f"rank {record.peer} receives")
     what = "pushed" if record.kernel == EP_KERNEL_COMBINE else "received"
     return CapacityError(
-        f"num_nvl_bytes: rank {record.peer} has no room for {record.seen} rows to be {what}; "
-        f"num_nvl_bytes={record.expected} would hold them beside what it holds now",
+        f"{name}: rank {record.peer} has no room for {record.seen} rows to be {what}; "
+        f"{name}={record.expected} would hold them beside what it holds now",
         needed_bytes=record.expected)
 
 
-cdef object status_error(const ep_status_record *record, uint32_t rank):
+cdef object status_error(const ep_status_record *record, const Report *report):
+    cdef uint32_t rank = report.rank
     code = record.code
     if code == EP_CODE_TIMEOUT or code == EP_CODE_PEER_ABORT:
         return timeout_error(record, rank)
     if code == EP_CODE_MISMATCH:
         return mismatch_error(record, rank)
     if code == EP_CODE_CAPACITY:
-        return capacity_error(record)
+        return capacity_error(record, "num_nvl_bytes" if report.grows else "arena_limit_bytes")
     if code == EP_CODE_TOPK_RANGE:
         return ValueError(
             f"topk_idx: row {record.what} has expert {<long long>record.seen}, "
@@ -166,13 +173,13 @@ cdef object status_error(const ep_status_record *record, uint32_t rank):
 cdef object report_error(const Report *report):
     if report == NULL or report.num_records == 0:
         return DeepEPError("the device refused the call and wrote no status record")
-    first = status_error(&report.records[0], report.rank)
+    first = status_error(&report.records[0], report)
     texts = {str(first)}
     for i in range(1, report.num_records):
         if (report.records[i].code == EP_CODE_PEER_FAULT
                 and report.records[i].peer == report.rank):
             continue        # that the others were told of what stands before it
-        other = str(status_error(&report.records[i], report.rank))
+        other = str(status_error(&report.records[i], report))
         if other not in texts:
             texts.add(other)
             first.add_note(f"also: {other}")
@@ -196,7 +203,8 @@ cdef int check(int code, Executor executor, const Report *report=NULL) except -1
             "reset()", rank=rank, peer=-1, wait="totals",
         )
     if code == EP_ERR_CAPACITY:
-        raise CapacityError("the arena has all the segments that it can have; give num_nvl_bytes")
+        raise CapacityError("num_nvl_bytes: the arena has all the segments that it can have; let "
+                            "it start with more")
     if code == EP_ERR_DESTROYED:
         raise DestroyedError("the buffer was used after destroy()")
     if code == EP_ERR_INTERRUPTED:

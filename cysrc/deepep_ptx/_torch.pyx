@@ -4,6 +4,7 @@
 Written for the time that it takes: a call reads up to six tensors and makes up to seven.
 """
 
+import contextlib
 import functools
 
 cimport cython
@@ -15,7 +16,10 @@ from deepep_ptx._dlpack cimport Exchange, Tensor, exchange_of, export
 
 from deepep_ptx import _dlpack
 from deepep_ptx.arrays.dlpack import type_name
-from deepep_ptx.arrays.dtypes import BY_NAME, DLPACK
+from deepep_ptx.arrays.dtypes import BY_NAME, DLPACK, packed
+
+cdef enum:
+    COMPLEX = 5     # DLPack's code
 
 
 @cython.final
@@ -33,27 +37,33 @@ cdef class Torch:
     shares = True
     captures = True
     lasting = True          # taken from a pool of torch's, which keeps them
+    ordinary = True
+    lends = True
 
     cdef object torch
-    cdef readonly dict dtypes           # of torch -> of NumPy
-    cdef dict codes                     # dtype of NumPy -> (dtype of torch, DLPack's code and bits)
+    cdef dict dtypes                    # of torch -> of NumPy
+    cdef dict codes                     # of NumPy -> (of torch, DLPack's code, bits and lanes)
     cdef readonly dict devices                   # ordinal -> what torch calls it
     cdef dict streams                   # ordinal -> a function that gives its current stream
-    cdef dict by_code                   # DLPack's code | bits << 8 -> dtype of NumPy
+    cdef dict by_code                   # DLPack's code | bits << 8, of 16 up -> dtype of NumPy
     cdef const Exchange *exchange       # NULL: torch has none
     cdef object stream_of
     cdef object make_empty
     cdef object from_dlpack
+    cdef object is_deterministic
+    cdef object deterministic           # torch.utils.deterministic
     cdef int gpu_type                   # of DLPack
 
     def __init__(self, torch):
         self.torch = torch
         self.dtypes = {getattr(torch, name): dtype for name, dtype in BY_NAME.items()
-                       if hasattr(torch, name)}
+                       if hasattr(torch, name) and dtype in DLPACK}
         self.codes = {dtype: (known, *DLPACK[dtype]) for known, dtype in self.dtypes.items()}
         self.devices = {IN_HOST_MEMORY: torch.device("cpu")}
         self.streams = {}
-        self.by_code = {code | bits << 8: dtype for dtype, (_, code, bits) in self.codes.items()}
+        # What is smaller torch may call by one code though it tells it apart: int4 by int8's.
+        self.by_code = {code | bits << 8: dtype
+                        for dtype, (_, code, bits, _) in self.codes.items() if bits >= 16}
         self.exchange = exchange_of(torch.Tensor)
         # The number alone, without a stream object around it, where torch has that.
         self.stream_of = getattr(torch._C, "_cuda_getCurrentRawStream", self.number_of_current)
@@ -61,11 +71,43 @@ cdef class Torch:
         self.make_empty = torch.empty_strided
         self.from_dlpack = torch._C._from_dlpack
         self.gpu_type = _dlpack.CUDA
+        self.is_deterministic = torch.are_deterministic_algorithms_enabled
+        self.deterministic = torch.utils.deterministic
 
     def take(self, tensor, str name not None, stream):
         """See `library.Library`."""
         cdef Array array = self.read(tensor)
         return self.read_attributes(tensor, name) if array is None else array
+
+    def check_type(self, kind, str name not None):
+        """TypeError for a type of tensors whose values are not simply what their memory holds:
+        those that do every operation themselves (nested, masked, distributed, fake, ...)."""
+        if kind.__torch_dispatch__ is not self.torch.Tensor.__torch_dispatch__:
+            raise TypeError(f"{name}: {type_name(kind)} is not taken, it is a subclass that gives "
+                            "its memory a meaning of its own; give the plain tensor")
+
+    def dtype_of(self, known):
+        """The dtype of NumPy for one of torch, None where there is none.
+
+        One that NumPy and `ml_dtypes` have no name for is whatever DLPack gives back as the same.
+        """
+        dtype = self.dtypes.get(known)
+        if dtype is not None:
+            return dtype
+        try:
+            tensor = self.torch.empty(1, dtype=known, device="cpu")
+            if self.from_dlpack(tensor.__dlpack__()).dtype is not known:
+                return None
+            seen = _dlpack.Imported(tensor.__dlpack__())
+        except (BufferError, RuntimeError):
+            return None
+        code = seen.type_code, seen.bits, seen.lanes
+        if seen.bits * seen.lanes != 8 * tensor.element_size():
+            return None
+        dtype = packed(str(known).removeprefix("torch."), *code)
+        self.codes[dtype] = known, *code
+        self.dtypes[known] = dtype
+        return dtype
 
     cdef Array read(self, tensor):
         # By the functions of DLPack, in half the time that the attributes take.  None where torch
@@ -80,7 +122,11 @@ cdef class Torch:
             PyErr_Clear()
             return None
         dtype = self.by_code.get(seen.type_code | seen.bits << 8)
+        if dtype is None:
+            dtype = self.dtypes.get(tensor.dtype)
         if dtype is None or seen.data == NULL or not in_order(&seen) or tensor.is_neg():
+            return None
+        if seen.type_code == COMPLEX and tensor.is_conj():
             return None
         if seen.device_type == self.gpu_type:
             device = seen.device_id
@@ -92,20 +138,25 @@ cdef class Torch:
         return Array(tensor, <uint64_t><size_t>seen.data, shape, dtype, device)
 
     cdef Array read_attributes(self, tensor, str name):
-        cdef object dtype = self.dtypes.get(tensor.dtype)
+        cdef object dtype
         cdef bint contiguous
         cdef uint64_t address
         cdef Array array
+        if tensor.is_nested:
+            raise TypeError(f"{name}: must be a dense tensor, got a nested one")
+        dtype = self.dtype_of(tensor.dtype)
         if dtype is None:
-            raise TypeError(f"{name}: dtype {tensor.dtype} is not known")
+            raise TypeError(f"{name}: dtype {tensor.dtype} is not taken, DLPack has no name for "
+                            "it; give quantized values as their integers, and what is smaller than "
+                            "a byte packed, as uint8")
         if not (tensor.is_cuda or tensor.is_cpu):
             raise TypeError(f"{name}: torch tensor on {tensor.device}; taken are CPU and CUDA "
                             "tensors")
-        if tensor.layout is not self.torch.strided or tensor.is_neg():
-            raise TypeError(f"{name}: must be a dense tensor whose memory holds its values")
         try:
+            if tensor.layout is not self.torch.strided or tensor.is_neg() or tensor.is_conj():
+                raise TypeError(f"{name}: must be a dense tensor whose memory holds its values")
             address = tensor.data_ptr()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise TypeError(f"{name}: {type_name(tensor)} has no memory: {error}") from error
         contiguous = tensor.is_contiguous()
         strides = None if contiguous else [step * dtype.itemsize for step in tensor.stride()]
@@ -126,23 +177,25 @@ cdef class Torch:
                 tensor = self.empty_on(device, shape, dtype)
         return Array(tensor, tensor.data_ptr(), shape, dtype, device)
 
-    def part(self, executor, slot, uint64_t offset, tuple shape not None, dtype, size_t stream,
-             bint copy):
+    def part(self, executor, slot, uint64_t offset, tuple shape not None, dtype):
         """See `library.Library`."""
         cdef int device = self.device_of(executor)
         cdef uint64_t first = slot.address
-        _, code, bits = self.codes[dtype]
+        _, code, bits, lanes = self.codes[dtype]
         if device == IN_HOST_MEMORY:
-            capsule = export(slot, first + offset, shape, code, bits, _dlpack.CPU, 0)
+            capsule = export(slot, first + offset, shape, code, bits, lanes, _dlpack.CPU, 0)
         else:
-            capsule = export(slot, first + offset, shape, code, bits, self.gpu_type, device)
-        tensor = self.from_dlpack(capsule)
-        if not copy:
-            return tensor
-        if self.is_current(stream, device):
-            return tensor.clone()
-        with self.on(stream, device):
-            return tensor.clone()
+            capsule = export(slot, first + offset, shape, code, bits, lanes, self.gpu_type, device)
+        return self.from_dlpack(capsule)
+
+    def make(self, tuple shape not None, dtype, int device):
+        """A new tensor on GPU `device`, of its current stream."""
+        return self.empty_on(device, shape, dtype)
+
+    def first_rows(self, array, rows):
+        """See `library.Library`."""
+        tensor = getattr(array, "owner", array)
+        return tensor.resize_((rows, *tensor.shape[1:]))
 
     def freeze(self, tensor):
         """Tensors cannot be read-only."""
@@ -152,8 +205,9 @@ cdef class Torch:
         return self.torch.cuda.ExternalStream(number, device=device)
 
     def current_stream(self, tensor, device):
-        """The stream on which its work is."""
-        return self.stream_of(device) if tensor.is_cuda else 0
+        """See `library.Library`."""
+        # A tensor in host memory is refused later; it may be of a torch that knows no GPUs.
+        return self.stream_of(device) if tensor is None or tensor.is_cuda else 0
 
     def current(self, device):
         """See `library.Library`."""
@@ -177,6 +231,13 @@ cdef class Torch:
         cdef object known = self.devices.get(device)
         if known is None:
             known = self.devices[device] = self.torch.device("cuda", device)
+        if self.is_deterministic() and self.deterministic.fill_uninitialized_memory:
+            # torch would fill the tensor on its current stream, for which the call need not wait.
+            nbytes = dtype.itemsize
+            for length in shape:
+                nbytes *= length
+            return self.torch.empty(0, dtype=self.codes[dtype][0], device=known).set_(
+                self.torch.UntypedStorage(nbytes, device=known), 0, shape, c_order(shape))
         return self.make_empty(shape, c_order(shape), dtype=self.codes[dtype][0], device=known)
 
     # The caching allocator gives memory to a stream: to the one that the results are for.
@@ -184,7 +245,10 @@ cdef class Torch:
     cdef bint is_current(self, size_t stream, int device) except -1:
         return device == IN_HOST_MEMORY or stream == self.stream_of(device)
 
-    cdef object on(self, size_t stream, int device):
+    def on(self, size_t stream, int device):
+        """A context in which torch's current stream is that one."""
+        if self.is_current(stream, device):
+            return contextlib.nullcontext()
         return self.torch.cuda.stream(self.stream(stream, device))
 
 

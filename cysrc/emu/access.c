@@ -99,7 +99,7 @@ int emu_load_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
             return emu_fault_address(x, EMU_FAULT_UNWRITTEN, lane, va);
         for (unsigned k = 0; k < op->vec; k++)
             set_register(x, op, op->dst[k], lane, get_element(span.host + k * op->elem, op->elem));
-        emu_count_load(x, &span, op->size, transactions(va, &sector));
+        emu_count_load(x, &span, op->size, transactions(emu_place(span.mapping, va), &sector));
     }
     return EMU_RUN_ON;
 }
@@ -122,7 +122,7 @@ int emu_store_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
             copy_bytes((uint8_t *)&bytes + k * op->elem, &value, op->elem);
         }
         put_lane(x, &span, &bytes, op->size);
-        emu_count_store(x, &span, op->size, transactions(va, &sector));
+        emu_count_store(x, &span, op->size, transactions(emu_place(span.mapping, va), &sector));
     }
     return EMU_RUN_ON;
 }
@@ -171,7 +171,7 @@ int emu_atomic(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
         put_lane(x, &span, &new, op->size);
         if (op->dst[0] != EMU_NONE)
             set_register(x, op, op->dst[0], lane, old);
-        another = transactions(va, &sector);
+        another = transactions(emu_place(span.mapping, va), &sector);
         emu_count_load(x, &span, op->size, another);
         emu_count_store(x, &span, op->size, another);
     }

@@ -44,10 +44,17 @@ EMU_INLINE bool emu_reach(const struct emu_exec *x, unsigned space, uint64_t va,
     return true;
 }
 
-/* 32-byte sectors of `bytes` from `va` on. */
-EMU_INLINE uint64_t emu_sectors(uint64_t va, uint64_t bytes)
+/* Where an access is for the counters: as if its segment began on a page, whatever the alignment of
+ * the caller's memory happens to be.  Two runs count the same. */
+EMU_INLINE uint64_t emu_place(const struct emu_mapping *m, uint64_t va)
 {
-    return (va % EMU_SECTOR + bytes + EMU_SECTOR - 1) / EMU_SECTOR;
+    return m ? va - m->skew : va;
+}
+
+/* 32-byte sectors of `bytes` from `va` on. */
+EMU_INLINE uint64_t emu_sectors(const struct emu_mapping *m, uint64_t va, uint64_t bytes)
+{
+    return (emu_place(m, va) % EMU_SECTOR + bytes + EMU_SECTOR - 1) / EMU_SECTOR;
 }
 
 EMU_INLINE void emu_count_load(struct emu_exec *x, const struct emu_span *span, uint64_t bytes,
@@ -236,7 +243,7 @@ EMU_INLINE int emu_load(struct emu_exec *x, const struct emu_instr *op, uint32_t
                           (void *)(regs + (op->vec > 1 ? op->dst[1] : 0)),
                           (void *)(regs + (op->vec > 2 ? op->dst[2] : 0)),
                           (void *)(regs + (op->vec > 2 ? op->dst[3] : 0)));
-        emu_count_load(x, &span, bytes, emu_sectors(first, bytes));
+        emu_count_load(x, &span, bytes, emu_sectors(span.mapping, first, bytes));
         return EMU_RUN_ON;
     }
     if (!emu_same_address(x, op) || !emu_aligned(op, first) ||
@@ -283,7 +290,7 @@ EMU_INLINE int emu_store(struct emu_exec *x, const struct emu_instr *op, uint32_
     memcpy(span.host, row, bytes);
     if (span.valid)
         emu_bits_set(span.valid, span.offset, bytes);
-    emu_count_store(x, &span, bytes, emu_sectors(first, bytes));
+    emu_count_store(x, &span, bytes, emu_sectors(span.mapping, first, bytes));
     return EMU_RUN_ON;
 }
 

@@ -208,10 +208,10 @@ static void count_bytes(const struct emu_copy *c, const struct emu_mapping *m)
 
     if (c->load) {
         n->global_load_bytes += c->bytes;
-        n->global_load_transactions += emu_sectors(c->global, c->bytes);
+        n->global_load_transactions += emu_sectors(m, c->global, c->bytes);
     } else {
         n->global_store_bytes += c->bytes;
-        n->global_store_transactions += emu_sectors(c->global, c->bytes);
+        n->global_store_transactions += emu_sectors(m, c->global, c->bytes);
     }
     if (m->peer && c->load)
         n->peer_load_bytes += c->bytes;

@@ -7,7 +7,7 @@
 
 #define PAGE_BYTES (1ull << EMU_PAGE_BITS)
 #define RANK_WINDOW (1ull << 43)         /* address space of one rank                         */
-#define LINE_BYTES 128                   /* segments start on a line of their host memory too */
+#define ALIGNED_BYTES 256                /* an address is what its host address is, modulo this */
 
 /* Addresses are handed out in ascending order and never again, so a stale one never hits. */
 static int reserve(struct emu_rank *rank, uint64_t bytes, uint64_t *va, uint64_t *first_page)
@@ -40,6 +40,7 @@ static int map_segment(struct emu_rank *rank, struct emu_segment *segment, bool 
 
     if (!m)
         return EMU_ERR_MEMORY;
+    m->skew = (uintptr_t)segment->host % ALIGNED_BYTES;
     if (rank->num_mappings == rank->max_mappings) {
         uint32_t max = rank->max_mappings ? rank->max_mappings * 2 : 16;
         struct emu_mapping **grown = realloc(rank->mappings, max * sizeof *grown);
@@ -50,10 +51,11 @@ static int map_segment(struct emu_rank *rank, struct emu_segment *segment, bool 
         rank->mappings = grown;
         rank->max_mappings = max;
     }
-    if (reserve(rank, segment->bytes, &m->va, &first)) {
+    if (reserve(rank, segment->bytes + m->skew, &m->va, &first)) {
         free(m);
         return EMU_ERR_MEMORY;
     }
+    m->va += m->skew;
     m->segment = segment;
     m->sibling = segment->mappings;
     segment->mappings = m;
@@ -119,7 +121,7 @@ int emu_alloc(struct emu_world *world, uint32_t rank, uint64_t bytes, const char
         return EMU_ERR_ARGUMENT;
     if (bytes > RANK_WINDOW || !(s = new_segment(world, rank, bytes, name)))
         return EMU_ERR_MEMORY;
-    if (posix_memalign(&memory, LINE_BYTES, bytes ? bytes : 1))
+    if (posix_memalign(&memory, ALIGNED_BYTES, bytes ? bytes : 1))
         return EMU_ERR_MEMORY;
     s->host = memory;
     s->owned = true;

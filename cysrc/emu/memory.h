@@ -24,7 +24,8 @@ struct emu_segment {
 
 /* A segment at an address of one rank. */
 struct emu_mapping {
-    uint64_t va;
+    uint64_t va;                         /* `skew` bytes behind the start of a page           */
+    uint64_t skew;                       /* so that it is aligned as the host address is      */
     uint64_t bytes;                      /* 0 once unmapped or freed: no access passes        */
     uint8_t  *host;
     uint64_t *valid;

@@ -204,8 +204,11 @@ static void append_address(struct emu_fault *fault, const struct emu_rank *rank,
         uint64_t offset = va - m->va, bytes = m->segment->bytes;
 
         append_segment(fault, m, rank->index);
-        append(fault, " + %#" PRIx64, offset);
-        if (offset >= bytes)
+        if (va < m->va)
+            append(fault, ", %" PRIu64 " bytes before its start", m->va - va);
+        else
+            append(fault, " + %#" PRIx64, offset);
+        if (va >= m->va && offset >= bytes)
             append(fault, ", %" PRIu64 " bytes behind its end", offset - bytes);
         append(fault, " (%" PRIu64 " bytes)", bytes);
         return;

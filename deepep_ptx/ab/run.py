@@ -63,9 +63,9 @@ def _rank_main(comm, plan, job, order, bar):
         stack.enter_context(collected())
         align = stack.enter_context(Aligner(comm, machine, plan.timeout_s))
         arrays = Arrays.of(job, comm.rank, machine)
-        buffers = [stack.enter_context(Buffer(comm, plan.arena_bytes, policy=contender.symbol,
-                                              timeout_s=plan.timeout_s, tuning=False))
-                   for contender in plan.contenders]
+        buffers = [stack.enter_context(Buffer(
+            comm, arena_limit_bytes=plan.arena_bytes, policy=contender.symbol,
+            timeout_s=plan.timeout_s, tuning=False)) for contender in plan.contenders]
         calls = [Calls(comm, plan, machine, align, contender, buffer, arrays)
                  for contender, buffer in zip(plan.contenders, buffers, strict=True)]
         checked = [_checked(comm, job, call, bar) for call in calls]

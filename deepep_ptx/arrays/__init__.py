@@ -9,9 +9,8 @@ knows the caller's stream.  One file per library says how its arrays are read an
 from .._array import HOST, Array
 from .._call import Call
 from .device_array import DeviceArray
-from .dtypes import BFLOAT16, BOOL, FLOAT32, INT32, INT64, ROW_CODES, SCALE_DTYPES, code_of
+from .dtypes import BFLOAT16, BOOL, FLOAT32, INT32, INT64
 
 __all__ = [
-    "BFLOAT16", "BOOL", "FLOAT32", "HOST", "INT32", "INT64", "ROW_CODES", "SCALE_DTYPES", "Array",
-    "Call", "DeviceArray", "code_of",
+    "BFLOAT16", "BOOL", "FLOAT32", "HOST", "INT32", "INT64", "Array", "Call", "DeviceArray",
 ]

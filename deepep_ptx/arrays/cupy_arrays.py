@@ -17,9 +17,14 @@ class CuPy:
     shares = False
     captures = True
     lasting = False         # a stream ends with its object
+    ordinary = False
+    lends = False
 
     def __init__(self, cupy):
         self.cupy = cupy
+
+    def check_type(self, kind, name):
+        """CuPy has no subclasses that are more than their memory."""
 
     def take(self, array, name, stream):
         """See `library.Library`."""
@@ -32,15 +37,15 @@ class CuPy:
             array = self.cupy.empty(shape, dtype)
         return Array(array, array.data.ptr, shape, dtype, executor.device)
 
-    def part(self, executor, slot, offset, shape, dtype, stream, copy):
+    def part(self, executor, slot, offset, shape, dtype):
         """See `library.Library`."""
         cuda = self.cupy.cuda
         memory = cuda.UnownedMemory(slot.address, slot.nbytes, slot, executor.device)
-        array = self.cupy.ndarray(shape, dtype, cuda.MemoryPointer(memory, offset))
-        if not copy:
-            return array
-        with self._on(stream, executor.device):
-            return array.copy()
+        return self.cupy.ndarray(shape, dtype, cuda.MemoryPointer(memory, offset))
+
+    def first_rows(self, array, rows):
+        """See `library.Library`."""
+        return array.owner[:rows]
 
     def freeze(self, array):
         """CuPy arrays cannot be read-only."""

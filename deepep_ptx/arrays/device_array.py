@@ -9,6 +9,7 @@ from .. import _dlpack
 from .._array import UNKNOWN, Array, is_contiguous
 from .._executor import Memory
 from . import dlpack
+from .numpy_arrays import check_mask
 from .streams import stream_number
 
 
@@ -100,6 +101,8 @@ class Device:
     shares = False
     captures = False
     lasting = False
+    ordinary = False
+    lends = False
 
     def take(self, value, name, stream):
         """See `library.Library`."""
@@ -115,10 +118,15 @@ class Device:
         array = _empty(executor, shape, dtype, stream)
         return Array(array, array.address, shape, dtype, array.device)
 
-    def part(self, executor, slot, offset, shape, dtype, stream, copy):
+    def part(self, executor, slot, offset, shape, dtype):
         """See `library.Library`."""
-        array = DeviceArray(slot, executor, slot.address + offset, shape, dtype, stream)
-        return array._copy_for(stream) if copy else array
+        return DeviceArray(slot, executor, slot.address + offset, shape, dtype, slot.stream_number)
+
+    def first_rows(self, array, rows):
+        """See `library.Library`."""
+        whole = array.owner
+        return DeviceArray(whole._owner, whole._executor, whole.address, (rows, *whole.shape[1:]),
+                           whole.dtype, whole.stream)
 
     def freeze(self, array):
         """Device memory cannot be read-only."""
@@ -142,8 +150,7 @@ def _empty(executor, shape, dtype, stream):
 
 def _from_interface(value, name, stream):
     interface = value.__cuda_array_interface__
-    if interface.get("mask") is not None:
-        raise TypeError(f"{name}: must have no mask")
+    check_mask(value, interface.get("mask"), name)
     dtype = np.dtype(interface["typestr"])
     device = UNKNOWN
     if hasattr(value, "__dlpack_device__"):

@@ -34,10 +34,12 @@ def take(value, name, stream=None):
     except (BufferError, RuntimeError) as error:
         reason = f"{type_name(value)} does not export its memory: {error}"
         raise TypeError(f"{name}: {reason}") from error
-    dtype = FROM_DLPACK.get((tensor.type_code, tensor.bits))
-    if dtype is None or tensor.lanes != 1:
+    dtype = FROM_DLPACK.get((tensor.type_code, tensor.bits, tensor.lanes))
+    if dtype is None or (tensor.padded and tensor.bits < 8):
+        hint = ("; pack the values, several in a byte, and give the bytes as uint8"
+                if tensor.bits < 8 else "")
         raise TypeError(f"{name}: DLPack type code {tensor.type_code} with {tensor.bits} bits and "
-                        f"{tensor.lanes} lanes is not known")
+                        f"{tensor.lanes} lanes is not known{hint}")
     return Array(tensor, tensor.address, tensor.shape, dtype, device,
                  is_contiguous(tensor.shape, tensor.strides, 1),
                  strides=tensor.strides and [step * dtype.itemsize for step in tensor.strides])
@@ -45,10 +47,10 @@ def take(value, name, stream=None):
 
 def export(owner, address, shape, dtype, device, versioned=False):
     """A capsule over C-contiguous memory that `owner` keeps."""
-    code, bits = DLPACK[dtype]
-    if device == HOST:
-        return _dlpack.export(owner, address, shape, code, bits, _dlpack.CPU, 0, versioned)
-    return _dlpack.export(owner, address, shape, code, bits, _dlpack.CUDA, device, versioned)
+    if dtype not in DLPACK:
+        raise BufferError(f"DLPack has no name for {dtype}")
+    place = (_dlpack.CPU, 0) if device == HOST else (_dlpack.CUDA, device)
+    return _dlpack.export(owner, address, shape, *DLPACK[dtype], *place, versioned)
 
 
 def type_name(value):

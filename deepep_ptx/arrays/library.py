@@ -11,8 +11,8 @@ from .._torch import Torch
 from . import dlpack
 from .cupy_arrays import CuPy
 from .device_array import Device, DeviceArray
-from .dtypes import BY_NAME, DLPACK
-from .numpy_arrays import NumPy
+from .dtypes import ROW_CODES, why_unknown
+from .numpy_arrays import NumPy, check_mask
 
 
 class Library(Protocol):
@@ -22,7 +22,8 @@ class Library(Protocol):
     blocks: whether its allocations and kernels' loads may wait for a whole device.  shares: whether
     `share` works: an array may be allocated for one stream and used on another.  captures: whether
     it allocates while a stream is captured.  lasting: whether its streams last as long as the
-    process.
+    process.  ordinary: whether its allocator promises more than views of the arena can keep.
+    lends: whether arrays/torch_memory.py makes its arrays in the arena.
     """
 
     name: str
@@ -31,21 +32,32 @@ class Library(Protocol):
     shares: bool
     captures: bool
     lasting: bool
+    ordinary: bool
+    lends: bool
 
     def take(self, value, name, stream):
         """The `Array` of argument `name`, ready on `stream`; TypeError if it is none."""
 
+    def check_type(self, kind, name):
+        """TypeError for a subclass of the library's array type that is not simply its memory; only
+        of libraries that are known by name."""
+
     def empty(self, executor, shape, dtype, stream):
         """A new array for use on `stream`, as an `Array` whose owner it is."""
 
-    def part(self, executor, slot, offset, shape, dtype, stream, copy):
-        """The library's array over bytes from `offset` of `slot`, which it keeps; or a copy."""
+    def part(self, executor, slot, offset, shape, dtype):
+        """The library's array over bytes from `offset` of `slot`, which it keeps; a copy where its
+        arrays are in other memory."""
+
+    def first_rows(self, array, rows):
+        """The library's array of the first rows of an `Array` of its own."""
 
     def freeze(self, array):
         """Make the library's array read-only, if it can be."""
 
     def current_stream(self, value, device):
-        """The library's stream (int) for work on GPU `device`, where `value` is."""
+        """The library's stream (int) for work on GPU `device`, where `value` is, or None: no
+        array."""
 
     def current(self, device):
         """A function that gives the thread's current stream (int) on GPU `device`; None where the
@@ -67,11 +79,23 @@ _LOADED = {}
 
 
 def default_library(executor):
-    """What arrays are of where a call names no array: on GPUs torch if it is loaded."""
+    """What arrays are of where a call names no array: on GPUs torch if it is loaded and uses
+    them."""
     if executor.name == "emu":
         return NUMPY
     torch = sys.modules.get("torch")
-    return DEVICE if torch is None else _load("torch", torch)
+    return DEVICE if torch is None or not torch.cuda.is_available() else _load("torch", torch)
+
+
+def give_back_caches(executor):
+    """What libraries keep of the GPU's memory without using it goes back to the driver."""
+    if executor.name == "emu":
+        return
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if cupy is not None:
+        cupy.get_default_memory_pool().free_all_blocks()
 
 
 def library_of_dtype(dtype, executor):
@@ -83,16 +107,18 @@ def library_of_dtype(dtype, executor):
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(dtype, torch.dtype):
         library = _load("torch", torch)
-        if dtype not in library.dtypes:
-            raise TypeError(f"dtype: {dtype} is not known")
-        return library, library.dtypes[dtype]
+        known = library.dtype_of(dtype)
+        if known is None:
+            raise TypeError(f"dtype: {dtype} is not taken, DLPack has no name for it")
+        return library, known
     try:
         known = None if dtype is None else np.dtype(dtype)      # to NumPy None is float64
     except TypeError:
         known = None
-    if known not in DLPACK:
-        raise TypeError(f"dtype: must be a torch dtype or one of {', '.join(BY_NAME)}, "
-                        f"got {dtype!r}")
+    if known is None:
+        raise TypeError(f"dtype: must be a dtype of torch or NumPy, got {dtype!r}")
+    if known not in ROW_CODES:
+        raise TypeError(f"dtype: {why_unknown(known)}")
     return (NUMPY if executor.name == "emu" else DEVICE), known
 
 
@@ -112,6 +138,7 @@ def library_of(value, name):
 
 def _find(value, name):
     if isinstance(value, np.ndarray):
+        check_mask(value, getattr(value, "mask", None), name)
         return NUMPY
     if isinstance(value, (type, np.generic)):
         raise _not_an_array(value, name)
@@ -119,8 +146,10 @@ def _find(value, name):
         module = sys.modules.get(module_name)
         array_type = getattr(module, type_name, None)
         if array_type is not None and isinstance(value, array_type):
-            BY_TYPE[type(value)] = _LOADED.get(module_name) or _load(module_name, module)
-            return BY_TYPE[type(value)]
+            library = _LOADED.get(module_name) or _load(module_name, module)
+            library.check_type(type(value), name)
+            BY_TYPE[type(value)] = library
+            return library
     if hasattr(value, "__cuda_array_interface__"):
         return DEVICE
     if hasattr(value, "__array_interface__"):

@@ -12,10 +12,13 @@ from . import dlpack
 _ALIGNMENT = 64
 
 
+_interface_of = np.ndarray.__array_interface__.__get__
+
+
 class NumPy:
     """Takes host memory of any library; makes NumPy arrays.
 
-    On the CPU executor results are views.  On GPUs arrays are copied to the device before a call
+    On the CPU executor results may be views.  On GPUs arrays are copied to the device before a call
     and results from it afterwards.
     """
 
@@ -25,14 +28,23 @@ class NumPy:
     shares = False
     captures = True
     lasting = False
+    ordinary = False
+    lends = False
 
     def take(self, value, name, stream):
         """See `library.Library`."""
         if not isinstance(value, np.ndarray):
-            if not hasattr(value, "__array_interface__"):
+            interface = getattr(value, "__array_interface__", None)
+            if interface is None:
                 return dlpack.take(value, name)
-            value = np.asarray(value)
-        address = value.__array_interface__["data"][0]
+            try:
+                check_mask(value, interface.get("mask"), name)
+                value = np.asarray(value)
+            except (AttributeError, KeyError, ValueError) as error:
+                reason = f"an __array_interface__ that NumPy does not take: {error}"
+                raise TypeError(f"{name}: {dlpack.type_name(value)} has {reason}") from error
+        # Not an attribute that a subclass may have changed.
+        address = _interface_of(value)["data"][0]
         return Array(value, address, value.shape, value.dtype, HOST, value.flags.c_contiguous,
                      strides=value.strides)
 
@@ -41,16 +53,16 @@ class NumPy:
         array = _empty(shape, dtype)
         return Array(array, array.__array_interface__["data"][0], shape, dtype)
 
-    def part(self, executor, slot, offset, shape, dtype, stream, copy):
+    def part(self, executor, slot, offset, shape, dtype):
         """See `library.Library`."""
         nbytes = math.prod(shape) * dtype.itemsize
         if executor.name != "emu":
             return executor.read(slot.address + offset, nbytes).view(dtype).reshape(shape)
-        array = np.asarray(slot)[offset:offset + nbytes].view(dtype).reshape(shape)
-        if copy:
-            view, array = array, _empty(shape, dtype)
-            array[...] = view
-        return array
+        return np.asarray(slot)[offset:offset + nbytes].view(dtype).reshape(shape)
+
+    def first_rows(self, array, rows):
+        """See `library.Library`."""
+        return array.owner[:rows]
 
     def freeze(self, array):
         """Make it read-only, as far as the library can."""
@@ -65,6 +77,13 @@ class NumPy:
     def current_stream(self, value, device):
         """The stream on which its work is."""
         return 0
+
+
+def check_mask(value, mask, name):
+    """TypeError for an array with a mask, which says of values in its memory that they are none."""
+    if mask is not None:
+        raise TypeError(f"{name}: must have no mask, got {dlpack.type_name(value)}; give a plain "
+                        "array, which has a value for each masked one (filled())")
 
 
 def _empty(shape, dtype):

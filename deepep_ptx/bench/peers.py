@@ -141,6 +141,8 @@ class DeepEP:
         self.torch = torch
         self.module = importlib.import_module("deep_ep")
         self.version = getattr(self.module, "__version__", "of unknown version")
+        if self.version.endswith("+ptx"):
+            raise DeepEPError("the module deep_ep that is installed is ours, of compat/")
         self.default_sms = self.module.Buffer.num_sms
         hidden_bytes = max(case.hidden for case in cases) * 2
         num_bytes = 0

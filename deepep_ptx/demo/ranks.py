@@ -41,7 +41,8 @@ def rank_main(comm, job, bar):
         bar.update()
         return result
 
-    with Buffer(comm, arena_bytes(job), policy=settings.policy) as buffer:
+    with Buffer(comm, arena_limit_bytes=arena_bytes(job) or None,
+                policy=settings.policy) as buffer:
         def dispatch():
             num_tokens_per_rank, _, num_tokens_per_expert, is_token_in_rank, _ = \
                 buffer.get_dispatch_layout(topk_idx, settings.num_experts)

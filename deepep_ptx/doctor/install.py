@@ -14,7 +14,7 @@ from deepep_ptx.doctor.result import OK, PROBLEM, WARNING, Result
 from deepep_ptx.toolchain import ptxas, render
 
 EXTENSIONS = ("_arguments", "_array", "_buffer", "_call", "_cuda", "_dlpack", "_emu", "_errors",
-              "_executor", "_torch")
+              "_executor", "_lending", "_results", "_torch")
 
 # Package -> (its distributions, what it is for).
 _OPTIONAL = {

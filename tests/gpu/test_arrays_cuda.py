@@ -73,11 +73,11 @@ class InterfaceArrays(TorchCudaArrays):
         torch.from_dlpack(array)[:len(rows)] = TorchCudaArrays.give(self, rows)
 
 
-def run(fn, *args, num_ranks=R):
+def run(fn, *args, num_ranks=R, **options):
     """fn(buffer, *args) on ranks that own a GPU, or share one."""
     def main(comm):
         torch.cuda.set_device(comm.executor.device)
-        with Buffer(comm) as buffer:
+        with Buffer(comm, **options) as buffer:
             return fn(buffer, *args)
 
     return run_ranks(main, num_ranks, executor="cuda")
@@ -130,7 +130,7 @@ def test_slot_is_free_when_its_last_tensor_dies():
         del row
         return [*used, buffer.stats()["arena_used_bytes"]], buffer.stats()["copied_bytes"]
 
-    for (first, second, third), copied in run(main):
+    for (first, second, third), copied in run(main, zero_copy=True):
         assert first == second > 0 == third == copied
 
 

@@ -42,7 +42,7 @@ def layout_of(buffer, idx, **how):
             "is_token_in_rank": in_rank}, event
 
 
-@pytest.mark.parametrize("how", ["stream", "event", "comm stream"])
+@pytest.mark.parametrize("how", ["stream", "event", "torch event", "comm stream"])
 def test_a_layer_that_never_waits(two_gpus, how):
     """Everything is queued behind a long kernel; only the last line waits."""
     def main(comm, buffer):
@@ -65,6 +65,8 @@ def test_a_layer_that_never_waits(two_gpus, how):
                 recv_x.mul_(2)
                 if later:
                     later["previous_event"] = buffer.capture()
+                if how == "torch event":
+                    later["previous_event"] = torch.cuda.current_stream().record_event()
                 out, out_weights, event = buffer.combine(recv_x, handle, topk_weights=recv_weights,
                                                          **later)
                 if later:

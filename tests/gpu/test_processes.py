@@ -3,7 +3,6 @@
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -15,36 +14,12 @@ torch = pytest.importorskip("torch")
 
 from deepep_ptx import Buffer  # noqa: E402
 from deepep_ptx.errors import DeepEPTimeoutError  # noqa: E402
+from tests.gpu.processes import spawn  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import moe_layer  # noqa: E402
 
 TIMEOUT_S = 2.0
-
-
-def start(rank, port, target, policy):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.cuda.set_device(rank)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    target(rank, torch.distributed.group.WORLD, policy)
-    os._exit(0)                       # a dead peer would hold up the end of the group
-
-
-def spawn(target, policy):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=start, args=(rank, port, target, policy))
-                 for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    return codes
 
 
 def rounds(rank, group, policy):

@@ -37,7 +37,8 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_AGREE_HIDDEN_BYTES 2
 #define EP_AGREE_DTYPE 3
 #define EP_AGREE_NUM_TOPK 4
-#define EP_AGREE_TOPK_IDX_BYTES 5            /* 0 without top-k; combine: 1 with weights     */
+#define EP_AGREE_TOPK_IDX_BYTES 5            /* 0 without top-k, | combine_hidden << 8;
+                                              * combine: 1 with weights                      */
 #define EP_AGREE_HANDLE 6                    /* number of the call that made the handle      */
 #define EP_AGREE_SCALE_BYTES 7               /* 0 without scales                             */
 #define EP_AGREE_WORDS 8
@@ -76,13 +77,16 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_KERNEL_DISPATCH 1
 #define EP_KERNEL_COMBINE 2
 #define EP_KERNEL_ABORT 3
-#define EP_NUM_KERNELS 4
+#define EP_KERNEL_COPY 4
+#define EP_NUM_KERNELS 5
 #define EP_MAX_CTAS 512                      /* of a dispatch or a combine                   */
 
 /* -- rings of stages for bulk copies ------------------------------------------------------------ */
 #define EP_MIN_STAGES 2                      /* one is filled while another drains           */
 #define EP_STAGE_EXTRA 16                    /* bytes beside a stage: its mbarrier, aligned  */
 #define EP_MAX_SMEM 193536                   /* dynamic shared memory of a CTA: 227 KiB less 38 */
+
+#define EP_SLOT_ARRAYS 5                     /* x, scales, topk_idx, topk_weights, src_idx    */
 
 /* -- pushed rows ------------------------------------------------------------------------------ */
 #define EP_MAX_PUSHERS 1024                  /* warps of a rank that push rows               */
@@ -245,9 +249,9 @@ struct ep_layout_params {                    /* ptx: LAYOUT */
 struct ep_dispatch_params {                  /* ptx: DISP */
     struct ep_exchange exchange;
     ep_dptr_t x;             /* in  [num_tokens][hidden_bytes], nobody writes it meanwhile       */
-    ep_dptr_t scales;        /* in  4-byte words [num_tokens][scale_bytes / 4] in these strides  */
+    ep_dptr_t scales;        /* in  [num_tokens][scale_bytes / scale_width] in these strides    */
     int64_t   scale_row_stride;              /* bytes from a token's scales to the next token's */
-    int64_t   scale_stride;                  /* bytes from one of its scales to the next        */
+    int64_t   scale_stride;                  /* bytes from one of its words to the next         */
     ep_dptr_t topk_idx;      /* in  i32|i64[num_tokens][num_topk], or 0                         */
     ep_dptr_t topk_weights;  /* in  f32[num_tokens][num_topk], or 0                             */
     ep_dptr_t in_rank;       /* in  u8[num_tokens][num_ranks]                                   */
@@ -261,7 +265,7 @@ struct ep_dispatch_params {                  /* ptx: DISP */
     uint64_t  ticket;        /* stored to totals last                                           */
     uint32_t  num_tokens;
     uint32_t  hidden_bytes;
-    uint32_t  scale_bytes;   /* of a row, a multiple of 4; 0 without scales                     */
+    uint32_t  scale_bytes;   /* of a row, a multiple of scale_width; 0 without scales           */
     uint32_t  num_topk;      /* 0 without top-k                                                 */
     uint32_t  topk_idx_bytes;                /* 0, 4 or 8                                       */
     uint32_t  num_local_experts;
@@ -271,6 +275,8 @@ struct ep_dispatch_params {                  /* ptx: DISP */
     uint32_t  num_stages;    /* bulk: of each warp's ring                                       */
     uint32_t  stage_bytes;   /* bulk: a multiple of 16                                          */
     uint32_t  block_tokens;  /* tokens that each CTA numbers, in the order of the CTAs          */
+    uint32_t  scale_width;   /* bytes of a word of scales, 1, 2 or 4; 0 without scales          */
+    uint32_t  reserved;
 };
 
 struct ep_combine_params {                   /* ptx: COMB */
@@ -289,6 +295,22 @@ struct ep_combine_params {                   /* ptx: COMB */
     uint32_t  num_stages;    /* bulk: of each pushing warp's ring                               */
     uint32_t  stage_bytes;   /* bulk: a multiple of 16                                          */
     uint32_t  reserved;
+};
+
+/* One array of a slot, in the order in which they lie there. */
+struct ep_copy {                             /* ptx: CPY */
+    ep_dptr_t dst;           /* out [rows][row_bytes], 16-byte aligned; 0: it stays             */
+    uint32_t  row_bytes;     /* 0: the slot has no such array                                   */
+    uint32_t  whole;         /* 1: rows past the total too, which were filled                    */
+};
+
+struct ep_copy_params {                      /* ptx: COPY */
+    struct ep_comm comm;
+    struct ep_copy copy[EP_SLOT_ARRAYS];
+    ep_dptr_t slot;          /* in  the result, in my arena                                     */
+    ep_dptr_t rank_prefix;   /* in  i32[num_ranks][num_ranks], of the dispatch                  */
+    uint32_t  slot_rows;     /* that the slot is made for; 0: those received                    */
+    uint32_t  rows;          /* that the copies have room for                                   */
 };
 
 struct ep_abort_params {                     /* ptx: ABORT */
