@@ -8,9 +8,10 @@ import weakref
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, reference, run_ranks, symmetric
+from deepep_ptx import Buffer, _results, reference, run_ranks, symmetric
 from deepep_ptx._buffer import MAX_SEGMENTS
-from deepep_ptx.arrays import library
+from deepep_ptx.arrays import DeviceArray, library
+from deepep_ptx.arrays.device_array import Device
 from deepep_ptx.config import staging_bytes
 from deepep_ptx.errors import CapacityError, DeepEPError, RankMismatchError
 from tests.array_libraries import TorchArrays
@@ -556,3 +557,103 @@ def test_a_block_that_an_exception_leaves_tells_of_both():
 
     for notes in run_ranks(main, 2, executor="emu"):
         assert len(notes) == 1 and "num_worst_tokens: must be at least " in notes[0]
+
+
+# -- lent results -----------------------------------------------------------------------------
+
+ROW = 1 << 16           # hidden of rows of 128 KiB, 80 of which are lent
+
+
+class StandIn:
+    """A loan: a `DeviceArray` in place of torch's tensor."""
+
+    def __init__(self, slots, array):
+        self.slots, self.array = slots, array
+        self.address, self.nbytes = array.address, array.nbytes
+
+    def close(self):
+        self.slots.closed += 1
+
+
+class StandIns:
+    """`torch_memory.LentSlots` for `DeviceArray`s."""
+
+    of = {}             # rank -> the newest
+
+    def __init__(self, core):
+        self.core, self.closed, self.lent, self.slots = core, 0, [], []
+        StandIns.of[core.rank] = self
+
+    def collect(self, stream, follows):
+        pass
+
+    def leave(self):
+        self.slots.clear()
+
+    def lend(self, call, address, room, shape, dtype):
+        array = DeviceArray(None, self.core.executor, address, shape, dtype)
+        assert array.nbytes <= room
+        self.lent.append(shape[0])
+        return StandIn(self, array)
+
+    def keep(self, loan, slot):
+        assert slot.address == loan.address and slot.nbytes >= loan.nbytes
+        self.slots.append(slot)
+        return loan.array
+
+
+@pytest.fixture
+def lending(monkeypatch):
+    monkeypatch.setattr(Device, "lends", True, raising=False)
+    monkeypatch.setattr(Device, "ordinary", True)
+    monkeypatch.setattr(_results, "LentSlots", StandIns)
+
+
+def to_both(rank, num_tokens):
+    """Every token to both of two ranks."""
+    rng = np.random.default_rng(rank)
+    idx = np.tile(np.array([0, E - 1]), (num_tokens, 1))
+    return (rng.integers(0, 1 << 15, (num_tokens, ROW), np.int16), idx,
+            np.ones(idx.shape, np.float32))
+
+
+def test_large_results_are_lent(lending):
+    """Before the totals are known if the guess does, else behind them; the rest are copies."""
+    def main(comm):
+        side = Side(comm, on_gpu=True)
+        with Buffer(side.comm) as buffer:
+            slots = StandIns.of[comm.rank]
+            for num_tokens, lent, closed in ((48, [96], 0), (48, [102], 0), (60, [102, 120], 1),
+                                             (8, [127], 1), (8, [], 1)):
+                inputs = [to_both(rank, num_tokens) for rank in range(2)]
+                want = received_of(inputs)[comm.rank]
+                recv_x, recv_idx, _, _, handle, _ = side.dispatch(buffer, *inputs[comm.rank])
+                assert (slots.lent, slots.closed) == (lent, closed), num_tokens
+                np.testing.assert_array_equal(side.arrays.get(recv_x), want.recv_x)
+                np.testing.assert_array_equal(side.arrays.get(recv_idx), want.recv_topk_idx)
+                np.testing.assert_array_equal(side.arrays.get(handle.recv_src_idx),
+                                              want.recv_src_idx)
+                slots.slots.clear()
+                if num_tokens == 60:
+                    again = buffer.dispatch(*side.give(inputs[comm.rank][0]), handle=handle)[0]
+                    assert slots.lent == [*lent, 120]
+                    np.testing.assert_array_equal(side.arrays.get(again), want.recv_x)
+                slots.lent.clear()
+                slots.slots.clear()
+            buffer.check()
+
+    run_ranks(main, 2, executor="emu", checks="off")
+
+
+def test_a_loan_of_a_call_that_is_refused_ends_with_it(lending):
+    def main(comm):
+        side = Side(comm, on_gpu=True)
+        with Buffer(side.comm, arena_limit_bytes=30 << 20) as buffer:
+            slots = StandIns.of[comm.rank]
+            side.dispatch(buffer, *to_both(comm.rank, 48))
+            slots.slots.clear()
+            error = raised(side.dispatch, buffer, *to_both(comm.rank, 200))
+            assert isinstance(error, CapacityError), error
+            assert (slots.lent, slots.closed) == ([96, 102], 1)
+
+    run_ranks(main, 2, executor="emu", checks="off")

@@ -124,7 +124,7 @@ class Device:
 
     def first_rows(self, array, rows):
         """See `library.Library`."""
-        whole = array.owner
+        whole = getattr(array, "owner", array)
         return DeviceArray(whole._owner, whole._executor, whole.address, (rows, *whole.shape[1:]),
                            whole.dtype, whole.stream)
 
