@@ -105,6 +105,17 @@ def by_rank(place, seed, shapes):
             for rank, shape in enumerate(shapes)]
 
 
+class RowsBatch:
+    """A batch of a program whose rows may be FP8: uneven, with unused choices; and what its
+    dispatch must give."""
+
+    def __init__(self, place, seed, hidden, is_fp8):
+        self.place, self.is_fp8 = place, is_fp8
+        self.batch = make_batch(place, seed, uneven(place, seed, 24), hidden, 0.1)
+        self.pairs = fp8_pairs(self.batch.xs)
+        self.received = self.batch.received(place.num_experts, self.pairs if is_fp8 else None)
+
+
 # -- results ----------------------------------------------------------------------------------
 
 def bits(array):

@@ -77,14 +77,8 @@ class Dispatcher:
         return combined
 
 
-class Batch:
+class Batch(common.RowsBatch):
     """A batch on its way, and what it must become."""
-
-    def __init__(self, place, seed, is_fp8):
-        self.place, self.is_fp8 = place, is_fp8
-        self.batch = common.make_batch(place, seed, common.uneven(place, seed, 24), HIDDEN, 0.1)
-        self.pairs = common.fp8_pairs(self.batch.xs)
-        self.received = self.batch.received(place.num_experts, self.pairs if is_fp8 else None)
 
     def inputs(self):
         give, rank = self.place.give, self.place.rank
@@ -111,7 +105,7 @@ def forward(place, is_async=False, is_fp8=False, has_configs=False):
     configs = (Config(**CONFIG), Config(**CONFIG)) if has_configs else ()
     buffer = make_buffer(place, configs)
     for seed in range(4):
-        batch = Batch(place, seed, is_fp8)
+        batch = Batch(place, seed, HIDDEN, is_fp8)
         dispatcher = Dispatcher(place, buffer, is_async, configs)
         dispatcher.dispatch_a(*batch.inputs())
         dispatcher.combine_a(batch.experts(*dispatcher.dispatch_b()))
@@ -123,7 +117,7 @@ def overlap(place, is_fp8=False):
     """Two batches: one is computed on while the other is on its way."""
     buffer = make_buffer(place, ())
     for seed in range(3):
-        batches = [Batch(place, 10 * seed + number, is_fp8) for number in range(2)]
+        batches = [Batch(place, 10 * seed + number, HIDDEN, is_fp8) for number in range(2)]
         ways = [Dispatcher(place, buffer, True, ()) for _ in batches]
         for batch, way in zip(batches, ways, strict=True):
             way.dispatch_a(*batch.inputs())

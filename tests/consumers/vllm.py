@@ -69,14 +69,8 @@ class PrepareAndFinalize:
         return receive
 
 
-class Batch:
+class Batch(common.RowsBatch):
     """A batch, and what it must become."""
-
-    def __init__(self, place, seed, is_fp8):
-        self.place, self.is_fp8 = place, is_fp8
-        self.batch = common.make_batch(place, seed, common.uneven(place, seed, 24), HIDDEN, 0.1)
-        self.pairs = common.fp8_pairs(self.batch.xs)
-        self.received = self.batch.received(place.num_experts, self.pairs if is_fp8 else None)
 
     def inputs(self):
         """x, topk_ids int64, topk_weights, and where the result goes."""
@@ -122,7 +116,7 @@ def forward(place, is_async=False, is_fp8=False):
     buffer = make_buffer(place)
     layer = PrepareAndFinalize(buffer, place, is_async)
     for seed in range(4):
-        batch = Batch(place, seed, is_fp8)
+        batch = Batch(place, seed, HIDDEN, is_fp8)
         x, topk_ids, topk_weights, output = batch.inputs()
         received = layer.prepare(x, topk_ids, topk_weights)
         rows = batch.experts(*received())
@@ -146,7 +140,7 @@ def micro_batches(place, is_fp8=False):
             torch.cuda.current_stream().wait_stream(side)
 
     for seed in range(3):
-        batches = [Batch(place, 10 * seed + number, is_fp8) for number in range(2)]
+        batches = [Batch(place, 10 * seed + number, HIDDEN, is_fp8) for number in range(2)]
         given = [batch.inputs() for batch in batches]
         received, finished = [], []
         for number, (x, topk_ids, topk_weights, _) in enumerate(given):

@@ -4,11 +4,22 @@
 import functools
 
 import numpy as np
+import pytest
 import torch
 
+from deepep_ptx.arrays import BFLOAT16
 from deepep_ptx.arrays.streams import stream_number
 from tests.api_calls import DeviceOwn, TorchHost
 from tests.array_libraries import NumPyArrays
+
+
+def need_cupy():
+    """The test is skipped without a CuPy that has bfloat16."""
+    cupy = pytest.importorskip("cupy")
+    try:
+        cupy.dtype(BFLOAT16)
+    except (TypeError, ValueError):
+        pytest.skip("this CuPy has no bfloat16")
 
 
 class GpuStreams:
@@ -63,7 +74,30 @@ class TorchGpu(GpuStreams, TorchHost):
         return TorchHost.dtype(self, dtype)
 
 
-class CuPyGpu(GpuStreams, NumPyArrays):
+class CuPyArrays(NumPyArrays):
+    """CuPy arrays on the rank's GPU."""
+
+    def give(self, array):
+        import cupy
+
+        with cupy.cuda.Device(self.executor.device):
+            return cupy.asarray(array)
+
+    def get(self, array):
+        import cupy
+
+        assert isinstance(array, cupy.ndarray) and array.device.id == self.executor.device
+        with cupy.cuda.Device(self.executor.device):
+            return np.asarray(array.get())
+
+    def store(self, array, rows):
+        import cupy
+
+        with cupy.cuda.Device(self.executor.device):
+            array[:len(rows)] = self.give(rows)
+
+
+class CuPyGpu(GpuStreams, CuPyArrays):
     """CuPy arrays, with its stream objects."""
 
     @functools.cached_property
@@ -85,22 +119,6 @@ class CuPyGpu(GpuStreams, NumPyArrays):
             else:
                 super().finish(stream)
 
-    def give(self, array):
-        import cupy
-
-        with cupy.cuda.Device(self.executor.device):
-            return cupy.asarray(array)
-
     def get(self, array):
-        import cupy
-
-        assert isinstance(array, cupy.ndarray) and array.device.id == self.executor.device
         assert array.flags.c_contiguous
-        with cupy.cuda.Device(self.executor.device):
-            return np.asarray(array.get())
-
-    def store(self, array, rows):
-        import cupy
-
-        with cupy.cuda.Device(self.executor.device):
-            array[:len(rows)] = self.give(rows)
+        return super().get(array)

@@ -10,10 +10,9 @@ torch = pytest.importorskip("torch")
 
 from deepep_ptx import run_ranks  # noqa: E402
 from deepep_ptx._cuda import device_count  # noqa: E402
-from deepep_ptx.arrays import BFLOAT16  # noqa: E402
 from tests.api_shapes import SHAPES, job_of, round_trip  # noqa: E402
 from tests.api_table import groups, run_group  # noqa: E402
-from tests.gpu.libraries import CuPyGpu, DeviceGpu, NumPyGpu, TorchGpu  # noqa: E402
+from tests.gpu.libraries import CuPyGpu, DeviceGpu, NumPyGpu, TorchGpu, need_cupy  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,11 +28,7 @@ def on_gpus(main, library, **run):
     for a device on which another rank's kernel waits for this one."""
     num_ranks = R
     if library is CuPyGpu:
-        cupy = pytest.importorskip("cupy")
-        try:
-            cupy.dtype(BFLOAT16)
-        except (TypeError, ValueError):
-            pytest.skip("this CuPy has no bfloat16")
+        need_cupy()
         num_ranks = min(R, device_count())
 
     def rank_main(comm):

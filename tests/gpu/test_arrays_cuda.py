@@ -15,6 +15,8 @@ from tests.test_roundtrip import PLAIN, arena_bytes, assert_same, make_inputs, w
 
 torch = pytest.importorskip("torch")
 
+from tests.gpu.libraries import CuPyArrays, need_cupy  # noqa: E402
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
@@ -32,25 +34,6 @@ class TorchCudaArrays(TorchArrays):
     def get(self, tensor):
         assert tensor.get_device() == self.executor.device
         return super().get(tensor.cpu())
-
-
-class CuPyArrays(NumPyArrays):
-    """CuPy arrays on the rank's GPU."""
-
-    def give(self, array):
-        import cupy
-
-        with cupy.cuda.Device(self.executor.device):
-            return cupy.asarray(array)
-
-    def get(self, array):
-        import cupy
-
-        assert isinstance(array, cupy.ndarray) and array.device.id == self.executor.device
-        return array.get()
-
-    def store(self, array, rows):
-        array[:len(rows)] = self.give(rows)
 
 
 class InterfaceArrays(TorchCudaArrays):
@@ -89,11 +72,7 @@ def run(fn, *args, num_ranks=R, **options):
 @pytest.mark.parametrize("change", CASES, ids=lambda c: "-".join(map(str, c.values())) or "plain")
 def test_bit_exact(library, change):
     if library is CuPyArrays:
-        cupy = pytest.importorskip("cupy")
-        try:
-            cupy.dtype(BFLOAT16)
-        except (TypeError, ValueError):
-            pytest.skip("this CuPy has no bfloat16")
+        need_cupy()
     if library is InterfaceArrays and change.get("combine") in ("push", "mixed"):
         pytest.skip("a wrapper cannot be stored to")
     # CuPy allocates and frees with calls that wait for the device, where a rank that shares it may
