@@ -7,7 +7,22 @@ _NO_PICKLE = ("EPHandle: cannot be pickled, it stands for memory of the process 
               "keep topk_idx and topk_weights instead, and dispatch with them")
 
 
-class _Sent:
+class _Single:
+    """Its copies are itself, and it cannot leave the process."""
+
+    __slots__ = ()
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(_NO_PICKLE)
+
+
+class _Sent(_Single):
     """A handle's second item: its dispatch.
 
     Code that takes tuples apart and makes new ones of their items (FSDP, DDP, accelerate, copies)
@@ -25,17 +40,8 @@ class _Sent:
     def __repr__(self):
         return "<rows sent>"
 
-    def __copy__(self):
-        return self
 
-    def __deepcopy__(self, memo):
-        return self
-
-    def __reduce_ex__(self, protocol):
-        raise TypeError(_NO_PICKLE)
-
-
-class EPHandle(tuple):
+class EPHandle(_Single, tuple):
     """Where the rows of one dispatch went: opaque, immutable, made by `Buffer.dispatch`.
 
     `handle[0]` is rank_prefix_matrix int32 [R, R]: [s, d] = rows that ranks 0..s send to rank d.
@@ -114,12 +120,3 @@ class EPHandle(tuple):
         known = vars(self)
         return (f"<EPHandle of rank {known.get('rank')}: {known.get('num_tokens')} tokens, "
                 f"{known.get('num_recv')} rows received>")
-
-    def __copy__(self):
-        return self
-
-    def __deepcopy__(self, memo):
-        return self
-
-    def __reduce_ex__(self, protocol):
-        raise TypeError(_NO_PICKLE)
