@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """DeepEP V1's `Buffer`."""
 
-
 import deepep_ptx
 
 from . import _names
