@@ -30,6 +30,16 @@ from tests.test_buffer_life import BF16, E, H, K, T, first, raised, tokens
 ROOM = 1 << 20
 WORST = 2 * T       # rows of two ranks in worst-case mode
 
+# For d0 nanoseconds.
+DELAY = """\
+mov.u64 d4, %globaltimer;
+add.u64 d4, d4, d0;
+$next:
+mov.u64 d5, %globaltimer;
+setp.lt.u64 q0, d5, d4;
+@q0 bra $next;
+"""
+
 # d2 words from d1 to d0.
 COPY = """\
 $next:
@@ -577,6 +587,11 @@ def worst_case_of_different_hidden(side, buffer):
     return RankMismatchError, "hidden: "
 
 
+def worst_cases_of_different_size(side, buffer):
+    side.dispatch(buffer, num_worst_tokens=WORST + side.comm.rank, **side.later)
+    return RankMismatchError, "num_worst_tokens: "
+
+
 def worst_case_too_small(side, buffer):
     side.dispatch(buffer, num_worst_tokens=1, **side.later)
     return CapacityError, "num_worst_tokens: must be at least "
@@ -604,7 +619,8 @@ def combine_without_room(side, buffer):
 
 
 FAILING = [combine_of_different_handles, cached_dispatch_of_different_handles,
-           worst_case_of_different_hidden, worst_case_too_small, worst_case_without_room,
+           worst_case_of_different_hidden, worst_cases_of_different_size, worst_case_too_small,
+           worst_case_without_room,
            cached_dispatch_without_room, combine_without_room]
 
 
@@ -856,6 +872,7 @@ def test_wrong_counts_of_a_worst_case_dispatch(on_gpu):
 # -- a rank that does not come ----------------------------------------------------------------
 
 LIMIT_S = 1e-4
+SECOND = 1_000_000_000      # in nanoseconds
 
 
 def wait_for_the_limit(executor):
@@ -904,6 +921,83 @@ def test_timeout(told_by, kind, on_gpu):
             gc.collect()
             buffer.check()
             assert buffer.stats()["arena_used_bytes"] == 0
+
+    run_ranks(main, 2, executor="emu")
+
+
+def test_the_limit_begins_when_the_call_runs():
+    """What the callers' streams had queued before is nobody's delay."""
+    def main(comm):
+        side = Side(comm)
+        with Buffer(side.comm, ROOM, timeout_s=LIMIT_S) as buffer:
+            x, arguments = side.inputs(buffer, *tokens(comm.rank))
+            before = comm.executor.now
+            queue(side.executor, DELAY, 4 * SECOND)
+            recv_x = buffer.dispatch(x, **arguments)[0]
+            assert comm.executor.now - before > 4 * SECOND
+            np.testing.assert_array_equal(bits(side.arrays.get(recv_x)),
+                                          bits(received_by(2)[comm.rank].recv_x))
+
+    run_ranks(main, 2, executor="emu")
+
+
+def test_a_call_that_does_not_run_yet_learns_that_a_peer_has_given_up():
+    def main(comm):
+        side = Side(comm)
+        with Buffer(side.comm, ROOM, timeout_s=LIMIT_S) as buffer:
+            x, arguments = side.inputs(buffer, *tokens(comm.rank))
+            if comm.rank == 1:
+                queue(side.executor, DELAY, 4 * SECOND)
+            error = raised(buffer.dispatch, x, **arguments)
+            assert isinstance(error, DeepEPTimeoutError), error
+            assert (error.rank, error.peer) == (comm.rank, 1)
+            buffer.reset()
+            side.check_round(buffer)
+
+    run_ranks(main, 2, executor="emu")
+
+
+@pytest.mark.parametrize("on_gpu", ON)
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_ranks_of_which_one_waits_for_the_totals(waiting, on_gpu):
+    """Only that one could grow the arena, so it does not begin to."""
+    def main(comm):
+        side = Side(comm, on_gpu)
+        with Buffer(side.comm, ROOM) as buffer:
+            x, arguments = side.inputs(buffer, *tokens(comm.rank))
+            held = []
+            while buffer.stats()["copied_bytes"] == 0:      # until nothing is free but landing
+                held.append(side.dispatch(buffer, num_worst_tokens=WORST)[0])
+            before = buffer.stats()["arena_bytes"]
+            if comm.rank == waiting:
+                error = raised(buffer.dispatch, x, **arguments)
+                assert buffer.stats()["arena_bytes"] == before
+            else:
+                buffer.dispatch(x, **arguments, num_worst_tokens=WORST, **side.later)
+                error = raised(buffer.check)
+            assert isinstance(error, RankMismatchError), error
+            assert error.argument == "num_worst_tokens" and set(error.values) == {0, WORST}
+            side.check_round(buffer)
+
+    run_ranks(main, 2, executor="emu")
+
+
+@pytest.mark.parametrize("on_gpu", ON)
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_ranks_of_which_one_makes_room_before_the_call(waiting, on_gpu):
+    """By a collective, to which the other does not come: its reset() ends the wait."""
+    def main(comm):
+        side = Side(comm, on_gpu)
+        with Buffer(side.comm, timeout_s=LIMIT_S) as buffer:
+            x, arguments = side.inputs(buffer, *tokens(comm.rank))
+            if comm.rank == waiting:
+                assert isinstance(raised(buffer.dispatch, x, **arguments), DeepEPTimeoutError)
+            else:
+                error = raised(buffer.dispatch, x, **arguments, num_worst_tokens=WORST,
+                               **side.later)
+                assert type(error) is DeepEPError and "making room for a call" in str(error)
+            buffer.reset()
+            side.check_round(buffer)
 
     run_ranks(main, 2, executor="emu")
 

@@ -262,7 +262,6 @@ static struct ep_call_record dispatch_record(const struct ep_buffer *b,
 {
     struct ep_call_record record = record_with(b, block, b->landing);
     record.landing_want = landing_want(b, a);
-    record.worst_rows = a->worst_rows;
     record.agree[EP_AGREE_OP] = a->handle ? EP_OP_CACHED_DISPATCH : EP_OP_DISPATCH;
     record.agree[EP_AGREE_NUM_EXPERTS] = a->num_experts;
     record.agree[EP_AGREE_HIDDEN_BYTES] = a->hidden_bytes;
@@ -271,6 +270,7 @@ static struct ep_call_record dispatch_record(const struct ep_buffer *b,
     record.agree[EP_AGREE_TOPK_IDX_BYTES] = a->topk_idx_bytes | a->combine_hidden << 8;
     record.agree[EP_AGREE_HANDLE] = (uint32_t)a->handle;
     record.agree[EP_AGREE_SCALE_BYTES] = a->scale_bytes;
+    record.agree[EP_AGREE_WORST_ROWS] = a->worst_rows;
     return record;
 }
 
@@ -311,12 +311,14 @@ static int waits_for_totals(const struct ep_dispatch_args *a)
     return !a->rows && !a->handle;
 }
 
-/* Until the totals of this call are there.  The device gives up after timeout_ns; the host waits
- * longer, so that it is the device that says for whom it waited. */
+/* Until the totals of this call are there.  What the streams had queued before it takes its own time;
+ * once the call runs the device gives up after timeout_ns.  The host waits longer, so that it is the
+ * device that says for whom it waited. */
 static int wait_totals(struct ep_buffer *b)
 {
     uint64_t limit = b->comm.timeout_ns;
     limit = limit > (EP_FOREVER - NS_PER_S) / 2 ? EP_FOREVER : 2 * limit + NS_PER_S;
+    TRY(b->exec->wait_word(b->exec->self, &b->totals->started, b->ticket, EP_FOREVER));
     return b->exec->wait_word(b->exec->self, &b->totals->ticket, b->ticket, limit);
 }
 

@@ -10,6 +10,7 @@ from gen.params cimport (
     EP_AGREE_OP,
     EP_AGREE_SCALE_BYTES,
     EP_AGREE_TOPK_IDX_BYTES,
+    EP_AGREE_WORST_ROWS,
     EP_CAPACITY_ARRAY,
     EP_CAPACITY_WORST,
     EP_CODE_ABORTED,
@@ -91,6 +92,7 @@ cdef dict AGREEMENTS = {
     EP_AGREE_HANDLE: ("handle", lambda word: "one of another buffer" if word >> 31
                       else f"of call {word}"),
     EP_AGREE_SCALE_BYTES: ("num_scales", lambda word: f"{word} bytes"),
+    EP_AGREE_WORST_ROWS: ("num_worst_tokens", int),
 }
 
 

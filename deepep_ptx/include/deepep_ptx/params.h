@@ -41,7 +41,8 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
                                               * combine: 1 with weights                      */
 #define EP_AGREE_HANDLE 6                    /* number of the call that made the handle      */
 #define EP_AGREE_SCALE_BYTES 7               /* 0 without scales                             */
-#define EP_AGREE_WORDS 8
+#define EP_AGREE_WORST_ROWS 8                /* dispatch: num_worst_tokens, 0 = the host waits */
+#define EP_AGREE_WORDS 9
 
 /* -- modes of a call record ------------------------------------------------------------------ */
 #define EP_MODE_PULL_X 1                     /* combine: my expert output lies in my arena   */
@@ -139,7 +140,6 @@ struct ep_call_record {                      /* ptx: REC */
     uint32_t x_segment;
     uint32_t weights_segment;
     uint32_t mode;           /* EP_MODE_*                                                       */
-    uint32_t worst_rows;     /* dispatch: num_worst_tokens of the writer, 0 = host-wait mode     */
     uint32_t agree[EP_AGREE_WORDS];
     uint32_t fault;          /* EP_CODE_* that the writer found in its own arguments, else 0    */
     uint32_t ctas;           /* of the writer's kernel                                          */
@@ -203,10 +203,11 @@ struct ep_status_ring {                      /* ptx: RING */
 /* Followed by uint32_t expert_counts[EP_MAX_LOCAL_EXPERTS]: tokens my experts receive.           */
 struct ep_totals {                           /* ptx: TOT */
     uint64_t ticket;         /* the host's call number, stored last                             */
+    uint64_t started;        /* the same, stored first: the call runs                           */
     uint32_t verdict;        /* EP_CODE_*                                                       */
     uint32_t num_recv;       /* rows this rank receives                                         */
     uint32_t landing_rows;   /* that its landing must hold                                      */
-    uint32_t reserved[3];
+    uint32_t reserved;
 };
 
 /* ============================================================================================
