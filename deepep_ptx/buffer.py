@@ -94,7 +94,7 @@ class Buffer:
             symbol, or "bulk"; None: DEEPEP_PTX_POLICY, then DISABLE_AGGRESSIVE_PTX_INSTRS, then
             "fast".
         timeout_s: limit of each wait for another rank, in seconds (on the CPU executor of its
-            virtual time); None or infinity: no limit.
+            virtual time), from when the call's kernel runs; None or infinity: no limit.
         tuning: path of a tuning file; None: DEEPEP_PTX_TUNING, else the user's file for this GPU
             and number of ranks, if there is one; False: no file.
         zero_copy: True: results are views of the arena as long as it has room.  None: likewise, but
@@ -168,7 +168,7 @@ class Buffer:
                                                    timeout_ns(timeout_s), kernels)
         # Every CTA of a call may wait for its own grid's and for other ranks, so those of all ranks
         # that share a GPU must fit on it together.
-        resident = min(map(core.max_resident, ("dispatch", "combine", "combine_push")))
+        resident = core.max_ctas()
         self._max_sms = min(resident // self._ranks_here, MAX_CTAS)
         if self._max_sms == 0:
             raise ValueError(f"group: {self._ranks_here} ranks do not fit on one GPU, at most "
@@ -545,8 +545,7 @@ class Buffer:
             expert_alignment: num_recv_tokens_per_expert_list is rounded up to multiples of it.
             num_worst_tokens: 0, or the number of rows of every result, at least what any rank
                 receives; then top-k is needed and the host does not wait for the totals.  The same
-                on all ranks where the arena grows.  With a handle 0 or handle.num_recv, which alike
-                give as many rows.
+                on all ranks.  With a handle 0 or handle.num_recv, which alike give as many rows.
             config: None or a `Config`, of which num_sms counts, unless it is 0.
             previous_event, async_finish, allocate_on_comm_stream: as in `get_dispatch_layout`.
             num_sms: CTAs of this call, from 1 to as many as fit on the GPU beside those of other
@@ -728,10 +727,7 @@ class Buffer:
         arguments = (rows, is_pulled, weights, bias0, bias1, out, out_weights, at,
                      handle.num_topk or self.group_size, pulls, launch)
         of_row = self._room.for_combine(handle, hidden * rows.itemsize, launch.captured)
-        if launch.wait:
-            mappings = self._room.with_growth(core.combine, *arguments)
-        else:
-            mappings = core.combine(*arguments)
+        mappings = core.combine(*arguments)
         self._room.made(handle, of_row)
         self._room.learn(hidden * rows.itemsize)
         combined_x = out.owner

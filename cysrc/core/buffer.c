@@ -2,6 +2,7 @@
  *
  * Life of a buffer: allocation, peers, growth, reset, end.  Calls are in call.c. */
 #include "core/launch.h"
+#include "core/residency.h"
 #include "core/slots.h"
 
 #include <stdlib.h>
@@ -93,9 +94,12 @@ void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, const struct ep_
     ep_launch_fit(b, &b->kernel[kernel]);
 }
 
-uint32_t ep_buffer_most_smem(const struct ep_buffer *b, uint32_t kernel)
+int ep_buffer_max_ctas(struct ep_buffer *b, uint32_t *ctas)
 {
-    return ep_launch_most_smem(b, &b->kernel[kernel]);
+    TRY(ep_launch_max_ctas(b, ctas));
+    if (*ctas)
+        ep_residency_join(b, *ctas);
+    return EP_OK;
 }
 
 uint32_t ep_buffer_most_stage_bytes(const struct ep_buffer *b, uint32_t kernel)
@@ -224,6 +228,7 @@ static int begin_close(struct ep_buffer *b)
 void ep_buffer_close(struct ep_buffer *b)
 {
     const struct ep_executor *exec = b->exec;
+    ep_residency_leave(b);
     if (!begin_close(b))
         return;
     ep_slots_settle(b);

@@ -72,6 +72,11 @@ struct ep_buffer {
     int       wants_room;        /* it grows, and a result had to land since it last did           */
     uint64_t  host_abort;        /* like control.abort, where the device could not be told      */
     void     *graph;             /* of the running call, NULL when it is not captured           */
+    uint32_t  resident;          /* CTAs of its calls that the device runs at the same time, 0: not
+                                  * known; this and the next three are residency.c's            */
+    uint32_t  most_ctas;         /* of a call so far                                            */
+    int       crowded;           /* see ep_residency_is_crowded                                 */
+    struct ep_buffer *next_resident;
     int       stream_stays;      /* others use the handle of `stream` after the buffer's end       */
 
     struct ep_control control;   /* as it was when the host last looked                         */
@@ -109,10 +114,11 @@ struct ep_buffer {
 int  ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                       uint64_t timeout_ns, int grows, struct ep_buffer **out);
 void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, const struct ep_loaded *loaded);
-/* Dynamic shared memory that a CTA of that kernel may take, whatever stages a call wants. */
-uint32_t ep_buffer_most_smem(const struct ep_buffer *b, uint32_t kernel);
 /* Largest stage_bytes that a call of that kernel may want; 0: it has no rings. */
 uint32_t ep_buffer_most_stage_bytes(const struct ep_buffer *b, uint32_t kernel);
+/* CTAs of a dispatch or combine that the device runs at the same time.  Once, when the kernels are
+ * set: the buffer counts among the process's from then on. */
+int  ep_buffer_max_ctas(struct ep_buffer *b, uint32_t *ctas);
 /* Size of a kernel's parameter block: what a loaded kernel must take. */
 uint32_t ep_param_bytes(uint32_t kernel);
 int  ep_buffer_heap_handle(struct ep_buffer *b, void *handle);

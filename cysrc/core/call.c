@@ -482,10 +482,6 @@ int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
         rc = ep_slots_keep_at(b, a->weights_segment, a->weights_offset);
     if (rc == EP_OK)
         rc = a->call.flags & EP_CALL_WAIT ? wait_end(b) : end(b, &a->call);
-    if (rc == EP_ERR_STATUS && a->call.flags & EP_CALL_WAIT && b->grows)
-        b->may_grow = b->num_status && b->status[0].code == EP_CODE_CAPACITY
-                      && b->status[0].kernel == EP_KERNEL_COMBINE
-                      && b->status[0].epoch == b->control.epoch;
     if (rc != EP_OK)
         return fail(b, &a->call, staging, rc);
     if (staging)                 /* whoever writes to it next has seen this rank's next record    */

@@ -32,11 +32,13 @@ struct ep_launch {
     uint32_t    grid;        /* CTAs                                                           */
     uint32_t    block;       /* threads of a CTA                                               */
     uint32_t    smem;        /* bytes of dynamic shared memory                                 */
+    uint32_t    cooperative; /* 1: no CTA starts before there is room for all                  */
     void       *stream;
 };
 
 struct ep_executor {
     void *self;
+    uint64_t device;         /* of those that this process uses                                */
 
     /* Device memory of this rank.  `name` appears in error reports.  free() is stream-ordered. */
     int (*alloc)(void *self, uint64_t bytes, const char *name, ep_dptr_t *out);

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/launch.h"
 
+#include "core/residency.h"
+
+#define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
+
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 static uint32_t smem_without_rings(const struct ep_buffer *b, const struct ep_loaded *kernel)
@@ -20,7 +24,8 @@ static uint32_t smem_of(const struct ep_buffer *b, const struct ep_loaded *kerne
            + kernel->rings * kernel->stages * (kernel->stage_bytes + EP_STAGE_EXTRA);
 }
 
-uint32_t ep_launch_most_smem(const struct ep_buffer *b, const struct ep_loaded *kernel)
+/* Whatever stages a call wants. */
+static uint32_t most_smem(const struct ep_buffer *b, const struct ep_loaded *kernel)
 {
     return kernel->rings ? EP_MAX_SMEM : smem_without_rings(b, kernel);
 }
@@ -57,6 +62,27 @@ int ep_launch_choose(const struct ep_buffer *b, uint32_t kernel, const struct ep
     return EP_OK;
 }
 
+/* Whether its CTAs wait for each other and for those of other ranks. */
+static int waits(uint32_t kernel)
+{
+    return kernel == EP_KERNEL_DISPATCH || kernel == EP_KERNEL_COMBINE
+           || kernel == EP_PUSHING_COMBINE;
+}
+
+int ep_launch_max_ctas(const struct ep_buffer *b, uint32_t *ctas)
+{
+    *ctas = UINT32_MAX;
+    for (uint32_t i = 0; i < EP_NUM_LOADED; i++) {
+        const struct ep_loaded *kernel = &b->kernel[i];
+        uint32_t resident = UINT32_MAX;
+        if (waits(i))
+            TRY(b->exec->max_resident(b->exec->self, kernel->handle, kernel->threads,
+                                      most_smem(b, kernel), &resident));
+        *ctas = min_u32(*ctas, resident);
+    }
+    return EP_OK;
+}
+
 int ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
                  const struct ep_loaded *loaded, const void *params, uint32_t param_bytes,
                  uint32_t grid)
@@ -65,6 +91,9 @@ int ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
         .kernel = loaded->handle, .params = params, .param_bytes = param_bytes,
         .grid = grid, .block = loaded->threads, .smem = smem_of(b, loaded),
         .stream = stream};
+    /* Where the device holds them all it would cost some 0.2 us for nothing. */
+    if (waits(kernel))
+        launch.cooperative = ep_residency_is_crowded(b, grid);
     if (b->num_launched < EP_NUM_LOADED)
         b->launched[b->num_launched++] = kernel;
     return b->exec->launch(b->exec->self, &launch);

@@ -6,8 +6,8 @@
 
 #include "core/buffer.h"
 
-/* Dynamic shared memory of a CTA, whatever stages a call wants. */
-uint32_t ep_launch_most_smem(const struct ep_buffer *b, const struct ep_loaded *kernel);
+/* CTAs of a call that the device runs at the same time, whatever stages the call wants. */
+int ep_launch_max_ctas(const struct ep_buffer *b, uint32_t *ctas);
 /* With EP_MIN_STAGES of them there is room; 0: a kernel without rings. */
 uint32_t ep_launch_most_stage_bytes(const struct ep_buffer *b, const struct ep_loaded *kernel);
 /* Gives up stages of its rings that there is no room for. */

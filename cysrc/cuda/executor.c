@@ -421,10 +421,14 @@ static int launch_kernel(struct cuda_executor *e, const struct ep_launch *launch
 {
     const struct cuda_kernel *kernel = launch->kernel;
     void *params[1] = { (void *)(uintptr_t)launch->params };
+    CUlaunchAttribute cooperative = {
+        .id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value.cooperative = 1,
+    };
     CUlaunchConfig config = {
         .gridDimX = launch->grid, .gridDimY = 1, .gridDimZ = 1,
         .blockDimX = launch->block, .blockDimY = 1, .blockDimZ = 1,
         .sharedMemBytes = launch->smem, .hStream = launch->stream,
+        .attrs = &cooperative, .numAttrs = launch->cooperative,
     };
 
     struct timed_launch *timed = e->num_timed < e->max_timed ? &e->timed[e->num_timed] : NULL;
@@ -878,7 +882,7 @@ struct cuda_executor *cuda_executor_create(int device, const char **why)
         return NULL;
     }
     e->table = (struct ep_executor){
-        .self = e,
+        .self = e, .device = (uint64_t)device,
         .alloc = op_alloc, .free = op_free,
         .host_alloc = op_host_alloc, .host_free = op_host_free,
         .copy_in = op_copy_in, .copy_out = op_copy_out, .fill = op_fill,

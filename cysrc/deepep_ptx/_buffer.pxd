@@ -67,6 +67,7 @@ cdef extern from "core/buffer.h" nogil:
         void *stream
         int closed
         int grows
+        int crowded
         int may_grow
         int stream_stays
         int lands
@@ -166,7 +167,7 @@ cdef extern from "core/buffer.h" nogil:
     int ep_buffer_create(const ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                          uint64_t timeout_ns, int grows, ep_buffer **out)
     void ep_buffer_set_kernel(ep_buffer *b, uint32_t kernel, const ep_loaded *loaded)
-    uint32_t ep_buffer_most_smem(const ep_buffer *b, uint32_t kernel)
+    int ep_buffer_max_ctas(ep_buffer *b, uint32_t *ctas)
     uint32_t ep_buffer_most_stage_bytes(const ep_buffer *b, uint32_t kernel)
     uint32_t ep_param_bytes(uint32_t kernel)
     int ep_buffer_heap_handle(ep_buffer *b, void *handle)

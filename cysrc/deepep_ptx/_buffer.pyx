@@ -85,6 +85,7 @@ cdef class CoreBuffer:
         report.num_records = self.core.num_status
         report.rank = self.rank
         report.grows = self.core.grows
+        report.crowded = self.core.crowded
         return check(code, self.executor, &report)
 
     # -- construction and growth ---------------------------------------------------------------
@@ -426,6 +427,7 @@ cdef class CoreBuffer:
         report.num_records = 0
         report.rank = self.rank
         report.grows = self.core.grows
+        report.crowded = self.core.crowded
         for i in range(min(self.core.ring.next, <uint32_t>EP_STATUS_RECORDS)):
             if self.core.ring.record[i].valid:
                 records[report.num_records] = self.core.ring.record[i]
@@ -464,16 +466,18 @@ cdef class CoreBuffer:
         """Segments of the arena."""
         return self.core.arena.num_segments
 
-    def max_resident(self, str kernel not None):
-        """CTAs of `kernel` that this rank's device runs at the same time."""
-        cdef uint32_t index = KERNELS[kernel]
-        cdef const ep_loaded *loaded = &self.core.kernel[index]
+    def max_ctas(self):
+        """CTAs of a dispatch or combine that this rank's device runs at the same time; the buffer
+        counts among those of the process from here on."""
         cdef uint32_t ctas = 0
-        cdef uint32_t smem = ep_buffer_most_smem(self.core, index)
-        cdef int code = self.executor.table.max_resident(self.executor.table.self, loaded.handle,
-                                                         loaded.threads, smem, &ctas)
-        check(code, self.executor)
+        check(ep_buffer_max_ctas(self.core, &ctas), self.executor)
         return ctas
+
+    @property
+    def is_crowded(self):
+        """Whether this process's buffers on the device may make calls whose CTAs do not fit on it
+        side by side, as far as it was known at the newest call."""
+        return bool(self.core.crowded)
 
     def reset_begin(self):
         """Wait for this rank's kernels; returns the epoch that they left."""

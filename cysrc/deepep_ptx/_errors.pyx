@@ -96,7 +96,8 @@ cdef dict AGREEMENTS = {
 }
 
 
-cdef object timeout_error(const ep_status_record *record, uint32_t rank):
+cdef object timeout_error(const ep_status_record *record, const Report *report):
+    cdef uint32_t rank = report.rank
     wait = WAITS.get(record.what, f"wait {record.what}")
     kernel = KERNEL_NAMES.get(record.kernel, f"kernel {record.kernel}")
     peer = record.peer
@@ -107,6 +108,10 @@ cdef object timeout_error(const ep_status_record *record, uint32_t rank):
     else:
         text = (f"rank {rank}: {kernel} waited for the {wait} of rank {record.seen}, which has "
                 f"aborted and blames rank {peer}")
+    if report.crowded:
+        text += ("; the calls of this process's buffers do not fit on the GPU side by side: make them "
+                 "one behind the other on one stream, in the same order on all ranks, or with fewer "
+                 "SMs")
     return DeepEPTimeoutError(f"{text}; the buffer stays aborted until reset()",
                               rank=rank, peer=peer, wait=wait)
 
@@ -144,7 +149,7 @@ cdef object status_error(const ep_status_record *record, const Report *report):
     cdef uint32_t rank = report.rank
     code = record.code
     if code == EP_CODE_TIMEOUT or code == EP_CODE_PEER_ABORT:
-        return timeout_error(record, rank)
+        return timeout_error(record, report)
     if code == EP_CODE_MISMATCH:
         return mismatch_error(record, rank)
     if code == EP_CODE_CAPACITY:

@@ -220,6 +220,7 @@ struct emu_executor *emu_executor_create(struct host_world *host, uint32_t rank)
     e->rank = rank;
     e->table = (struct ep_executor) {
         .self = e,
+        .device = (uintptr_t)e,      /* each rank has one of its own */
         .alloc = op_alloc,
         .free = op_free,
         .host_alloc = op_host_alloc,

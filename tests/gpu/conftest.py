@@ -26,5 +26,6 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def two_gpus():
+    """For tests that ranks which share a GPU cannot pass."""
     if device_count() < 2:
         pytest.skip(f"needs two GPUs, there is {device_count()}")

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from deepep_ptx import Buffer, EventHandle, EventOverlap, run_ranks  # noqa: E402
+from deepep_ptx._cuda import device_count  # noqa: E402
 from deepep_ptx.errors import DeepEPError, DeepEPTimeoutError, RankMismatchError  # noqa: E402
 
 pytestmark = [
@@ -33,7 +34,8 @@ def on_ranks(main, devices=(0, 1), **buffer):
         with Buffer(comm, **({"timeout_s": 20.0} | buffer)) as made:
             return main(comm, made)
 
-    return run_ranks(rank_main, len(devices), executor="cuda", devices=list(devices))
+    return run_ranks(rank_main, len(devices), executor="cuda",
+                     devices=[device % device_count() for device in devices])
 
 
 def layout_of(buffer, idx, **how):
@@ -43,7 +45,7 @@ def layout_of(buffer, idx, **how):
 
 
 @pytest.mark.parametrize("how", ["stream", "event", "torch event", "comm stream"])
-def test_a_layer_that_never_waits(two_gpus, how):
+def test_a_layer_that_never_waits(how):
     """Everything is queued behind a long kernel; only the last line waits."""
     def main(comm, buffer):
         side = torch.cuda.Stream()
@@ -87,7 +89,7 @@ def test_a_layer_that_never_waits(two_gpus, how):
     on_ranks(main)
 
 
-def test_the_host_does_not_wait(two_gpus):
+def test_the_host_does_not_wait():
     def main(comm, buffer):
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
@@ -112,7 +114,7 @@ def test_the_host_does_not_wait(two_gpus):
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "float16"])
-def test_rows_of_other_types(two_gpus, dtype):
+def test_rows_of_other_types(dtype):
     def main(comm, buffer):
         x, idx, weights = make(comm.rank)
         bits = torch.randint(-128, 128, (T, H * (2 if dtype == "float16" else 1)), device=x.device,
@@ -165,7 +167,7 @@ def test_errors_come_later_and_to_all(two_gpus):
     on_ranks(main)
 
 
-def test_a_rank_that_does_not_come(two_gpus):
+def test_a_rank_that_does_not_come():
     def main(comm, buffer):
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):

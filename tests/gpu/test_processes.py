@@ -57,14 +57,14 @@ def interrupt(rank, group, policy):
     assert 0.5 < time.monotonic() - began < 4
 
 
-def test_ctrl_c_ends_a_wait(two_gpus):
+def test_ctrl_c_ends_a_wait():
     assert spawn(interrupt, "fast") == [0, 0]
 
 
 @pytest.mark.parametrize("policy", ["fast", "bulk"])
-def test_rounds(two_gpus, policy):
+def test_rounds(policy):
     assert spawn(rounds, policy) == [0, 0]
 
 
-def test_killed_peer(two_gpus):
+def test_killed_peer():
     assert spawn(survive, "fast") == [0, 9]

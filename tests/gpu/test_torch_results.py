@@ -229,5 +229,7 @@ def full(rank, group, _):
     (ordinary, None), (another_stream, True), (another_stream, False), (filled, None),
     (layers, 0), (layers, 1 << 28), (outlive, None), (soak, None), (full, None),
 ], ids=lambda value: getattr(value, "__name__", str(value)))
-def test_torch_results(two_gpus, program, argument):
+def test_torch_results(request, program, argument):
+    if program is full:                         # of each GPU, for its own rank
+        request.getfixturevalue("two_gpus")
     assert spawn(program, argument) == [0, 0]
