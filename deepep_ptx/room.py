@@ -5,7 +5,7 @@ An arena that grows keeps an extent free of results, *landing* (docs/protocols.m
 that a combine pushes land there, and so does a result for which nothing else is free.  A dispatch
 whose host waits for the totals is refused where there is no room, on all ranks alike, and is made
 again behind a growth.
-Other calls must find room, since no rank could tell the others that it has none.  So landing is made
+Other calls must find room, since no rank could tell the others that it has none: landing is made
 large enough before them, by a collective of the group, whenever they need more than is assured.
 What is assured depends only on what is equal on all ranks, so all of them come to that collective,
 or none.
