@@ -10,19 +10,20 @@ import numbers
 from ._buffer import FOREVER, MAX_RANKS
 from ._cuda import ContextEvent
 from ._executor import Executor
+from .checked_group import CheckedGroup
 from .comm import as_comm
 from .config import Config
 from .event import EventHandle, EventOverlap
 
 
 def checked_group(group):
-    """`group` as a comm object with an executor, all its ranks in one NVLink domain."""
-    group = as_comm(group)
-    if not isinstance(getattr(group, "executor", None), Executor):
+    """`group` as a `CheckedGroup` with an executor, all its ranks in one NVLink domain."""
+    group = CheckedGroup(as_comm(group))
+    if not isinstance(group.executor, Executor):
         raise TypeError("group: must have an executor, as the comm object that run_ranks passes")
     if group.size > MAX_RANKS:
         raise ValueError(f"group: must have at most {MAX_RANKS} ranks, has {group.size}")
-    if getattr(group, "ranks_per_node", group.size) != group.size:
+    if group.ranks_per_node != group.size:
         raise NotImplementedError(f"group: its {group.size} ranks must share one NVLink domain in "
                                   f"this release, not {group.ranks_per_node} each")
     return group

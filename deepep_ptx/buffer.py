@@ -22,7 +22,7 @@ from ._arguments import (
     take_topk,
     take_weights,
 )
-from ._buffer import MAX_CTAS, MAX_TOPK, SLOT_ALIGN, Region
+from ._buffer import MAX_CHOICE_ROWS, MAX_CTAS, MAX_HIDDEN, SLOT_ALIGN, Region
 from ._results import Part, Results
 from .arguments import check_config, checked_group, event_of, timeout_ns
 from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, Call
@@ -40,8 +40,7 @@ from .room import Room
 from .tuning import tuned_variants
 
 DEFAULT_SMS = configs.DEFAULT_SMS
-MAX_COMBINE_HIDDEN = (1 << 24) - 1                  # of the record's word in which it is compared
-MAX_WORST_TOKENS = (1 << 32) // MAX_TOPK - 1        # kernels count their choices in 32 bits
+MAX_ARENA_BYTES = 1 << 48       # no address space of a GPU or a process has more
 
 # Buffers of GPUs that were left without the other ranks: their memory, code and context stay until
 # the process ends.  (On the CPU executor they end with the run, whose groups keep them.)
@@ -127,8 +126,8 @@ class Buffer:
         self.variants = self.tuning = knobs = None
 
         def check():
-            nonlocal knobs
-            _check_arena(num_nvl_bytes, arena_limit_bytes)
+            nonlocal knobs, num_nvl_bytes, arena_limit_bytes
+            num_nvl_bytes, arena_limit_bytes = _checked_arena(num_nvl_bytes, arena_limit_bytes)
             if not (zero_copy is None or isinstance(zero_copy, (bool, int))):
                 raise TypeError("zero_copy: must be True, False or None, got "
                                 f"{type(zero_copy).__name__}")
@@ -152,13 +151,13 @@ class Buffer:
         all_or_none(group, check)
         self.rank = group.rank
         self.group_size = group.size
-        self.num_nvl_bytes = int(num_nvl_bytes)
+        self.num_nvl_bytes = num_nvl_bytes
         self.num_rdma_bytes = 0
         self.low_latency_mode = False
         self.explicitly_destroy = explicitly_destroy
         self.timeout_s = timeout_s
         self.zero_copy = None if zero_copy is None else bool(zero_copy)
-        self.arena_limit_bytes = None if arena_limit_bytes is None else int(arena_limit_bytes)
+        self.arena_limit_bytes = arena_limit_bytes
         self._library = None            # of the newest call
         self.last_num_sms = None        # likewise, what it was given
         kernels = {name: (variant, select.read_text(variant))
@@ -209,7 +208,7 @@ class Buffer:
         epoch = core.reset_begin()
         self._in_flight.forget_finished()
         symmetric.meet_for_reset(self._comm)
-        core.reset_end(max(self._comm.allgather(epoch)))
+        core.reset_end(max(self._comm.allgather_ints(epoch, 0, symmetric.MOST)))
         self._room.agree()
 
     def destroy(self):
@@ -246,7 +245,7 @@ class Buffer:
         if core.executor.name == "cuda":
             _abandoned.append(kept)
         else:
-            getattr(self._comm, "__dict__", {}).setdefault("abandoned", []).append(kept)
+            getattr(self.group, "__dict__", {}).setdefault("abandoned", []).append(kept)
 
     def __enter__(self):
         return self
@@ -357,7 +356,7 @@ class Buffer:
         if math.prod(shape) > room:
             raise ValueError(f"size: must have at most {room} elements from byte {offset} on, "
                              f"got {list(shape)}")
-        return library.part(core.executor, region, offset, shape, dtype)
+        return Call.of_library(core.executor, library, "dtype").part(region, offset, shape, dtype)
 
     def get_combine_buffer(self, rows, hidden, *, like=None, stream=None):
         """A bfloat16 array [rows, hidden] in the arena, for expert output that `combine` shall read
@@ -370,8 +369,8 @@ class Buffer:
             CapacityError: the arena has no room; a call with an ordinary array pushes its rows.
         """
         core = self._live_core()
-        shape = (check_int(rows, "rows", 0, configs.MAX_ROWS),
-                 check_int(hidden, "hidden", 1, configs.MAX_ROWS))
+        rows = check_int(rows, "rows", 0, configs.MAX_ROWS)
+        hidden = check_int(hidden, "hidden", 1, MAX_HIDDEN)
         if hidden % 8:
             raise ValueError(f"hidden: must be a multiple of 8, got {hidden}")
         library = self._library or default_library(core.executor)
@@ -380,13 +379,15 @@ class Buffer:
         if not (self._on_emu or library.on_gpu):
             raise TypeError("like: must be an array on the GPU")
         call = Call.of_library(core.executor, library, "like", stream)
+        if like is not None:
+            call.check_place(like, "like")
         if rows == 0:
-            return call.empty(shape, BFLOAT16).owner
+            return call.empty((rows, hidden), BFLOAT16).owner
         if self._on_emu and not core.look(call.stream):
             core.settle()           # the host stores to it, and is on no stream
         if not core.look(call.stream):
             self._results.begin(call, False)
-        return self._results.combine_buffer(call, *shape, BFLOAT16)
+        return self._results.combine_buffer(call, rows, hidden, BFLOAT16)
 
     @property
     def last_launch(self):
@@ -473,11 +474,12 @@ class Buffer:
         return self._fitting_sms(self.num_sms)
 
     def _fitting_sms(self, num_sms):
-        if check_int(num_sms, "num_sms", 1) > self._max_sms:
+        num_sms = check_int(num_sms, "num_sms", 1)
+        if num_sms > self._max_sms:
             raise ValueError(
                 f"num_sms: must be in [1, {self._max_sms}], the CTAs per rank that "
                 f"{self._ranks_here} rank(s) on one GPU can have side by side; got {num_sms}")
-        return int(num_sms)
+        return num_sms
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -508,7 +510,7 @@ class Buffer:
         core = self._live_core()
         call = Call(core.executor, topk_idx, "topk_idx", stream)
         topk = take_indices(call, topk_idx)
-        check_int(num_experts, "num_experts", 1)
+        num_experts = check_int(num_experts, "num_experts", 1)
         check_experts(num_experts, self.group_size, "num_experts")
         launch = self._launch(call, self._layout_sms(), OWN_RING, previous_event,
                               async_finish, allocate_on_comm_stream)
@@ -587,9 +589,9 @@ class Buffer:
         if num_tokens_per_rdma_rank is not None:
             raise ValueError("num_tokens_per_rdma_rank: must be None, all ranks share one NVLink "
                              "domain")
-        check_int(expert_alignment, "expert_alignment", 1)
-        check_int(num_worst_tokens, "num_worst_tokens", 0, MAX_WORST_TOKENS)
-        check_int(combine_hidden, "combine_hidden", 0, MAX_COMBINE_HIDDEN)
+        expert_alignment = check_int(expert_alignment, "expert_alignment", 1)
+        num_worst_tokens = check_int(num_worst_tokens, "num_worst_tokens", 0, MAX_CHOICE_ROWS)
+        combine_hidden = check_int(combine_hidden, "combine_hidden", 0, MAX_HIDDEN)
         rows = take_rows(call, x)
         num_tokens = rows.array.shape[0]
         layout = take_layout(call, num_tokens_per_rank, num_tokens_per_expert, is_token_in_rank,
@@ -740,14 +742,23 @@ class Buffer:
         return combined_x, combined_weights, event
 
 
-def _check_arena(num_nvl_bytes, limit):
-    """Sizes of the arena."""
-    for name, value in (("num_nvl_bytes", num_nvl_bytes), ("arena_limit_bytes", limit)):
-        if value is not None and check_int(value, name, 0) % SLOT_ALIGN:
-            raise ValueError(f"{name}: must be a multiple of {SLOT_ALIGN}, got {value}")
-    if limit is not None and (limit == 0 or limit < num_nvl_bytes):
+def _checked_arena(num_nvl_bytes, limit):
+    """The sizes of an arena, the second None where it grows."""
+    num_nvl_bytes = _checked_size(num_nvl_bytes, "num_nvl_bytes")
+    if limit is None:
+        return num_nvl_bytes, None
+    limit = _checked_size(limit, "arena_limit_bytes")
+    if limit == 0 or limit < num_nvl_bytes:
         raise ValueError(f"arena_limit_bytes: must be at least num_nvl_bytes, {num_nvl_bytes}, and "
                          f"above 0, got {limit}")
+    return num_nvl_bytes, limit
+
+
+def _checked_size(value, name):
+    nbytes = check_int(value, name, 0, MAX_ARENA_BYTES)
+    if nbytes % SLOT_ALIGN:
+        raise ValueError(f"{name}: must be a multiple of {SLOT_ALIGN}, got {nbytes}")
+    return nbytes
 
 
 def _row_parts(rows):

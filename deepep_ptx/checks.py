@@ -1,22 +1,32 @@
 # SPDX-License-Identifier: MIT
-"""Checks of arguments that several modules take.  The text of an error begins with the name."""
+"""Checks of arguments that several modules take.  The text of an error begins with the name.
+
+What they return is what is used: a NumPy integer overflows where an int does not.
+"""
 
 import numbers
+
+
+def as_int(value, name):
+    """`value` as an int; `TypeError` for what is no integer (a bool is none)."""
+    # An int is known at once, what else is an integral number takes ten times as long.
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: must be an integer, got {type(value).__name__}")
+    return int(value)
 
 
 def check_int(value, name, low, high=None):
     """`value` as an int in [low, high]; high None: no upper limit.
 
-    `TypeError` for what is no integer (a bool is none), `ValueError` outside of the range.
+    `TypeError` as above, `ValueError` outside of the range.
     """
-    # An int is known at once, what else is an integral number takes ten times as long.
-    if type(value) is not int and (isinstance(value, bool)
-                                   or not isinstance(value, numbers.Integral)):
-        raise TypeError(f"{name}: must be an integer, got {type(value).__name__}")
-    if value < low or (high is not None and value > high):
+    number = as_int(value, name)
+    if number < low or (high is not None and number > high):
         accepted = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        raise ValueError(f"{name}: must be {accepted}, got {value}")
-    return int(value)
+        raise ValueError(f"{name}: must be {accepted}, got {number}")
+    return number
 
 
 def check_shape(value, name):

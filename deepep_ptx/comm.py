@@ -6,6 +6,7 @@ A group has `rank`, `size`, `allgather(obj)` and `barrier()`.  `run_ranks` gives
 four.
 """
 
+from deepep_ptx.checked_group import CheckedGroup
 from deepep_ptx.errors import DeepEPError
 from deepep_ptx.groups import from_mpi, from_torch
 
@@ -74,7 +75,10 @@ def all_or_none(group, step, *args):
     A rank whose step fails tells the others and raises what the step raised, a
     `KeyboardInterrupt` too; the others raise `DeepEPError` with the number of the first such rank
     and its error's text.  So no rank goes on to a collective to which another never comes.
+    `TypeError` where the group's `allgather` does not return what the ranks gave.
     """
+    if not isinstance(group, CheckedGroup):
+        group = CheckedGroup(group)
     try:
         result = step(*args)
     except BaseException as error:
@@ -84,9 +88,11 @@ def all_or_none(group, step, *args):
             error.add_note(f"and the other ranks were not told: {type(untold).__name__}: {untold}")
         raise
     everybody = group.allgather((result, None))
-    for rank, (_, failure) in enumerate(everybody):
-        if failure is not None:
-            raise DeepEPError(f"rank {rank} failed: {failure}")
+    for rank, entry in enumerate(everybody):
+        if type(entry) is not tuple or len(entry) != 2:
+            raise group.refusal(f"{entry!r} of rank {rank}, which is in another collective")
+        if entry[1] is not None:
+            raise DeepEPError(f"rank {rank} failed: {entry[1]}")
     return [result for result, _ in everybody]
 
 

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, fields
 
-from ._buffer import MAX_RANKS, MAX_TOPK, ROW_ALIGN
+from ._buffer import MAX_HIDDEN, MAX_RANKS, MAX_TOKENS, MAX_TOPK, ROW_ALIGN
 from .checks import check_int
 from .slot_size import bytes_of_arrays
 
@@ -142,12 +142,12 @@ def get_size_hint(num_tokens, hidden, num_topk, num_ranks, *, itemsize=2, num_sc
     asks for.
 
     Args:
-        num_tokens: at most, on any rank; num_ranks * num_tokens below 2^31.
-        hidden: elements of a row, which is a multiple of 16 bytes.
+        num_tokens: at most, on any rank; below 2^25.
+        hidden: elements of a row, which is a multiple of 16 bytes; below 2^24.
         num_topk: in [0, 32]; 0: dispatch without top-k.
         num_ranks: in [1, 64].
         itemsize: bytes of an element of dispatch's x: 1 (fp8), 2 (bfloat16), 4, 8 or 16.
-        num_scales: of a row.
+        num_scales: of a row; below 2^24.
         topk_idx_bytes: 4 or 8.
         live_results: dispatches whose results live at the same time, at least 1.
         scale_itemsize: bytes of a scale: 1, 2 or 4.
@@ -159,13 +159,13 @@ def get_size_hint(num_tokens, hidden, num_topk, num_ranks, *, itemsize=2, num_sc
         ValueError, TypeError: an argument out of range; the text begins with its name.
     """
     num_ranks = check_int(num_ranks, "num_ranks", 1, MAX_RANKS)
-    num_tokens = check_int(num_tokens, "num_tokens", 0, MAX_ROWS // num_ranks)
+    num_tokens = check_int(num_tokens, "num_tokens", 0, MAX_TOKENS)
     itemsize = _check_one_of(itemsize, "itemsize", (1, 2, 4, 8, 16))
-    hidden = check_int(hidden, "hidden", 1)
+    hidden = check_int(hidden, "hidden", 1, MAX_HIDDEN)
     if hidden * itemsize % ROW_ALIGN:
         raise ValueError(f"hidden: must be a multiple of {ROW_ALIGN // itemsize}, got {hidden}")
     num_topk = check_int(num_topk, "num_topk", 0, MAX_TOPK)
-    num_scales = check_int(num_scales, "num_scales", 0)
+    num_scales = check_int(num_scales, "num_scales", 0, MAX_HIDDEN)
     scale_itemsize = _check_one_of(scale_itemsize, "scale_itemsize", (1, 2, 4))
     topk_idx_bytes = _check_one_of(topk_idx_bytes, "topk_idx_bytes", (4, 8))
     live_results = check_int(live_results, "live_results", 1)
@@ -179,7 +179,7 @@ def _check_one_of(value, name, accepted):
     if number not in accepted:
         words = ", ".join(map(str, accepted[:-1]))
         raise ValueError(f"{name}: must be {words} or {accepted[-1]}, got {number}")
-    return int(number)
+    return number
 
 
 def slot_bytes(num_rows, hidden, num_topk, itemsize, num_scales, topk_idx_bytes, scale_itemsize=4):
@@ -187,8 +187,12 @@ def slot_bytes(num_rows, hidden, num_topk, itemsize, num_scales, topk_idx_bytes,
 
     A(n hidden itemsize) + A(n num_scales scale_itemsize) + A(n num_topk topk_idx_bytes)
     + A(4 n num_topk) + A(4 n): rows, scales, top-k indices, top-k weights, source tokens.  A rounds
-    up to 128.
+    up to 128.  All arguments are at least 0.
     """
+    (num_rows, hidden, num_topk, itemsize, num_scales, topk_idx_bytes,
+     scale_itemsize) = _check_sizes(
+        num_rows=num_rows, hidden=hidden, num_topk=num_topk, itemsize=itemsize,
+        num_scales=num_scales, topk_idx_bytes=topk_idx_bytes, scale_itemsize=scale_itemsize)
     return bytes_of_arrays(num_rows, (hidden * itemsize, num_scales * scale_itemsize,
                                     num_topk * topk_idx_bytes, 4 * num_topk, 4))
 
@@ -197,10 +201,17 @@ def staging_bytes(num_tokens, hidden, num_topk, num_ranks):
     """Bytes that other ranks may push to a rank of T tokens in one combine.
 
     A(2 r hidden) + A(4 r 32) with r = T min(num_ranks, num_topk): rows, and weights of the largest
-    top-k.  Without top-k a token may go to every rank, r = T num_ranks.  A rounds up to 128.
+    top-k.  Without top-k a token may go to every rank, r = T num_ranks.  A rounds up to 128.  All
+    arguments are at least 0.
     """
+    num_tokens, hidden, num_topk, num_ranks = _check_sizes(
+        num_tokens=num_tokens, hidden=hidden, num_topk=num_topk, num_ranks=num_ranks)
     num_rows = num_tokens * min(num_ranks, num_topk or num_ranks)
     return bytes_of_arrays(num_rows, (hidden * COMBINE_ITEMSIZE, 4 * MAX_TOPK))
+
+
+def _check_sizes(**given):
+    return [check_int(value, name, 0) for name, value in given.items()]
 
 
 def _round_up(value, multiple):

@@ -16,6 +16,7 @@ bound how many of them a token can reach: that is what they are for.
 
 import numpy as np
 
+from deepep_ptx.checks import check_int
 from deepep_ptx.reference import MAX_TOPK
 
 
@@ -35,14 +36,15 @@ def group_limited_topk(x, expert_vectors, num_topk, num_groups=1, num_topk_group
         topk_idx int64 [T, K] (best first, no expert twice), topk_weights float32 [T, K].
 
     Raises:
-        ValueError: settings that cannot be met.
+        ValueError: settings that cannot be met.  TypeError: one that is no integer.
     """
     if num_topk_groups is None:
         num_topk_groups = num_groups
     if expert_vectors.ndim != 2 or x.ndim != 2 or x.shape[1] != expert_vectors.shape[1]:
         raise ValueError(f"expert_vectors: must be [experts, hidden] with the hidden size of x "
                          f"{x.shape}, got {expert_vectors.shape}")
-    check_settings(len(expert_vectors), num_topk, num_groups, num_topk_groups)
+    num_topk, num_groups, num_topk_groups = check_settings(len(expert_vectors), num_topk,
+                                                           num_groups, num_topk_groups)
     scores = _scores(x, expert_vectors)
     allowed = np.repeat(_kept_groups(scores, num_groups, num_topk_groups),
                         len(expert_vectors) // num_groups, axis=1)
@@ -54,17 +56,21 @@ def group_limited_topk(x, expert_vectors, num_topk, num_groups=1, num_topk_group
 
 
 def check_settings(num_experts, num_topk, num_groups, num_topk_groups):
-    """Raise ValueError unless a token can choose `num_topk` experts under these settings."""
-    if num_groups < 1 or num_experts < 1 or num_experts % num_groups:
+    """The last three as ints; `ValueError` unless a token can choose `num_topk` experts under these
+    settings, `TypeError` for what is no integer."""
+    num_experts = check_int(num_experts, "num_experts", 1)
+    num_groups = check_int(num_groups, "num_groups", 1)
+    if num_experts % num_groups:
         raise ValueError(f"num_groups: must divide the number of experts ({num_experts}), "
                          f"got {num_groups}")
-    if not 1 <= num_topk_groups <= num_groups:
-        raise ValueError(f"num_topk_groups: must be 1..{num_groups}, got {num_topk_groups}")
+    num_topk_groups = check_int(num_topk_groups, "num_topk_groups", 1, num_groups)
+    num_topk = check_int(num_topk, "num_topk", 1)
     most = min(MAX_TOPK, num_topk_groups * (num_experts // num_groups))
-    if not 1 <= num_topk <= most:
+    if num_topk > most:
         raise ValueError(f"num_topk: must be 1..{most} ({num_topk_groups} groups of "
                          f"{num_experts // num_groups} experts, at most {MAX_TOPK}), "
                          f"got {num_topk}")
+    return num_topk, num_groups, num_topk_groups
 
 
 def _scores(x, expert_vectors):

@@ -34,7 +34,8 @@ def check_knobs(**given):
     for knob, value in given.items():
         if value is not None:
             values = values_of(knob)
-            knobs[knob] = check_int(value, knob, values.start, values[-1])
-            if value not in values:
-                raise ValueError(f"{knob}: must be {accepted(knob)}, got {value}")
+            number = check_int(value, knob, values.start, values[-1])
+            if number not in values:
+                raise ValueError(f"{knob}: must be {accepted(knob)}, got {number}")
+            knobs[knob] = number
     return knobs

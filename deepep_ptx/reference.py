@@ -14,13 +14,15 @@ rank e // L.
 In `dispatch`, x may be a pair (x, scales), as FP8 rows are; what makes such rows of bfloat16 ones
 and back is `per_token_cast_to_fp8` and `per_token_cast_back`.
 
-The module needs NumPy and ml_dtypes only.
+The module needs NumPy, ml_dtypes and the package's checks of integers only.
 """
 
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
+
+from deepep_ptx.checks import check_int
 
 MAX_TOPK = 32
 BF16_BYTES = 2
@@ -84,9 +86,10 @@ def layout(topk_idx, num_experts, num_ranks):
         int32 [E] (an expert named twice in a row counts twice), is_token_in_rank bool [T, R].
 
     Raises:
-        ValueError: an argument outside of what is said above.
+        ValueError: an argument outside of what is said above.  TypeError: a number that is no
+            integer.
     """
-    num_local_experts = _local_experts(num_experts, num_ranks)
+    num_experts, num_ranks, num_local_experts = _check_experts(num_experts, num_ranks)
     topk_idx = _check_topk_idx(topk_idx, num_experts)
     token, choice = np.nonzero(topk_idx >= 0)
     expert = topk_idx[token, choice]
@@ -116,8 +119,8 @@ def dispatch(xs, topk_idxs, topk_weights, num_experts, num_worst_tokens=0):
     Raises:
         ValueError: shapes or dtypes that disagree, or num_worst_tokens too small.
     """
-    num_ranks = len(xs)
-    num_local_experts = _local_experts(num_experts, num_ranks)
+    num_experts, num_ranks, num_local_experts = _check_experts(num_experts, len(xs))
+    num_worst_tokens = check_int(num_worst_tokens, "num_worst_tokens", 0)
     num_tokens = _check_xs(xs)
     _check_rows("topk_idxs", topk_idxs, num_tokens)
     layouts = [layout(idx, num_experts, num_ranks) for idx in topk_idxs]
@@ -336,13 +339,14 @@ def _pad(array, num_rows, value):
     return padded
 
 
-def _local_experts(num_experts, num_ranks):
-    if num_ranks < 1:
-        raise ValueError(f"num_ranks: must be at least 1, got {num_ranks}")
-    if num_experts < 1 or num_experts % num_ranks:
+def _check_experts(num_experts, num_ranks):
+    """Both as ints, and experts of a rank."""
+    num_ranks = check_int(num_ranks, "num_ranks", 1)
+    num_experts = check_int(num_experts, "num_experts", 1)
+    if num_experts % num_ranks:
         raise ValueError(f"num_experts: must be a positive multiple of the number of ranks "
                          f"({num_ranks}), got {num_experts}")
-    return num_experts // num_ranks
+    return num_experts, num_ranks, num_experts // num_ranks
 
 
 def _check_topk_idx(topk_idx, num_experts):

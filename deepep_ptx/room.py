@@ -36,7 +36,7 @@ def _agreed_number(group):
     global _last_number
     with _lock:
         mine = _last_number + 1
-    number = max(group.allgather(mine))
+    number = max(group.allgather_ints(mine, 1, symmetric.MOST))
     with _lock:
         _last_number = max(_last_number, number)
     return number
@@ -88,9 +88,8 @@ class Room:
 
     def agree(self):
         """After a reset: ranks may have left a call at different points."""
-        widths, assured = zip(*symmetric.gather(self._group, "a reset",
-                                                (self._row_bytes, self._assured)), strict=True)
-        self._row_bytes, self._assured = max(widths), min(assured)
+        self._row_bytes = max(symmetric.gather(self._group, "a reset", self._row_bytes))
+        self._assured = min(symmetric.gather(self._group, "a reset", self._assured))
 
     # -- calls whose host waits ------------------------------------------------------------------
 

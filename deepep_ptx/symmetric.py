@@ -10,6 +10,7 @@ from .comm import all_or_none
 from .errors import DeepEPError, RankMismatchError
 
 GROWTH_STEP = 1 << 20  # bytes: arena segments that grow by themselves are multiples of it
+MOST = (1 << 62) - 1   # of the numbers that ranks give each other, bytes, calls and masks
 
 
 def connect(group, num_nvl_bytes, limit, timeout_ns, kernels):
@@ -29,7 +30,9 @@ def connect(group, num_nvl_bytes, limit, timeout_ns, kernels):
         made.append(core)
         return limit, executor.device_name, executor.place, core.heap_handle()
 
-    limits, names, places, handles = zip(*all_or_none(group, make), strict=True)
+    everybody = all_or_none(group, make)
+    _check_kinds(group, everybody, (int, str, object, bytes))
+    limits, names, places, handles = zip(*everybody, strict=True)
     core = made[0]
     _check_same_growth(limits)
     _check_same_kind(names)
@@ -39,7 +42,7 @@ def connect(group, num_nvl_bytes, limit, timeout_ns, kernels):
             core.open_heap(rank, handle)
 
     all_or_none(group, open_heaps)
-    first = max(all_or_none(group, lambda: limit or num_nvl_bytes))
+    first = max(group.allgather_ints(limit or num_nvl_bytes, 0, MOST))
     if first:
         add_segment(group, core, limit or first)
     else:
@@ -65,7 +68,10 @@ def add_segment(group, core, nbytes):
         return index, handle
 
     def open_all(everybody):
+        _check_kinds(group, everybody, (int, bytes))
         for rank, (index, handle) in enumerate(everybody):
+            if index != mine[0]:        # arenas have their segments in the same places
+                raise group.refusal(f"segment {index} of rank {rank}, this rank's is {mine[0]}")
             core.open_segment(rank, index, handle)
         core.publish()
 
@@ -76,17 +82,19 @@ def add_segment(group, core, nbytes):
         raise
 
 
-def gather(group, what, value):
-    """`value` of every rank, in rank order.  what: what this is about, a word.
+def gather(group, what, number):
+    """`number` of every rank, in rank order.  what: what this is about, a word.
 
     Raises:
         DeepEPError: another rank is in another collective: it made another call.
     """
-    everybody = group.allgather((what, value))
+    everybody = group.allgather((what, number))
     for rank, entry in enumerate(everybody):
         if not (isinstance(entry, tuple) and len(entry) == 2 and entry[0] == what):
             raise DeepEPError(f"rank {rank} takes no part in {what}: its call was another one, or "
                               "had other arguments; call reset() on all ranks")
+        if type(entry[1]) is not int or not 0 <= entry[1] <= MOST:
+            raise group.refusal(f"{entry!r} of rank {rank}")
     return [entry[1] for entry in everybody]
 
 
@@ -108,10 +116,9 @@ def grow(group, core, needed_bytes):
     landing = 0
     if core.num_segments == MAX_SEGMENTS:
         landing = core.landing_bytes
-        idle, landings = zip(*gather(group, "growth of the arena",
-                                     (core.idle_segments(), landing)), strict=True)
-        idle = functools.reduce(operator.and_, idle)
-        needed += max(landings)
+        idle = functools.reduce(operator.and_, gather(group, "growth of the arena",
+                                                      core.idle_segments()))
+        needed += max(gather(group, "growth of the arena", landing))
         # The first one is what get_local_buffer_tensor shows.
         _drop(group, core, [index for index in range(1, MAX_SEGMENTS) if idle >> index & 1])
     try:
@@ -150,6 +157,14 @@ def _drop(group, core, segments):
     group.barrier()
     for index in segments:
         core.drop_segment(index)
+
+
+def _check_kinds(group, everybody, kinds):
+    """TypeError unless every rank gave a tuple of values of these types."""
+    for rank, entry in enumerate(everybody):
+        if not (type(entry) is tuple and len(entry) == len(kinds)
+                and all(map(isinstance, entry, kinds))):
+            raise group.refusal(f"{entry!r} of rank {rank}")
 
 
 def _check_same_growth(limits):

@@ -9,6 +9,7 @@ import pytest
 
 from deepep_ptx import Buffer, Config, EventOverlap, run_ranks, symmetric
 from deepep_ptx._arguments import Placement
+from deepep_ptx.arrays import Call
 from deepep_ptx.arrays.library import NUMPY
 from deepep_ptx.errors import CapacityError, DestroyedError, RankError, RankMismatchError
 from deepep_ptx.event import EventHandle
@@ -70,7 +71,9 @@ def expect(buffer, error, text, call, *args, **kwargs):
 
 @pytest.mark.parametrize(("kwargs", "error", "text"), [
     ({"num_nvl_bytes": 100}, ValueError, "num_nvl_bytes: must be a multiple of 128"),
-    ({"num_nvl_bytes": -128}, ValueError, "num_nvl_bytes: must be at least 0"),
+    ({"num_nvl_bytes": -128}, ValueError, "num_nvl_bytes: must be in [0, 281474976710656]"),
+    ({"num_nvl_bytes": 1 << 64}, ValueError, "num_nvl_bytes: must be in [0, 281474976710656]"),
+    ({"arena_limit_bytes": 1 << 64}, ValueError, "arena_limit_bytes: must be in [0, 28147497671"),
     ({"num_nvl_bytes": 1.5}, TypeError, "num_nvl_bytes: must be an integer"),
     ({"num_nvl_bytes": True}, TypeError, "num_nvl_bytes: must be an integer"),
     ({"num_rdma_bytes": 128}, NotImplementedError, "num_rdma_bytes: "),
@@ -288,15 +291,15 @@ def test_handle_is_immutable(handle):
     ({"rows": 2.0}, TypeError, "rows: must be an integer, got float"),
     ({"rows": True}, TypeError, "rows: must be an integer, got bool"),
     ({"rows": None}, TypeError, "rows: must be an integer, got NoneType"),
-    ({"hidden": 0}, ValueError, "hidden: must be in [1, 2147483647], got 0"),
-    ({"hidden": 1 << 70}, ValueError, "hidden: must be in [1, 2147483647]"),
+    ({"hidden": 0}, ValueError, "hidden: must be in [1, 16777215], got 0"),
+    ({"hidden": 1 << 70}, ValueError, "hidden: must be in [1, 16777215]"),
     ({"hidden": 12}, ValueError, "hidden: must be a multiple of 8, got 12"),
     ({"hidden": "8"}, TypeError, "hidden: must be an integer, got str"),
     ({"like": [1]}, TypeError, "like: takes a NumPy array"),
     ({"like": BF16}, TypeError, "like: takes a NumPy array"),
     ({"stream": 3}, ValueError, "stream: must be None or 0 on the CPU executor, got 3"),
     ({"stream": "s"}, TypeError, "stream: must be None, an integer or an object with"),
-    ({"rows": (1 << 31) - 1, "hidden": (1 << 31) - 8}, CapacityError, "num_nvl_bytes: rank 0 has"),
+    ({"rows": (1 << 31) - 1, "hidden": (1 << 24) - 8}, CapacityError, "num_nvl_bytes: rank 0 has"),
 ])
 def test_combine_buffer(buffer, change, error, text):
     arguments = {"rows": T, "hidden": H} | change
@@ -311,6 +314,60 @@ def test_combine_buffer_of_numpy_on_a_gpu():
                    gpu_buffer.get_combine_buffer, T, H, like=np.zeros(1))
 
     run_ranks(main, 1, executor="emu")
+
+
+# -- integers of NumPy ------------------------------------------------------------------------
+
+INTEGERS = [np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64]
+
+
+def same(got, want):
+    np.testing.assert_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_numpy_integers_are_integers(kind):
+    """As numbers of experts, rows, SMs: they never overflow, whatever is done with them."""
+    def main(comm):
+        inputs = tokens(comm.rank)
+        with Buffer(comm, kind(0), num_qps_per_rank=kind(24), stages=kind(3),
+                    stage_bytes=kind(112)) as ours:
+            layout = ours.get_dispatch_layout(inputs[1], 12)
+            same(ours.get_dispatch_layout(inputs[1], kind(12))[:4], layout[:4])
+            plain = dispatch(ours, *inputs)
+            got = dispatch(ours, *inputs, expert_alignment=kind(100), num_sms=kind(3),
+                           combine_hidden=kind(96))
+            same(got[0].view(np.uint16), plain[0].view(np.uint16))
+            same(got[3], [-(-count // 100) * 100 for count in plain[3]])
+            assert {type(count) for count in got[3]} == {int}
+            worst = dispatch(ours, *inputs, num_worst_tokens=kind(100))
+            assert worst[0].shape == (100, inputs[0].shape[1])
+            assert worst[4].num_recv == 100 and type(worst[4].num_recv) is int
+            again = ours.dispatch(inputs[0], worst[4], num_worst_tokens=kind(100))
+            assert again[0].shape == worst[0].shape
+            rows = ours.get_combine_buffer(kind(100), kind(120))
+            assert rows.shape == (100, 120) and rows.nbytes == 24000
+            out, _, _ = ours.combine(plain[0], plain[4], num_sms=kind(2))
+            same(out.shape, inputs[0].shape)
+            assert ours.last_num_sms == 2 and type(ours.last_num_sms) is int
+
+    run_ranks(main, 2)
+
+
+def test_an_array_is_never_larger_than_its_memory():
+    """300000 x 7168 bfloat16 are 4.3 GB, and 5.8 MB in 32 bits."""
+    def main(comm):
+        with Buffer(comm, 1 << 23) as ours:
+            expect(ours, CapacityError, "num_nvl_bytes: rank 0 has no 4300800000 free bytes",
+                   ours.get_combine_buffer, np.int32(300000), 7168)
+            slot = ours._core.reserve(256, 0)
+            call = Call.of_library(ours._core.executor, NUMPY, "x")
+            assert call.part(slot, 0, (16, 8), np.dtype(BF16)).nbytes == 256
+            for shape, offset in (((16, 9), 0), ((16, 8), 2), ((1 << 40, 1 << 40), 0)):
+                with pytest.raises(ValueError, match=r"^shape: .* the memory has 256$"):
+                    call.part(slot, offset, shape, np.dtype(BF16))
+
+    run_ranks(main, 1)
 
 
 # -- get_local_buffer_tensor ------------------------------------------------------------------

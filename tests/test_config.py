@@ -134,6 +134,29 @@ def test_slot_bytes():
         up(716800) + up(22400) + up(6400) + up(3200) + up(400))
 
 
+def test_sizes_of_numpy_integers():
+    """4.3 GB, which are 5.8 MB in 32 bits."""
+    slot = config.slot_bytes(300000, 7168, 8, 2, 0, 8)
+    assert slot > 1 << 32
+    assert config.slot_bytes(np.int32(300000), np.int32(7168), np.int8(8), np.int8(2), np.int8(0),
+                             np.uint8(8)) == slot
+    assert (config.staging_bytes(np.int32(300000), np.int32(7168), np.int8(8), np.int8(8))
+            == config.staging_bytes(300000, 7168, 8, 8) > 1 << 32)
+
+
+@pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (2.0, TypeError), ("2", TypeError)])
+def test_sizes_of_what_is_none(value, error):
+    for name in ("num_rows", "hidden", "num_topk", "itemsize", "num_scales", "topk_idx_bytes",
+                 "scale_itemsize"):
+        with pytest.raises(error, match=f"^{name}: must be "):
+            config.slot_bytes(**dict.fromkeys(("num_rows", "hidden", "num_topk", "itemsize",
+                                               "num_scales", "topk_idx_bytes"), 1) | {name: value})
+    for name in "num_tokens", "hidden", "num_topk", "num_ranks":
+        with pytest.raises(error, match=f"^{name}: must be "):
+            config.staging_bytes(**dict.fromkeys(("num_tokens", "hidden", "num_topk", "num_ranks"),
+                                                 1) | {name: value})
+
+
 def test_staging_bytes():
     assert config.staging_bytes(0, 7168, 8, 8) == 0
     assert config.staging_bytes(3, 24, 2, 8) == up(6 * 24 * 2) + 6 * 128
@@ -161,10 +184,11 @@ def test_size_hint():
 
 
 @pytest.mark.parametrize(("kwargs", "error", "text"), [
-    ({"num_tokens": -1}, ValueError, "num_tokens: must be in [0, 536870911]"),
-    ({"num_tokens": 1 << 29}, ValueError, "num_tokens: must be in [0, 536870911]"),
+    ({"num_tokens": -1}, ValueError, "num_tokens: must be in [0, 33554431]"),
+    ({"num_tokens": 1 << 25}, ValueError, "num_tokens: must be in [0, 33554431]"),
     ({"num_tokens": 1.0}, TypeError, "num_tokens: must be an integer"),
-    ({"hidden": 0}, ValueError, "hidden: must be at least 1"),
+    ({"hidden": 0}, ValueError, "hidden: must be in [1, 16777215]"),
+    ({"hidden": 1 << 24}, ValueError, "hidden: must be in [1, 16777215]"),
     ({"hidden": 12}, ValueError, "hidden: must be a multiple of 8, got 12"),
     ({"hidden": 24, "itemsize": 1}, ValueError, "hidden: must be a multiple of 16, got 24"),
     ({"num_topk": -1}, ValueError, "num_topk: must be in [0, 32]"),
@@ -176,7 +200,7 @@ def test_size_hint():
     ({"hidden": 6, "itemsize": 4}, ValueError, "hidden: must be a multiple of 4, got 6"),
     ({"scale_itemsize": 3}, ValueError, "scale_itemsize: must be 1, 2 or 4, got 3"),
     ({"scale_itemsize": 8}, ValueError, "scale_itemsize: must be in [1, 4], got 8"),
-    ({"num_scales": -1}, ValueError, "num_scales: must be at least 0"),
+    ({"num_scales": -1}, ValueError, "num_scales: must be in [0, 16777215]"),
     ({"topk_idx_bytes": 6}, ValueError, "topk_idx_bytes: must be 4 or 8, got 6"),
     ({"topk_idx_bytes": 2}, ValueError, "topk_idx_bytes: must be"),
     ({"live_results": 0}, ValueError, "live_results: must be at least 1"),

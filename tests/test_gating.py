@@ -82,6 +82,23 @@ def test_impossible_settings(settings, name):
         check_settings(*settings)
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64])
+def test_numpy_integers(kind):
+    rng = np.random.default_rng(2)
+    x, experts = rng.standard_normal((5, 4)), rng.standard_normal((224, 4))
+    want = group_limited_topk(x, experts, 8, 8, 4)
+    for got, expected in zip(group_limited_topk(x, experts, kind(8), kind(8), kind(4)), want,
+                             strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("settings", [(8, 1.0, 4, 2), (8, 1, "4", 2), (8, 1, 4, True),
+                                      (8.0, 1, 4, 2)])
+def test_settings_that_are_no_integers(settings):
+    with pytest.raises(TypeError, match=r"^num_\w+: must be an integer, got"):
+        check_settings(*settings)
+
+
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="^expert_vectors: must "):
         group_limited_topk(np.ones((1, 2)), np.ones((4, 3)), 1)

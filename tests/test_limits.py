@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""As many ranks and experts as there may be, and what lies beyond one warp or one CTA's bins."""
+"""As many ranks and experts as there may be, what lies beyond one warp or one CTA's bins, and where
+32-bit arithmetic ends."""
 
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, reference, run_ranks
+from deepep_ptx import Buffer, _buffer, reference, run_ranks
+from deepep_ptx.errors import CapacityError, DeepEPError
+from tests.hostile_arrays import Exports
 from tests.test_roundtrip import BF16, NUM_EXPERTS, PLAIN, assert_round_trip, make_inputs
 
 MAX_RANKS, MAX_LOCAL_EXPERTS = 64, 1024
@@ -65,3 +68,91 @@ def test_more_experts_than_bins():
         for array, expected in zip(got, (*want, received[rank].recv_x), strict=False):
             np.testing.assert_array_equal(array, expected)
         assert got[-1] == received[rank].num_recv_tokens_per_expert_list
+
+
+# -- where 32-bit arithmetic ends -----------------------------------------------------------------
+
+MAX_TOKENS, MAX_CHOICE_ROWS, MAX_HIDDEN = (1 << 25) - 1, (1 << 26) - 1, (1 << 24) - 1
+
+
+def declared(shape, dtype):
+    """An array of that shape; nobody looks at its memory."""
+    array = np.zeros(1, dtype)
+    return Exports("__array_interface__", {"shape": shape, "typestr": array.dtype.str,
+                                           "data": (1 << 20, False), "version": 3}, array)
+
+
+def test_the_limits_are_those_of_32_bits():
+    """Kernels count tokens times ranks, tokens times choices and rows times choices as int32."""
+    assert MAX_TOKENS * max(MAX_RANKS, 32) < 1 << 31 <= (MAX_TOKENS + 1) * MAX_RANKS
+    assert MAX_CHOICE_ROWS * 32 < 1 << 31 <= (MAX_CHOICE_ROWS + 1) * 32
+    assert (_buffer.MAX_TOKENS, _buffer.MAX_CHOICE_ROWS, _buffer.MAX_HIDDEN) == (
+        MAX_TOKENS, MAX_CHOICE_ROWS, MAX_HIDDEN)
+
+
+@pytest.mark.parametrize(("method", "arguments", "text"), [
+    ("get_dispatch_layout", {"topk_idx": declared((MAX_TOKENS + 1, 1), np.int64), "num_experts": 2},
+     "topk_idx: num_tokens must be at most 33554431, got 33554432"),
+    ("get_dispatch_layout", {"topk_idx": declared((1 << 32, 4), np.int64), "num_experts": 2},
+     "topk_idx: num_tokens must be at most 33554431, got 4294967296"),
+    ("dispatch", {"x": declared((MAX_TOKENS + 1, 16), np.uint8)},
+     "x: num_tokens must be at most 33554431, got 33554432"),
+    ("dispatch", {"x": declared((1 << 32, 16), np.uint8)},
+     "x: num_tokens must be at most 33554431, got 4294967296"),
+    ("dispatch", {"x": declared((3, 1 << 24), np.uint8)},
+     "x: hidden must be at most 16777215, got 16777216"),
+    ("dispatch", {"x": declared((3, 1 << 33), np.int64)},
+     "x: hidden must be at most 16777215, got 8589934592"),
+    ("dispatch", {"x": (np.zeros((3, 16), np.uint8), declared((3, 1 << 24), np.uint8))},
+     "x[1]: num_scales must be at most 16777215, got 16777216"),
+    ("dispatch", {"x": np.zeros((3, 16), np.uint8), "num_worst_tokens": MAX_CHOICE_ROWS + 1},
+     "num_worst_tokens: must be in [0, 67108863], got 67108864"),
+    ("dispatch", {"x": np.zeros((3, 16), np.uint8), "combine_hidden": MAX_HIDDEN + 1},
+     "combine_hidden: must be in [0, 16777215], got 16777216"),
+])
+def test_beyond(method, arguments, text):
+    def main(comm):
+        buffer = Buffer(comm)
+        with pytest.raises(ValueError) as caught:
+            getattr(buffer, method)(**arguments)
+        assert str(caught.value) == text
+        assert not buffer.last_launch
+
+    run_ranks(main, 2, executor="emu")
+
+
+def test_the_most_worst_case_tokens():
+    """Choices of all rows are below 2^31; at 2^32 the loop over them did not end."""
+    idx = np.zeros((1, 32), np.int64)
+
+    def main(comm):
+        with Buffer(comm) as buffer:
+            per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, 1)
+            with pytest.raises((CapacityError, MemoryError)):
+                buffer.dispatch(np.zeros((1, 1 << 14), np.uint8), num_tokens_per_rank=per_rank,
+                                is_token_in_rank=in_rank, num_tokens_per_expert=per_expert,
+                                topk_idx=idx, topk_weights=np.zeros((1, 32), np.float32),
+                                num_worst_tokens=MAX_CHOICE_ROWS)
+                buffer.check()
+
+    run_ranks(main, 1, executor="emu")
+
+
+def test_a_negative_count_is_told_as_it_is():
+    idx = np.zeros((2, 1), np.int64)
+
+    def main(comm):
+        with Buffer(comm, 1 << 14) as buffer:
+            per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, 2)
+            arguments = {"x": np.zeros((2, 16), np.uint8), "is_token_in_rank": in_rank}
+            with pytest.raises((ValueError, DeepEPError)) as caught:
+                buffer.dispatch(**arguments, num_tokens_per_rank=-per_rank - np.int32(1),
+                                num_tokens_per_expert=per_expert)
+            assert str(caught.value) == ("num_tokens_per_rank: -3 tokens for rank 0, "
+                                         "is_token_in_rank has 2"), str(caught.value)
+            *_, counts, _, _ = buffer.dispatch(
+                **arguments, num_tokens_per_rank=per_rank,
+                num_tokens_per_expert=per_expert * np.int32(-1))
+            assert counts == [-4, 0][comm.rank:][:1]        # of both ranks, as they said
+
+    run_ranks(main, 2, executor="emu")

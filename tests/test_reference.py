@@ -137,6 +137,21 @@ def test_worst_case_mode_pads(routing, spare):
             reference.dispatch(xs, topk_idxs, weights, num_experts, most - 1)
 
 
+def test_numbers_of_numpy():
+    idx = np.array([[0, 99], [3, -1]])
+    for got, want in zip(reference.layout(idx, np.int8(100), np.int8(4)),
+                         reference.layout(idx, 100, 4), strict=True):
+        np.testing.assert_array_equal(got, want)
+    x = np.zeros((2, 8), np.uint8)
+    (received,) = reference.dispatch([x], [idx], None, np.uint8(100), np.int8(3))
+    assert received.recv_x.shape == (3, 8)
+    for numbers, name in (((2.0, 1), "num_experts"), ((4, "2"), "num_ranks")):
+        with pytest.raises(TypeError, match=f"^{name}: must be an integer, got"):
+            reference.layout(idx, *numbers)
+    with pytest.raises(TypeError, match="^num_worst_tokens: must be an integer, got"):
+        reference.dispatch([x], [idx], None, 100, 2.5)
+
+
 def test_dispatch_without_topk_data():
     topk_idx = np.array([[0, 1], [-1, -1]])
     received = reference.dispatch([np.ones((2, 4), BF16)], [topk_idx], None, 2)

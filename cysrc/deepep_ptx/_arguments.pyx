@@ -7,12 +7,16 @@ The text of an error begins with the argument's name.
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from gen.params cimport EP_MAX_LOCAL_EXPERTS, EP_MAX_TOPK, EP_ROW_ALIGN
+from gen.params cimport (
+    EP_MAX_CHOICE_ROWS, EP_MAX_HIDDEN, EP_MAX_LOCAL_EXPERTS, EP_MAX_TOKENS, EP_MAX_TOPK,
+    EP_ROW_ALIGN,
+)
 
 from deepep_ptx._array cimport Array
 from deepep_ptx._call cimport Call
 from deepep_ptx._executor cimport Event
 
+from deepep_ptx._array import span_of
 from deepep_ptx.arrays.dtypes import (
     BFLOAT16, BOOL, FLOAT32, INT32, INT64, ROW_CODES, SCALE_ITEMSIZES, code_of, name_of,
     values_of, why_unknown,
@@ -102,12 +106,9 @@ cdef class Rows:
     @property
     def span(self):
         """(first, end): bytes of the scales' memory, from the first element's address."""
-        if self.scales is None or self.scales.nbytes == 0:
+        if self.scales is None:
             return 0, 0
-        reach = [(length - 1) * stride
-                 for length, stride in zip(self.scales.shape, self.scales.strides, strict=True)]
-        return (sum([min(0, step) for step in reach]),
-                sum([max(0, step) for step in reach]) + self.scales.itemsize)
+        return span_of(self.scales.shape, self.scales.strides, self.scales.itemsize)
 
 
 def first_array(x):
@@ -123,6 +124,7 @@ def take_rows(Call call not None, x, num_tokens="num_tokens"):
     """`Rows` of dispatch's x: an array of any known type, or a pair with scales."""
     cdef Array array = take_matrix(call, first_array(x), None, num_tokens)
     cdef Array scales
+    check_at_most(array.shape[0], EP_MAX_TOKENS, "x: num_tokens")
     if not isinstance(x, tuple):
         return Rows(array, ROW_CODES[array.dtype])
     scales = call.take(x[1], "x[1]", None, (array.shape[0], "num_scales"), 1, True)
@@ -133,6 +135,7 @@ def take_rows(Call call not None, x, num_tokens="num_tokens"):
                         f"{name_of(scales.dtype)}")
     if scales.shape[1] == 0:
         raise ValueError("x[1]: num_scales must be at least 1, got 0")
+    check_at_most(scales.shape[1], EP_MAX_HIDDEN, "x[1]: num_scales")
     if any([step % scales.itemsize for step in scales.strides]):
         raise ValueError(f"x[1]: strides must be multiples of {scales.itemsize} bytes, got "
                          f"{list(scales.strides)}")
@@ -144,6 +147,13 @@ def take_output(Call call not None, x, handle):
     return take_matrix(call, x, COMBINED, handle.num_recv)
 
 
+cdef int check_at_most(uint64_t number, uint64_t most, str what) except -1:
+    # Where the kernels' 32-bit arithmetic ends (params.h).
+    if number > most:
+        raise ValueError(f"{what} must be at most {most}, got {number}")
+    return 0
+
+
 cdef Array take_matrix(Call call, x, tuple dtypes, rows):
     cdef Array array = call.take(x, "x", dtypes, (rows, "hidden"), EP_ROW_ALIGN)
     cdef uint64_t hidden = array.shape[1]
@@ -152,6 +162,7 @@ cdef Array take_matrix(Call call, x, tuple dtypes, rows):
     if hidden == 0 or hidden * array.itemsize % EP_ROW_ALIGN:
         raise ValueError(f"x: hidden must be a multiple of {EP_ROW_ALIGN // array.itemsize} and at "
                          f"least that, got {hidden}")
+    check_at_most(hidden * values_of(array.dtype), EP_MAX_HIDDEN, "x: hidden")
     return array
 
 
@@ -194,6 +205,7 @@ def take_indices(Call call not None, topk_idx, num_tokens="num_tokens"):
     """The `Array` of topk_idx."""
     cdef Array array = call.take(topk_idx, "topk_idx", INDICES, (num_tokens, "num_topk"))
     check_topk(array.shape[1])
+    check_at_most(array.shape[0], EP_MAX_TOKENS, "topk_idx: num_tokens")
     return array
 
 
@@ -201,6 +213,7 @@ def take_weights(Call call not None, topk_weights, num_rows, num_topk="num_topk"
     """The `Array` of topk_weights."""
     cdef Array array = call.take(topk_weights, "topk_weights", WEIGHTS, (num_rows, num_topk))
     check_topk(array.shape[1], "topk_weights")
+    check_at_most(array.shape[0], EP_MAX_CHOICE_ROWS, "topk_weights: number of rows")
     return array
 
 

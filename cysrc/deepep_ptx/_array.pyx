@@ -7,6 +7,9 @@ from libc.stdint cimport int64_t, uint64_t
 HOST = IN_HOST_MEMORY   # device of an array in host memory
 UNKNOWN = -2            # device memory of which nobody has said on which GPU
 
+# Of addresses; the upper half of 64 bits is no process's and no GPU's.
+cdef object END_OF_MEMORY = 1 << 63
+
 
 @cython.final
 cdef class Array:
@@ -71,3 +74,36 @@ def is_contiguous(tuple shape not None, strides, int64_t unit):
             return False
         want *= length
     return True
+
+
+def span_of(tuple shape not None, strides, itemsize):
+    """(first, end): the bytes of an array, from its first element's address; strides None: C order.
+    """
+    if 0 in shape:
+        return 0, 0
+    if strides is None:
+        end = itemsize
+        for length in shape:
+            end *= length
+        return 0, end
+    reach = [(length - 1) * stride for length, stride in zip(shape, strides, strict=True)]
+    return (sum([min(0, step) for step in reach]),
+            sum([max(0, step) for step in reach]) + itemsize)
+
+
+def check_memory(address, tuple shape not None, strides, itemsize):
+    """`ValueError` where there can be no such array: what other libraries say of theirs is to be
+    believed no further.  Its text goes on behind "an array "."""
+    if any([length < 0 for length in shape]):
+        raise ValueError(f"of shape {list(shape)}")
+    if strides is not None and len(strides) != len(shape):
+        raise ValueError(f"of {len(shape)} dimensions with {len(strides)} strides")
+    if any([abs(stride) >= END_OF_MEMORY for stride in strides or ()]):
+        raise ValueError(f"with strides of {list(strides)} bytes")
+    first, end = span_of(shape, strides, itemsize)
+    if end == first:
+        return
+    if address == 0:
+        raise ValueError("without memory, at address 0")
+    if not (0 <= address + first and address + end <= END_OF_MEMORY):
+        raise ValueError(f"whose bytes [{first}, {end}) from address {address:#x} on are no memory")

@@ -215,6 +215,7 @@ cdef class CoreBuffer:
     cdef list captured               # mappings of captured calls
 
     cdef int raise_for(self, int code) except -1
+    cdef int check_peer(self, uint32_t rank, bytes handle) except -1
     cdef int check_stage_bytes(self, uint32_t kernel, uint32_t stage_bytes) except -1
     cdef bint find_pulled(self, Array array, bint zero_copy, uint32_t *segment,
                           uint64_t *offset) except -1

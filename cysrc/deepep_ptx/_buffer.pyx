@@ -4,16 +4,19 @@
 import contextlib
 
 cimport cython
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from gen.params cimport (
     EP_FOREVER,
     EP_KERNEL_DISPATCH,
+    EP_MAX_CHOICE_ROWS,
     EP_MAX_CTAS,
+    EP_MAX_HIDDEN,
     EP_MAX_RANKS,
     EP_MAX_SEGMENTS,
     EP_MAX_SMEM,
+    EP_MAX_TOKENS,
     EP_MAX_TOPK,
     EP_MIN_STAGES,
     EP_MODE_PULL_WEIGHTS,
@@ -34,10 +37,13 @@ from deepep_ptx.errors import DeepEPError
 
 # Limits of params.h, for argument checks.
 FOREVER = EP_FOREVER
+MAX_CHOICE_ROWS = EP_MAX_CHOICE_ROWS
 MAX_CTAS = EP_MAX_CTAS
+MAX_HIDDEN = EP_MAX_HIDDEN
 MAX_RANKS = EP_MAX_RANKS
 MAX_SEGMENTS = EP_MAX_SEGMENTS
 MAX_SMEM = EP_MAX_SMEM
+MAX_TOKENS = EP_MAX_TOKENS
 MAX_TOPK = EP_MAX_TOPK
 MIN_STAGES = EP_MIN_STAGES
 ROW_ALIGN = EP_ROW_ALIGN
@@ -121,6 +127,7 @@ cdef class CoreBuffer:
 
     def open_heap(self, uint32_t rank, bytes handle not None):
         """Map rank's heap."""
+        self.check_peer(rank, handle)
         check(ep_buffer_open_heap(self.core, rank, <const char *>handle), self.executor)
 
     def add_segment(self, uint64_t nbytes):
@@ -153,7 +160,18 @@ cdef class CoreBuffer:
 
     def open_segment(self, uint32_t rank, uint32_t index, bytes handle not None):
         """Map segment `index` of rank's arena."""
+        self.check_peer(rank, handle)
+        if index >= EP_MAX_SEGMENTS:
+            raise ValueError(f"index: must be in [0, {EP_MAX_SEGMENTS - 1}], got {index}")
         check(ep_buffer_open_segment(self.core, rank, index, <const char *>handle), self.executor)
+
+    cdef int check_peer(self, uint32_t rank, bytes handle) except -1:
+        if rank >= self.num_ranks:
+            raise ValueError(f"rank: must be in [0, {self.num_ranks - 1}], got {rank}")
+        if len(handle) != EP_HANDLE_BYTES:
+            raise ValueError(f"handle: must be of {EP_HANDLE_BYTES} bytes, rank {rank} gave "
+                             f"{len(handle)}")
+        return 0
 
     def publish(self):
         """Make all that was opened visible to the kernels."""
@@ -253,7 +271,8 @@ cdef class CoreBuffer:
             received.src_idx = result.slot.src_idx
             if args.rows == 0 and at.handle == 0:
                 received.expert_counts = [
-                    result.expert_counts[i] for i in range(args.num_experts // self.num_ranks)
+                    <int32_t>result.expert_counts[i]
+                    for i in range(args.num_experts // self.num_ranks)
                 ]
             if result.block != NULL:
                 received.slot = Slot.wrap(self, result.block, result.view, launch.stream)

@@ -6,7 +6,7 @@ from libc.stdint cimport uint64_t
 
 from deepep_ptx._array cimport IN_HOST_MEMORY, Array
 
-from deepep_ptx._array import HOST, UNKNOWN, place_name
+from deepep_ptx._array import HOST, UNKNOWN, check_memory, place_name
 from deepep_ptx.arrays.dlpack import type_name
 from deepep_ptx.arrays.dtypes import name_of
 from deepep_ptx.arrays.library import BY_TYPE, library_of
@@ -117,8 +117,8 @@ cdef class Call:
         if not matches(array.shape, shape):
             accepted = ", ".join([str(length) for length in shape])
             raise ValueError(f"{name}: shape must be [{accepted}], got {list(array.shape)}")
-        if not (array.contiguous or strided):
-            raise ValueError(f"{name}: must be C-contiguous; make a contiguous copy")
+        if not array.contiguous:
+            check_strides(array, name, strided)
         if array.itemsize > alignment:
             alignment = array.itemsize
         if array.address % alignment and array.nbytes:
@@ -126,6 +126,13 @@ cdef class Call:
                              f"{array.address % alignment} bytes behind such an address")
         self.follow(array)
         return array
+
+    def check_place(self, value, str name not None):
+        """TypeError or ValueError where `take` would not take `value` for what it is or for where
+        its memory is."""
+        cdef Array array = self.library.take(value, name, self.stream)
+        if array.device != self.device:
+            self.check_device(array, value, name)
 
     def take_again(self, Array array not None, library, str name not None):
         """`take` of what an earlier call of this rank has taken or made, of `library`."""
@@ -152,7 +159,18 @@ cdef class Call:
 
     def part(self, slot, uint64_t offset, tuple shape not None, dtype):
         """The library's array over bytes from `offset` of `slot`, which it keeps; where arrays of
-        the library are in other memory, a copy."""
+        the library are in other memory, a copy.
+
+        Raises:
+            ValueError: the slot is smaller.
+        """
+        cdef object end = dtype.itemsize
+        for length in shape:
+            end *= length
+        end += offset
+        if end > slot.nbytes:
+            raise ValueError(f"shape: {list(shape)} of {name_of(dtype)} from byte {offset} on "
+                             f"takes {end} bytes, the memory has {slot.nbytes}")
         return self.library.part(self.executor, slot, offset, shape, dtype)
 
     def freeze(self, array):
@@ -186,6 +204,17 @@ cdef class Call:
                             f"{needed} (and NumPy arrays, which it copies): move it to {needed}, "
                             "or use executor='emu'")
         raise ValueError(f"{name}: {kind}; this rank needs it on {needed}")
+
+
+cdef int check_strides(Array array, str name, bint strided) except -1:
+    # Of an array that is not contiguous.
+    if not strided:
+        raise ValueError(f"{name}: must be C-contiguous; make a contiguous copy")
+    try:
+        check_memory(array.address, array.shape, array.strides, array.itemsize)
+    except ValueError as error:
+        raise ValueError(f"{name}: is an array {error}") from None
+    return 0
 
 
 cdef bint matches(tuple got, tuple want) except -1:

@@ -65,7 +65,14 @@ cdef class Imported:
             tensor = &self.managed.tensor
         else:
             raise BufferError("not a DLPack capsule, or one that was used before")
-        self.address = <uint64_t><size_t>tensor.data + tensor.byte_offset
+        if not 0 <= tensor.ndim <= MAX_DIMS:
+            raise BufferError(f"a tensor of {tensor.ndim} dimensions, at most {MAX_DIMS} are taken")
+        if tensor.ndim and tensor.shape == NULL:
+            raise BufferError("a tensor without a shape")
+        if tensor.data != NULL:         # else it has no memory, wherever in that it begins
+            self.address = <uint64_t><size_t>tensor.data + tensor.byte_offset
+            if self.address < tensor.byte_offset:
+                raise BufferError(f"a tensor {tensor.byte_offset} bytes behind its data")
         self.shape = tuple([tensor.shape[i] for i in range(tensor.ndim)])
         if tensor.strides != NULL:
             self.strides = tuple([tensor.strides[i] for i in range(tensor.ndim)])

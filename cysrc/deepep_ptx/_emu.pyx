@@ -379,7 +379,7 @@ cdef class World:
 
         Compiled, so that an exception set from outside (`stop_ranks`) is raised inside of `fn`.
         """
-        cdef uint32_t r = rank
+        cdef uint32_t r = self.valid_rank(rank)
         cdef int code, failed = 0
         with nogil:
             code = host_enter(self.host, r)
@@ -400,7 +400,7 @@ cdef class World:
 
     def skip_rank(self, rank):
         """The thread of `rank` could not be made: it counts as failed."""
-        host_leave(self.host, rank, 1)
+        host_leave(self.host, self.valid_rank(rank), 1)
 
     def stop_ranks(self):
         """Stop the run from outside: waits raise `Aborted`, and so does running Python code."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Result codes and status records as exceptions."""
 
+from libc.stdint cimport int32_t
+
 from gen.params cimport (
     EP_AGREE_DTYPE,
     EP_AGREE_HANDLE,
@@ -161,7 +163,7 @@ cdef object status_error(const ep_status_record *record, const Report *report):
         )
     if code == EP_CODE_RANK_COUNTS:
         return ValueError(
-            f"num_tokens_per_rank: {record.seen} tokens for rank {record.what}, "
+            f"num_tokens_per_rank: {<int32_t>record.seen} tokens for rank {record.what}, "
             f"is_token_in_rank has {record.expected}"
         )
     if code == EP_CODE_DEAD_HANDLE:

@@ -2,6 +2,7 @@
 """Arrays in GPU memory without a library."""
 
 import math
+import operator
 
 import numpy as np
 
@@ -139,8 +140,10 @@ class Device:
 
     def current_stream(self, value, device):
         """The stream that the array names, else the legacy default stream."""
-        interface = getattr(value, "__cuda_array_interface__", {})
-        return stream_number(interface.get("stream") or 0)
+        interface = getattr(value, "__cuda_array_interface__", None)
+        # What is none is refused when it is taken.
+        named = interface.get("stream") if isinstance(interface, dict) else None
+        return stream_number(named or 0)
 
 
 def _empty(executor, shape, dtype, stream):
@@ -149,9 +152,20 @@ def _empty(executor, shape, dtype, stream):
 
 
 def _from_interface(value, name, stream):
-    interface = value.__cuda_array_interface__
-    check_mask(value, interface.get("mask"), name)
-    dtype = np.dtype(interface["typestr"])
+    try:
+        interface = value.__cuda_array_interface__
+        mask = interface.get("mask")
+        dtype = np.dtype(interface["typestr"])
+        shape = tuple(map(operator.index, interface["shape"]))
+        strides = interface.get("strides")
+        if strides is not None:
+            strides = tuple(map(operator.index, strides))
+        address = operator.index(interface["data"][0] or 0)
+        ready = interface.get("stream")
+    except dlpack.MALFORMED as error:
+        raise TypeError(f"{name}: {dlpack.type_name(value)} has a __cuda_array_interface__ that is "
+                        f"none: {type(error).__name__}: {error}") from error
+    check_mask(value, mask, name)
     device = UNKNOWN
     if hasattr(value, "__dlpack_device__"):
         device = dlpack.device_of(value, name)
@@ -160,11 +174,11 @@ def _from_interface(value, name, stream):
         if hasattr(value, "__dlpack__"):
             return dlpack.take(value, name, stream)
         dtype = _dtype_attribute(value, dtype)
-    shape = tuple(interface["shape"])
-    ready = interface.get("stream")
-    return Array(value, interface["data"][0], shape, dtype, device,
-                 is_contiguous(shape, interface.get("strides"), dtype.itemsize),
-                 None if ready is None else stream_number(ready), interface.get("strides"))
+    dlpack.check_claim(value, name, "__cuda_array_interface__", address, shape, strides,
+                       dtype.itemsize)
+    return Array(value, address, shape, dtype, device,
+                 is_contiguous(shape, strides, dtype.itemsize),
+                 None if ready is None else stream_number(ready, f"{name}: stream"), strides)
 
 
 def _dtype_attribute(value, opaque):

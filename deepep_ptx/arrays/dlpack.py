@@ -2,22 +2,33 @@
 """DLPack between other libraries and `Array`."""
 
 from .. import _dlpack
-from .._array import HOST, Array, is_contiguous
+from .._array import HOST, Array, check_memory, is_contiguous
 from .dtypes import DLPACK, FROM_DLPACK
+
+# What reading a description of an array raises where it is not one.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 _HOST_TYPES = (_dlpack.CPU, _dlpack.CUDA_HOST)
 _GPU_TYPES = (_dlpack.CUDA, _dlpack.CUDA_MANAGED)
+MAX_DEVICES = 1 << 16           # more than there are anywhere
 
 
 def device_of(value, name):
     """Ordinal of the GPU that holds `value`, or HOST.  TypeError for another kind of device."""
-    device_type, device_id = value.__dlpack_device__()
-    if int(device_type) in _HOST_TYPES:
+    try:
+        device_type, device_id = map(int, value.__dlpack_device__())
+    except MALFORMED as error:
+        raise TypeError(f"{name}: {type_name(value)} has a __dlpack_device__ that gives no pair of "
+                        f"integers: {error}") from error
+    if device_type in _HOST_TYPES:
         return HOST
-    if int(device_type) in _GPU_TYPES:
-        return int(device_id)
-    raise TypeError(f"{name}: {type_name(value)} is in memory of DLPack device type "
-                    f"{int(device_type)}; taken are host and CUDA memory")
+    if device_type not in _GPU_TYPES:
+        raise TypeError(f"{name}: {type_name(value)} is in memory of DLPack device type "
+                        f"{device_type}; taken are host and CUDA memory")
+    if not 0 <= device_id < MAX_DEVICES:
+        raise TypeError(f"{name}: {type_name(value)} is on GPU {device_id} by its "
+                        "__dlpack_device__")
+    return device_id
 
 
 def take(value, name, stream=None):
@@ -31,7 +42,7 @@ def take(value, name, stream=None):
         except TypeError:       # it is older than version 1
             capsule = value.__dlpack__(**arguments)
         tensor = _dlpack.Imported(capsule)
-    except (BufferError, RuntimeError) as error:
+    except (BufferError, RuntimeError, *MALFORMED) as error:
         reason = f"{type_name(value)} does not export its memory: {error}"
         raise TypeError(f"{name}: {reason}") from error
     dtype = FROM_DLPACK.get((tensor.type_code, tensor.bits, tensor.lanes))
@@ -40,9 +51,19 @@ def take(value, name, stream=None):
                 if tensor.bits < 8 else "")
         raise TypeError(f"{name}: DLPack type code {tensor.type_code} with {tensor.bits} bits and "
                         f"{tensor.lanes} lanes is not known{hint}")
+    strides = tensor.strides and [step * dtype.itemsize for step in tensor.strides]
+    check_claim(value, name, "DLPack", tensor.address, tensor.shape, strides, dtype.itemsize)
     return Array(tensor, tensor.address, tensor.shape, dtype, device,
-                 is_contiguous(tensor.shape, tensor.strides, 1),
-                 strides=tensor.strides and [step * dtype.itemsize for step in tensor.strides])
+                 is_contiguous(tensor.shape, tensor.strides, 1), strides=strides)
+
+
+def check_claim(value, name, protocol, address, shape, strides, itemsize):
+    """`TypeError` unless what argument `name` says of its memory can be."""
+    try:
+        check_memory(address, shape, strides, itemsize)
+    except ValueError as error:
+        raise TypeError(f"{name}: {type_name(value)} exports by {protocol} an array "
+                        f"{error}") from error
 
 
 def export(owner, address, shape, dtype, device, versioned=False):

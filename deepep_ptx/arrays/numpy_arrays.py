@@ -37,12 +37,7 @@ class NumPy:
             interface = getattr(value, "__array_interface__", None)
             if interface is None:
                 return dlpack.take(value, name)
-            try:
-                check_mask(value, interface.get("mask"), name)
-                value = np.asarray(value)
-            except (AttributeError, KeyError, ValueError) as error:
-                reason = f"an __array_interface__ that NumPy does not take: {error}"
-                raise TypeError(f"{name}: {dlpack.type_name(value)} has {reason}") from error
+            value = _from_interface(value, interface, name)
         # Not an attribute that a subclass may have changed.
         address = _interface_of(value)["data"][0]
         return Array(value, address, value.shape, value.dtype, HOST, value.flags.c_contiguous,
@@ -77,6 +72,19 @@ class NumPy:
     def current_stream(self, value, device):
         """The stream on which its work is."""
         return 0
+
+
+def _from_interface(value, interface, name):
+    try:
+        mask = interface.get("mask")
+        array = np.asarray(value)
+    except dlpack.MALFORMED as error:
+        raise TypeError(f"{name}: {dlpack.type_name(value)} has an __array_interface__ that NumPy "
+                        f"does not take: {error}") from error
+    check_mask(value, mask, name)
+    dlpack.check_claim(value, name, "__array_interface__", _interface_of(array)["data"][0],
+                       array.shape, array.strides, array.itemsize)
+    return array
 
 
 def check_mask(value, mask, name):

@@ -27,25 +27,25 @@ def stream_number(stream, name="stream"):
 
     Raises:
         TypeError: none of these.
-        ValueError: a negative number.
+        ValueError: a number that is no address.
     """
     value = stream
-    if hasattr(stream, "__cuda_stream__"):
-        protocol = stream.__cuda_stream__
-        value = (protocol() if callable(protocol) else protocol)[1]
-    elif hasattr(stream, "cuda_stream"):
-        value = stream.cuda_stream
-    elif hasattr(stream, "ptr"):
-        value = stream.ptr
     try:
+        if hasattr(stream, "__cuda_stream__"):
+            protocol = stream.__cuda_stream__
+            value = (protocol() if callable(protocol) else protocol)[1]
+        elif hasattr(stream, "cuda_stream"):
+            value = stream.cuda_stream
+        elif hasattr(stream, "ptr"):
+            value = stream.ptr
         number = operator.index(value)
-    except TypeError:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         number = None
     if number is None or isinstance(value, bool):
         raise TypeError(f"{name}: must be None, an integer or an object with __cuda_stream__, "
                         f"cuda_stream or ptr, got {type(stream).__name__}")
-    if number < 0:
-        raise ValueError(f"{name}: must be at least 0, got {number}")
+    if not 0 <= number < 1 << 64:
+        raise ValueError(f"{name}: must be in [0, 2**64), got {number}")
     return LEGACY if number == 1 else number
 
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, fields
 
 from deepep_ptx import corpus, gating
+from deepep_ptx.checks import as_int
 from deepep_ptx.reference import FP8_GROUP
 
 ARCHS = ("sm_80", "sm_90")
@@ -26,7 +27,7 @@ class Settings:
     None = as the input has them, which is bf16 for a text.  input: a file (jobfile.py) that has
     the job; then num_ranks, hidden, num_topk and num_experts are the file's, where it has them,
     and of text and gating there is none.  save_input: file to write the job to.  plot: picture to
-    draw of traffic and load.  Bad values: ValueError.
+    draw of traffic and load.  Bad values: ValueError, or TypeError for what is no integer.
     """
 
     num_ranks: int = 8
@@ -52,6 +53,10 @@ class Settings:
     plot: str | None = None
 
     def __post_init__(self):
+        for field in fields(self):
+            if field.type is int:
+                object.__setattr__(self, field.name,
+                                   as_int(getattr(self, field.name), field.name))
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed: must be 0..2**64-1, got {self.seed}")
         for name, choices in (("arch", (None, *ARCHS)), ("executor", (None, *EXECUTORS)),

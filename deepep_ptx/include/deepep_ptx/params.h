@@ -19,6 +19,12 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_MAX_TOPK 32                       /* one lane per top-k entry                     */
 #define EP_MAX_RANKS 64                      /* ranks of one NVLink domain                   */
 #define EP_MAX_LOCAL_EXPERTS 1024
+#define EP_MAX_TOKENS 33554431               /* of a rank, below 2^25: kernels count its tokens
+                                              * times ranks, and times choices, below 2^31  */
+#define EP_MAX_CHOICE_ROWS 67108863          /* rows with choices, below 2^26: likewise times
+                                              * EP_MAX_TOPK                                  */
+#define EP_MAX_HIDDEN 16777215               /* values of a row, below 2^24: what is left of
+                                              * the word EP_AGREE_TOPK_IDX_BYTES             */
 #define EP_MAX_SEGMENTS 8                    /* arena segments: the arena grows by segments  */
 #define EP_PEER_ENTRIES 576                  /* of ep_comm.peers: 1 + EP_MAX_SEGMENTS per rank */
 #define EP_STATUS_RECORDS 16

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""What a buffer's ranks give each other, checked: the group is somebody else's code."""
+
+import operator
+
+
+class CheckedGroup:
+    """`group`, as `as_comm` gives it, of which nothing is believed unseen.
+
+    rank, size: ints.  executor, ranks_per_node: the group's, which may have none of the latter.
+    """
+
+    def __init__(self, group):
+        self.group = group
+        self.rank = operator.index(group.rank)
+        self.size = operator.index(group.size)
+        self.executor = getattr(group, "executor", None)
+        self.ranks_per_node = getattr(group, "ranks_per_node", self.size)
+
+    def __repr__(self):
+        return f"<CheckedGroup of {self.group!r}>"
+
+    def allgather(self, obj):
+        """`obj` of every rank, as a list in rank order.
+
+        Raises:
+            TypeError: the group returns something else.
+        """
+        everybody = self.group.allgather((self.rank, obj))
+        if not isinstance(everybody, (list, tuple)) or len(everybody) != self.size:
+            raise self.refusal(f"{everybody!r}")
+        for rank, entry in enumerate(everybody):
+            if type(entry) is not tuple or len(entry) != 2 or entry[0] != rank:
+                raise self.refusal(f"{entry!r} as entry {rank}")
+        return [entry[1] for entry in everybody]
+
+    def allgather_ints(self, number, low, high):
+        """`allgather` of ints in [low, high]."""
+        everybody = self.allgather(number)
+        for rank, got in enumerate(everybody):
+            if type(got) is not int or not low <= got <= high:
+                raise self.refusal(f"{got!r} of rank {rank} where all give integers in "
+                                   f"[{low}, {high}]")
+        return everybody
+
+    def refusal(self, what):
+        """The error for what `allgather` has returned."""
+        text = what if len(what) <= 200 else f"{what[:200]}..."
+        return TypeError(f"group.allgather: must return a list of what each of the {self.size} "
+                         f"ranks gave, in rank order; returned {text}")
+
+    def barrier(self):
+        """Returns once every rank has called it."""
+        self.group.barrier()
