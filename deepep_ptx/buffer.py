@@ -389,6 +389,30 @@ class Buffer:
             self._results.begin(call, False)
         return self._results.combine_buffer(call, rows, hidden, BFLOAT16)
 
+    def count_received(self, handle):
+        """Rows that this rank received by the dispatch of `handle`, an int.  Local.
+
+        Without num_worst_tokens it is handle.num_recv.  Else the host waits for this buffer's
+        calls; behind `check()` there is nothing left to wait for.  After replays of a graph it is
+        the newest one's; wait for their stream first.
+
+        handle: of this buffer.
+
+        Raises:
+            ValueError: of another buffer, or its dispatch was refused, which `check()` tells.
+        """
+        core = self._live_core()
+        handle = check_handle(handle, core.executor, self.rank, self.group_size)
+        if handle.buffer_number != self._room.number:
+            raise ValueError("handle: must be of a dispatch of this buffer")
+        if not handle.num_worst_tokens:
+            return handle.num_recv
+        count = core.count_received(handle.placement.rank_prefix)
+        if count < 0:
+            raise ValueError("handle: must be of a dispatch that was carried out; check() tells "
+                             "why this one was not")
+        return count
+
     @property
     def last_launch(self):
         """Symbols of the newest call's kernels, in launch order."""

@@ -98,6 +98,7 @@ class Buffer:
     def get_combine_buffer(
         self, rows: int, hidden: int, *, like: _Array | None = None, stream: _Stream = None
     ) -> _Array: ...
+    def count_received(self, handle: EPHandle) -> int: ...
     def get_dispatch_layout(
         self,
         topk_idx: _Array,

@@ -59,6 +59,8 @@ class EPHandle(_Single, tuple):
         is_token_in_rank: bool [num_tokens, R], as given to dispatch.
         num_tokens: rows that combine returns.
         num_recv: rows that combine takes; with num_worst_tokens that number.
+        recv_count: int32 [1], rows received, where handle[0] lies: its last one of this rank's
+            column.  `Buffer.count_received` gives the number.
         num_worst_tokens: of the dispatch.
         num_topk: of the dispatch, 0 without top-k.
         hidden: values of a row of the dispatch.
@@ -95,6 +97,12 @@ class EPHandle(_Single, tuple):
             kind += f" of {len(items)}"
         raise TypeError(f"{name}: must be what dispatch returned, or a tuple of its two items, got "
                         f"{kind}")
+
+    @property
+    def recv_count(self):
+        """See above."""
+        at = self.placement
+        return at.library.entry(at.rank_prefix, (at.num_ranks - 1) * at.num_ranks + self.rank)
 
     def __setattr__(self, name, value):
         raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")

@@ -308,6 +308,7 @@ class Side:
         self.check(handle[0], want.rank_prefix_matrix, "handle[0]")
         self.check_rows(handle.recv_src_idx, want.recv_src_idx, want.num_recv)
         self.check(handle.is_token_in_rank, want.is_token_in_rank, "handle.is_token_in_rank")
+        self.check(handle.recv_count, want.rank_prefix_matrix[-1:, self.rank], "handle.recv_count")
         numbers_of = {
             "rank": self.rank, "executor": self.comm.executor.name,
             "num_tokens": self.job.tokens[self.rank], "num_recv": worst or want.num_recv,

@@ -125,6 +125,15 @@ def combine(side, row):
         side.combine(row, where)
 
 
+def count_received(side, row):
+    """The host's count is that of the call that waits for it, whether or not it was waited for."""
+    _, handle = side.sent()
+    for worst in ({}, {"num_worst_tokens": sum(side.job.tokens)}):
+        made = side.dispatch(side.make(TOPK | worst))[4]
+        assert side.buffer.count_received(made) == handle.num_recv
+        assert side.buffer.count_received(tuple(made)) == handle.num_recv
+
+
 def get_combine_buffer(side, row):
     if side.arrays.copies:
         return                      # an array that is copied to the GPU is in no arena
@@ -377,6 +386,7 @@ TABLE = {
         {}, {"size": (3, 40)}, {"offset": 256}, {"use_rdma_buffer": False},
         {"size": (3, 40), "offset": 256, "use_rdma_buffer": False},
     ]),
+    "Buffer.count_received": Member(count_received),
     "Buffer.check": Member(check),
     "Buffer.reset": Member(reset),
     "Buffer.destroy": Member(destroy),
@@ -489,7 +499,7 @@ TABLE |= {f"Config.{name}": Member(equals(lambda s, row, name=name: getattr(Conf
 # `Side.dispatch` compares them.
 TABLE |= {f"EPHandle.{name}": Member(attribute(name)) for name in (
     "rank", "executor", "recv_src_idx", "is_token_in_rank", "num_tokens", "num_recv", "num_topk",
-    "num_worst_tokens", "hidden")}
+    "num_worst_tokens", "hidden", "recv_count")}
 
 
 # -- what there is ----------------------------------------------------------------------------

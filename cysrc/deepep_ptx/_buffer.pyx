@@ -396,6 +396,16 @@ cdef class CoreBuffer:
             code = ep_buffer_settle(self.core)
         check(code, self.executor)
 
+    def count_received(self, Array rank_prefix not None):
+        """Rows that this rank received by the dispatch whose matrix that is, -1 if it was refused.
+        Waits for the calls made so far."""
+        cdef uint64_t address = rank_prefix.address + rank_prefix.itemsize * (
+            (self.num_ranks - 1) * self.num_ranks + self.rank)
+        self.settle()
+        if rank_prefix.device == IN_HOST_MEMORY:
+            return (<const int32_t *><size_t>address)[0]
+        return int(self.executor.read(address, sizeof(int32_t), self.stream).view("int32")[0])
+
     @property
     def may_grow(self):
         """Whether the newest call, and no other, found no room in an arena that grows."""

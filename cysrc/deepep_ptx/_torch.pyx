@@ -197,6 +197,10 @@ cdef class Torch:
         tensor = getattr(array, "owner", array)
         return tensor.resize_((rows, *tensor.shape[1:]))
 
+    def entry(self, array, index):
+        """See `library.Library`."""
+        return array.owner.view(-1)[index:index + 1]
+
     def freeze(self, tensor):
         """Tensors cannot be read-only."""
 

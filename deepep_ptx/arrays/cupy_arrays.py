@@ -47,6 +47,10 @@ class CuPy:
         """See `library.Library`."""
         return array.owner[:rows]
 
+    def entry(self, array, index):
+        """See `library.Library`."""
+        return array.owner.reshape(-1)[index:index + 1]
+
     def freeze(self, array):
         """CuPy arrays cannot be read-only."""
 

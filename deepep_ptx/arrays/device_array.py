@@ -129,6 +129,13 @@ class Device:
         return DeviceArray(whole._owner, whole._executor, whole.address, (rows, *whole.shape[1:]),
                            whole.dtype, whole.stream)
 
+    def entry(self, array, index):
+        """See `library.Library`."""
+        whole = array.owner
+        return DeviceArray(whole._owner, whole._executor,
+                           whole.address + index * whole.dtype.itemsize, (1,), whole.dtype,
+                           whole.stream)
+
     def freeze(self, array):
         """Device memory cannot be read-only."""
 

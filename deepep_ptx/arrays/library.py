@@ -52,6 +52,10 @@ class Library(Protocol):
     def first_rows(self, array, rows):
         """The library's array of the first rows of an `Array` of its own."""
 
+    def entry(self, array, index):
+        """The library's array of one element, that `index` of an `Array` of its own, in the same
+        memory."""
+
     def freeze(self, array):
         """Make the library's array read-only, if it can be."""
 

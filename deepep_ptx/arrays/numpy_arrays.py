@@ -59,6 +59,10 @@ class NumPy:
         """See `library.Library`."""
         return array.owner[:rows]
 
+    def entry(self, array, index):
+        """See `library.Library`."""
+        return array.owner.reshape(-1)[index:index + 1]
+
     def freeze(self, array):
         """Make it read-only, as far as the library can."""
         array.flags.writeable = False
