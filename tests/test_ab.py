@@ -284,6 +284,20 @@ def test_counts_are_of_the_measured_call_alone(monkeypatch):
         assert one["global_store_bytes"] == other["global_store_bytes"]
 
 
+@pytest.mark.parametrize("kernel", ["dispatch", "combine"])
+def test_a_load_form_changes_the_counts_of_waits_alone(kernel):
+    """What docs/variants.md says of policies."""
+    forms = ["ld_na", "ld_relaxed_sys", "ld_volatile", "ld_nc_na", "ld_nc_na_bare"]
+    made = plan.make(kernel, forms, executor="emu", arch="sm_90")
+    first, *others = ({name: sum(rank[name] for rank in ranks) for name in ranks[0]}
+                      for ranks in run.run(made, job_of(made)).counts)
+    moved = {name for name in first if "store" in name or "peer" in name}
+    assert len(moved) == 4 and set(first) > moved
+    for counts in others:
+        for name, count in counts.items():
+            assert count == pytest.approx(first[name], rel=0 if name in moved else 0.01), name
+
+
 def test_the_number_of_sms_is_left_as_it_was():
     before = Buffer.num_sms
     made = planned(sms=3)
