@@ -8,13 +8,16 @@
 PYTHON ?= python3
 VENV   ?= .venv
 
+# DEPS: what the build and the demo need; DEV: tests, linters and packaging besides.
 # `| ready`: checked every time, and makes nothing out of date.
 ifeq ($(VENV),0)
 PY   := $(PYTHON)
 DEPS := | ready
+DEV  := | ready
 else
 PY   := $(VENV)/bin/python
 DEPS := $(VENV)/.deps
+DEV  := $(VENV)/.dev
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 endif
 
@@ -26,6 +29,7 @@ define CHECK_PYTHON
 endef
 
 BUILT   := build/.built-$(subst /,-,$(PY))
+PIP     := $(PY) -m pip install --disable-pip-version-check
 SOURCES := setup.py pyproject.toml ptx/variants.toml ptx/variants.lock \
            $(shell find ptx cysrc deepep_ptx/include deepep_ptx/toolchain deepep_ptx/emu tools \
                    -name gen -prune -o -type f -name '*.[chp]*' -print -o -type f -name '*.inc' -print)
@@ -34,7 +38,7 @@ SOURCES := setup.py pyproject.toml ptx/variants.toml ptx/variants.lock \
 PYTEST_JOBS = $(shell $(PY) -c 'import xdist; print("-n 2")' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu-test gpu-bench build gen lint lint-python lint-c lint-ptx check-gen counts lock clean ready
+.PHONY: help demo test gpu-test gpu-bench build wheel gen lint lint-python lint-c lint-ptx check-gen counts lock clean ready
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,10 +46,10 @@ help:  ## this list
 demo: $(BUILT)  ## the main job: real text dispatched, computed on and combined, on the CPU executor
 	$(PY) -m deepep_ptx demo $(ARGS)
 
-test: $(BUILT)  ## every test that this machine can run; ARGS="-k layout" and the like go to pytest
+test: $(BUILT) $(DEV)  ## every test that this machine can run; ARGS="-k layout" and the like go to pytest
 	$(PY) -m pytest $(PYTEST_JOBS) $(ARGS)
 
-gpu-test: $(BUILT)  ## what only GPUs can show, and the round trips of the CPU executor on them
+gpu-test: $(BUILT) $(DEV)  ## what only GPUs can show, and the round trips of the CPU executor on them
 	$(PY) -m pytest tests/gpu $(ARGS)
 	CUDA_DEVICE_MAX_CONNECTIONS=32 DEEPEP_PTX_EXECUTOR=cuda $(PY) -m pytest tests/test_roundtrip.py $(ARGS)
 
@@ -54,12 +58,15 @@ gpu-bench: $(BUILT)  ## times of all calls beside the links' of the same run; AR
 
 build: $(BUILT)  ## the generated files and the extension modules, in place
 
+wheel: $(BUILT) $(DEV)  ## sdist and manylinux wheel in dist/, checked and tried where nothing else is installed
+	$(PY) tools/make_wheel.py $(ARGS)
+
 gen: $(DEPS)  ## the generated files alone: layouts, isa.h, rendered PTX
 	$(PY) tools/ptxgen.py
 
 lint: lint-python lint-c lint-ptx  ## all of the next three
 
-lint-python: $(DEPS)  ## ruff and cython-lint
+lint-python: $(DEV)  ## ruff and cython-lint
 	$(PY) -m ruff check .
 	PATH="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH" \
 	    $(PY) -m cython_lint.cython_lint cysrc
@@ -67,16 +74,16 @@ lint-python: $(DEPS)  ## ruff and cython-lint
 lint-c: $(DEPS)  ## the plain C sources without one warning
 	$(PY) tools/lint_c.py --cc '$(CC)'
 
-lint-ptx: $(DEPS)  ## every variant assembled: no spills, no lost polls, the promised instructions
+lint-ptx: $(DEV)  ## every variant assembled: no spills, no lost polls, the promised instructions
 	$(PY) tools/ptxlint.py
 
-check-gen: $(DEPS)  ## fails when ptx/variants.lock is not what the tree renders and assembles to
+check-gen: $(DEV)  ## fails when ptx/variants.lock is not what the tree renders and assembles to
 	$(PY) tools/check_gen.py
 
 counts: $(BUILT)  ## rewrites tests/counts.json, the bounds of tests/test_counts.py
 	PYTHONPATH=. $(PY) tests/counts.py --write
 
-lock: $(DEPS)  ## rewrites ptx/variants.lock
+lock: $(DEV)  ## rewrites ptx/variants.lock
 	$(PY) tools/check_gen.py --write
 
 clean:  ## removes what was built and generated; the environment stays
@@ -93,9 +100,14 @@ ready:
 $(VENV)/.deps: pyproject.toml tools/requirements.py tools/link.py
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(PY) tools/requirements.py build base dev >$(VENV)/requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
-	$(PY) tools/requirements.py ptxas >$(VENV)/requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r $(VENV)/requirements.txt
+	$(PY) tools/requirements.py build base >$(VENV)/requirements.txt
+	$(PIP) -r $(VENV)/requirements.txt
 	$(PY) tools/link.py
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.deps
+	$(PY) tools/requirements.py dev >$(VENV)/requirements.txt
+	$(PIP) -r $(VENV)/requirements.txt
+	$(PY) tools/requirements.py ptxas >$(VENV)/requirements.txt
+	$(PIP) --no-deps -r $(VENV)/requirements.txt
 	@touch $@

@@ -120,14 +120,14 @@ def test_an_extension_that_does_not_load(monkeypatch):
 
 
 def test_packages(monkeypatch):
-    assert {result.check for result in install.packages(None)} >= {"numpy", "ml_dtypes", "pcpp"}
+    assert {result.check for result in install.packages(None)} == {"numpy", "ml_dtypes", "tqdm"}
     assert all(result.status == OK for result in install.packages(None))
-    monkeypatch.setattr(install, "_version", {"numpy": "1.9.3", "pcpp": "1.30"}.get)
+    monkeypatch.setattr(install, "_version", {"numpy": "1.9.3", "tqdm": "4.60"}.get)
     found = {result.check: result for result in install.packages(None)}
     assert found["numpy"].text == "1.9.3 is too old" and "numpy>=1.26" in found["numpy"].fix
     assert found["ml_dtypes"].text == "is not installed"
     assert found["ml_dtypes"].fix.startswith("pip install 'ml_dtypes>=")
-    assert found["pcpp"].status == OK
+    assert found["tqdm"].status == OK
     assert all(result.status == OK for result in install.optional_packages(None))
 
 

@@ -1,74 +1,115 @@
 # SPDX-License-Identifier: MIT
-"""The package as a user gets it: built from the sdist, installed alone, run from elsewhere."""
+"""What the sdist and the wheel hold.  `make wheel` builds the wheel from the sdist, checks it and
+runs the demo from it; here are its checks."""
 
-import os
+import importlib.util
 import subprocess
 import sys
 import tarfile
-import venv
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = "--ranks 2 --tokens 8 --hidden 128 --experts 8 --groups 2 --topk-groups 1 --topk 2"
-
-pytestmark = pytest.mark.slow
-
-
-def run(*command, cwd):
-    """Run a command outside of this tree's influence; its output, or a failure that shows it."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "DEEPEP_"))}
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+OF_THE_CLONE = {".ci/run", ".gitignore"}
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory):
-    """(sdist, wheel); the wheel is built from the sdist, by this interpreter's build packages."""
+def make_wheel():
+    """tools/make_wheel.py as a module."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        spec = importlib.util.spec_from_file_location("make_wheel", ROOT / "tools/make_wheel.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def test_sdist_is_the_tree(make_wheel, tmp_path):
+    """So it builds, and its tests find all that they read."""
     pytest.importorskip("build")
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
-    (sdist,) = folder.glob("*.tar.gz")
-    (wheel,) = folder.glob("*.whl")
-    return sdist, wheel
-
-
-def test_sdist_holds_sources_only(dist):
-    with tarfile.open(dist[0]) as archive:
-        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert {"ptx/variants.toml", "ptx/variants.lock", "Makefile", "LICENSE", "setup.py"} <= names
-    made = ("ptx/gen/", "cysrc/gen/", "deepep_ptx/_ptx/")
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone: nothing says what belongs to the tree")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    assert listed.returncode == 0 and tracked > OF_THE_CLONE
+    with tarfile.open(make_wheel.make_sdist(ROOT, tmp_path)) as archive:
+        names = {member.name.split("/", 1)[1] for member in archive if member.isfile()}
+    assert not tracked - OF_THE_CLONE - names
+    made = ("ptx/gen/", "cysrc/gen/", "deepep_ptx/_ptx/", *OF_THE_CLONE)
     assert not [name for name in names if name.startswith(made) or name.endswith((".so", ".pyc"))]
 
 
-def test_wheel_holds_what_runs(dist):
-    with zipfile.ZipFile(dist[1]) as archive:
-        names = set(archive.namelist())
-    modules = {name.split(".")[0] for name in names if name.endswith(".so")}
-    pyx = {path.stem for path in (ROOT / "cysrc/deepep_ptx").glob("*.pyx")}
-    assert modules == {f"deepep_ptx/{name}" for name in pyx}
-    assert "deepep_ptx/include/deepep_ptx/params.h" in names
-    assert "deepep_ptx/_ptx/variants.json" in names
-    stubs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "deepep_ptx").rglob("*.pyi")}
-    assert stubs and stubs | {"deepep_ptx/py.typed"} <= names
-    ptx = {path.relative_to(ROOT).as_posix() for path in (ROOT / "deepep_ptx/_ptx").rglob("*.ptx")}
-    assert ptx and ptx <= names
-    assert not [name for name in names if name.startswith(("tests", "tools", "cysrc", "ptx/"))]
+# -- the checks of make wheel -----------------------------------------------------------------
+
+MODULE = b"\x7fELF\0.dynsym\0"
+WITH_SYMBOLS = b"\x7fELF\0.dynsym\0.symtab\0"
+NAME = "deepep_ptx-0.1.0-cp311-cp311-manylinux_2_34_x86_64.whl"
 
 
-def test_demo_from_an_empty_environment(dist, tmp_path):
-    environment = tmp_path / "venv"
-    venv.create(environment, with_pip=True)
-    python = environment / "bin/python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(*pip, dist[1], cwd=tmp_path)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    where = run(python, "-c", "import deepep_ptx; print(deepep_ptx.__file__)", cwd=elsewhere)
-    assert str(environment) in where
-    print(run(environment / "bin/deepep-ptx", "demo", *DEMO.split(), cwd=elsewhere))
+@pytest.fixture
+def tree(tmp_path):
+    """A built tree of three files."""
+    package = tmp_path / "tree/deepep_ptx"
+    (package / "_ptx").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "__init__.pyc").write_text("")
+    (package / "_ptx/variants.json").write_text("{}")
+    (package / "_emu.so").write_bytes(WITH_SYMBOLS)
+    return package.parent
+
+
+def a_wheel(folder, name=NAME, **changes):
+    """A wheel of `tree` in which some files have other contents, or none."""
+    contents = {"deepep_ptx/__init__.py": "", "deepep_ptx/_ptx/variants.json": "{}",
+                "deepep_ptx/_emu.so": MODULE, "deepep_ptx-0.1.0.dist-info/METADATA": ""}
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        for path, content in (contents | changes).items():
+            if content is not None:
+                archive.writestr(path, content)
+    return folder / name
+
+
+def test_a_right_wheel(make_wheel, tree, tmp_path):
+    assert make_wheel.faults(a_wheel(tmp_path), tree) == []
+
+
+@pytest.mark.parametrize("path, content, fault", [
+    ("deepep_ptx/_emu.so", WITH_SYMBOLS, "deepep_ptx/_emu.so: has symbols"),
+    ("deepep_ptx/_emu.so", None, "deepep_ptx/_emu.so: is missing"),
+    ("deepep_ptx/_ptx/variants.json", None, "deepep_ptx/_ptx/variants.json: is missing"),
+    ("tests/conftest.py", "", "tests/conftest.py: does not belong there"),
+    ("deepep_ptx.libs/libz.so", MODULE, "deepep_ptx.libs/libz.so: does not belong there"),
+    ("deepep_ptx/_ptx/variants.json", bytes(5_000_001), "5,000,"),
+])
+def test_a_wrong_wheel(path, content, fault, make_wheel, tree, tmp_path):
+    found = make_wheel.faults(a_wheel(tmp_path, **{path: content}), tree)
+    assert len(found) == 1 and found[0].startswith(fault)
+
+
+def test_a_wheel_without_a_glibc(make_wheel, tree, tmp_path):
+    name = NAME.replace("manylinux_2_34", "linux")
+    assert make_wheel.faults(a_wheel(tmp_path, name), tree) == [f"{name}: not tagged for a glibc"]
+
+
+def test_a_step_that_fails_shows_its_output(make_wheel, tmp_path):
+    with pytest.raises(make_wheel.WheelError, match="of this"):
+        make_wheel.run(sys.executable, "-c", "raise SystemExit('of this')", cwd=tmp_path)
+
+
+# -- pyproject.toml ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("folder", ["", "compat"])
+def test_what_users_install_is_not_pinned_by_tests(folder):
+    """Extras and needs of a package leave its users' torch alone; pcpp renders, which is done."""
+    project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+    assert project["license"] == "MIT"
+    assert not [line for line in project["classifiers"] if line.startswith("License")]
+    needs = project["dependencies"]
+    assert not [line for line in needs if "pcpp" in line or "==" in line]
+    extras = project.get("optional-dependencies", {})
+    assert extras.get("torch", ["torch"]) == ["torch"]

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Prints requirements from pyproject.toml, one a line: `build`, `base`, or the extras named.
+"""Prints requirements from pyproject.toml, one a line: `build`, `base`, or the extras and groups of
+development named.
 
 With --missing, prints nothing where the packages are installed, else one line, and fails.
 """
@@ -27,6 +28,7 @@ def main() -> int:
     project = document["project"]
     known = {
         **project["optional-dependencies"],
+        **document["dependency-groups"],
         "build": document["build-system"]["requires"],
         "base": project["dependencies"],
     }
@@ -34,9 +36,7 @@ def main() -> int:
     for group in args.groups:
         if group not in known:
             parser.error(f"unknown group {group!r}; known: {', '.join(sorted(known))}")
-    # An extra of ours is asked for by name, or not at all.
-    wanted = [requirement for group in args.groups for requirement in known[group]
-              if not requirement.startswith(project["name"])]
+    wanted = [requirement for group in args.groups for requirement in known[group]]
     if not args.missing:
         print(*wanted, sep="\n")
         return 0
