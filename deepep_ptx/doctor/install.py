@@ -22,7 +22,7 @@ _OPTIONAL = {
     "cupy": (["cupy", "cupy-cuda12x", "cupy-cuda13x"], "CuPy arrays"),
     "mpi4py": (["mpi4py"], "MPI groups"),
     "matplotlib": (["matplotlib"], "plots"),
-    "cuda-bindings": (["cuda-bindings"], "streams and arrays of cuda.core"),
+    "cuda-core": (["cuda-core"], "streams and memory of cuda.core"),
 }
 _BUILD_AGAIN = "build again: pip install ., or make build in a clone"
 _PARAMETERS = re.compile(r"\.entry \w+\(\.param \.align \d+ \.b8 \w+\[(\d+)\]\)")

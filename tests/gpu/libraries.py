@@ -22,6 +22,25 @@ def need_cupy():
         pytest.skip("this CuPy has no bfloat16")
 
 
+def need_cuda_core():
+    """The module cuda.core; the test is skipped without it."""
+    core = pytest.importorskip("cuda.core", exc_type=ImportError)
+    if not hasattr(core, "Device"):
+        pytest.skip("this cuda.core has its names in cuda.core.experimental")
+    return core
+
+
+_CORE_STREAMS = []      # they end with their objects, and results of calls on them must end before
+
+
+def core_stream(executor):
+    """A new stream of cuda.core on a rank's GPU, which lasts as long as the process."""
+    device = need_cuda_core().Device(executor.device)
+    device.set_current()
+    _CORE_STREAMS.append(device.create_stream())
+    return _CORE_STREAMS[-1]
+
+
 class GpuStreams:
     """Streams of torch, by their numbers; torch's pool keeps them."""
 
@@ -55,6 +74,27 @@ class NumPyGpu(GpuStreams, NumPyArrays):
 
 class DeviceGpu(GpuStreams, DeviceOwn):
     """`DeviceArray`."""
+
+
+class CoreGpu(DeviceOwn):
+    """`DeviceArray`, on streams of cuda.core."""
+
+    copies = False
+
+    @functools.cached_property
+    def stream(self):
+        return core_stream(self.executor)
+
+    def make_stream(self):
+        return self.stream
+
+    def finish(self, stream=None):
+        core = need_cuda_core()
+        number = stream_number(stream or 0)
+        (core.Stream.from_handle(number) if number else core.LEGACY_DEFAULT_STREAM).sync()
+
+    def dtype(self, dtype):
+        return dtype
 
 
 class TorchGpu(GpuStreams, TorchHost):

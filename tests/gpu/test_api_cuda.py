@@ -12,7 +12,15 @@ from deepep_ptx import run_ranks  # noqa: E402
 from deepep_ptx._cuda import device_count  # noqa: E402
 from tests.api_shapes import SHAPES, job_of, round_trip  # noqa: E402
 from tests.api_table import groups, run_group  # noqa: E402
-from tests.gpu.libraries import CuPyGpu, DeviceGpu, NumPyGpu, TorchGpu, need_cupy  # noqa: E402
+from tests.gpu.libraries import (  # noqa: E402
+    CoreGpu,
+    CuPyGpu,
+    DeviceGpu,
+    NumPyGpu,
+    TorchGpu,
+    need_cuda_core,
+    need_cupy,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,7 +28,7 @@ pytestmark = [
 ]
 
 R = 2
-LIBRARIES = [TorchGpu, CuPyGpu, DeviceGpu, NumPyGpu]
+LIBRARIES = [TorchGpu, CuPyGpu, DeviceGpu, NumPyGpu, CoreGpu]
 
 
 def on_gpus(main, library, **run):
@@ -30,6 +38,8 @@ def on_gpus(main, library, **run):
     if library is CuPyGpu:
         need_cupy()
         num_ranks = min(R, device_count())
+    if library is CoreGpu:
+        need_cuda_core()
 
     def rank_main(comm):
         torch.cuda.set_device(comm.executor.device)
@@ -40,7 +50,7 @@ def on_gpus(main, library, **run):
 
 @pytest.mark.parametrize(("library", "group"), [
     pytest.param(library, group, id=f"{library.__name__}-{group}")
-    for library in LIBRARIES for group in groups(library is DeviceGpu)])
+    for library in LIBRARIES for group in groups(library in (DeviceGpu, CoreGpu))])
 def test_rows(library, group):
     on_gpus(lambda comm: run_group(comm, library, group), library)
 
