@@ -59,3 +59,26 @@ def test_make_with_a_python_that_lacks_packages(tmp_path):
     venv.create(tmp_path / "venv", symlinks=True)
     done = make(f"PYTHON={tmp_path / 'venv/bin/python'}", "demo")
     assert done.returncode and "lacks " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_make_installs_what_a_target_needs(tmp_path):
+    """The demo's set alone for the demo, and pip says what it does."""
+    def commands(target):
+        done = subprocess.run(["make", "-n", f"VENV={tmp_path}/venv", target], cwd=ROOT,
+                              capture_output=True, text=True)
+        assert done.returncode == 0 and "pip install" in done.stdout, done.stderr
+        assert not [line for line in done.stdout.splitlines()
+                    if "pip install" in line and ("-q" in line or "--quiet" in line)]
+        return done.stdout
+
+    for target in ("demo", "build", "gen"):
+        assert "requirements.py build base >" in commands(target)
+        assert "requirements.py dev" not in commands(target)
+    for target in ("test", "lint", "check-gen", "wheel"):
+        assert "requirements.py dev >" in commands(target)
+
+
+def test_requirements_of_extras_and_groups():
+    assert run(sys.executable, "tools/requirements.py", "tested-torch").stdout.startswith("torch==")
+    assert run(sys.executable, "tools/requirements.py", "torch").stdout == "torch\n"
+    assert "known: base, build, dev" in run(sys.executable, "tools/requirements.py", "x").stderr
