@@ -11,6 +11,7 @@ from deepep_ptx.arrays import BFLOAT16
 from deepep_ptx.arrays.streams import stream_number
 from tests.api_calls import DeviceOwn, TorchHost
 from tests.array_libraries import NumPyArrays
+from tests.gpu.cuda_core import core_stream, need_cuda_core
 
 
 def need_cupy():
@@ -20,25 +21,6 @@ def need_cupy():
         cupy.dtype(BFLOAT16)
     except (TypeError, ValueError):
         pytest.skip("this CuPy has no bfloat16")
-
-
-def need_cuda_core():
-    """The module cuda.core; the test is skipped without it."""
-    core = pytest.importorskip("cuda.core", exc_type=ImportError)
-    if not hasattr(core, "Device"):
-        pytest.skip("this cuda.core has its names in cuda.core.experimental")
-    return core
-
-
-_CORE_STREAMS = []      # they end with their objects, and results of calls on them must end before
-
-
-def core_stream(executor):
-    """A new stream of cuda.core on a rank's GPU, which lasts as long as the process."""
-    device = need_cuda_core().Device(executor.device)
-    device.set_current()
-    _CORE_STREAMS.append(device.create_stream())
-    return _CORE_STREAMS[-1]
 
 
 class GpuStreams:

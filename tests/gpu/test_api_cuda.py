@@ -12,13 +12,13 @@ from deepep_ptx import run_ranks  # noqa: E402
 from deepep_ptx._cuda import device_count  # noqa: E402
 from tests.api_shapes import SHAPES, job_of, round_trip  # noqa: E402
 from tests.api_table import groups, run_group  # noqa: E402
+from tests.gpu.cuda_core import need_cuda_core  # noqa: E402
 from tests.gpu.libraries import (  # noqa: E402
     CoreGpu,
     CuPyGpu,
     DeviceGpu,
     NumPyGpu,
     TorchGpu,
-    need_cuda_core,
     need_cupy,
 )
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""A dispatch whose arrays are memory of cuda.core's, on a stream of its own: the caller has
-neither torch nor CuPy."""
+"""A dispatch whose arrays are memory of cuda.core's, on a stream of its own: torch and CuPy
+are not needed."""
 
 import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, reference, run_ranks
 from deepep_ptx.arrays import DeviceArray
-from tests.gpu.libraries import core_stream, need_cuda_core
+from tests.gpu.cuda_core import core_stream, need_cuda_core, on_gpu
 
 pytestmark = pytest.mark.gpu
 
@@ -22,20 +22,8 @@ def inputs():
             [rng.random((T, K), dtype=np.float32) for _ in range(R)])
 
 
-def on_gpu(core, stream, array):
-    """A view of memory of cuda.core's that holds a copy of a NumPy array."""
-    from cuda.core.utils import StridedMemoryView
-
-    host = core.LegacyPinnedMemoryResource().allocate(array.nbytes)
-    np.from_dlpack(host).view(np.uint8)[:] = array.reshape(-1).view(np.uint8)
-    memory = stream.device.allocate(array.nbytes, stream=stream)
-    memory.copy_from(host, stream=stream)
-    stream.sync()
-    return StridedMemoryView.from_buffer(memory, array.shape, dtype=array.dtype)
-
-
 def test_a_dispatch():
-    core = need_cuda_core()
+    need_cuda_core()
     utils = pytest.importorskip("cuda.core.utils")
     if not hasattr(utils.StridedMemoryView, "from_buffer"):
         pytest.skip("this cuda.core has no views of its memory")
@@ -43,7 +31,7 @@ def test_a_dispatch():
 
     def main(comm):
         stream = core_stream(comm.executor)
-        x, idx, weights = (on_gpu(core, stream, arrays[comm.rank]) for arrays in given)
+        x, idx, weights = (on_gpu(stream, arrays[comm.rank]) for arrays in given)
         comm.barrier()          # what a rank allocates may wait for its GPU, and so for a kernel
         with Buffer(comm) as buffer:
             per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, E, stream=stream)
