@@ -5,6 +5,8 @@ Names, types, addresses and constants are resolved here, once.  A register is 32
 bits at an offset of the warp's register file; a predicate is one mask, by its index; a constant is
 32 equal lanes in the pool.  Registers get their place at their first use, each its own: nothing is
 packed, so that a read of a register that nobody wrote is seen.
+
+What is decoded, the C core loads: the limits of its tables are checked here, at the statement.
 """
 
 import difflib
@@ -29,6 +31,11 @@ from deepep_ptx.emu.isa import (
 
 NONE = -2 ** 31                        # EMU_NONE
 LANES = 32
+
+MAX_WORDS = 2 ** 16 - 4                # of a kernel's registers: see struct emu_instr, `defined`
+MAX_PARAM_BYTES = 32764                # PTX's
+MAX_SHARED_BYTES = 227 * 1024          # EMU_CTA_SHARED of cysrc/emu/world.h
+_MOST_NEAR, _LONGEST_NEAR = 2000, 64   # names that are looked at for a misspelt one
 
 # struct emu_insn and struct emu_line of cysrc/emu/emu.h.
 INSN = np.dtype([
@@ -110,6 +117,15 @@ class _Refused(Exception):
     """What is wrong with the statement being decoded."""
 
 
+def _did_you_mean(name, names):
+    """The end of an error about a name that is not there."""
+    if len(name) > _LONGEST_NEAR:
+        return ""
+    names = [n for n in names[:_MOST_NEAR] if len(n) <= _LONGEST_NEAR]
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
 _lookup = lru_cache(maxsize=None)(lookup)
 
 
@@ -150,9 +166,10 @@ class _Decoder:
         self.sm = int(module.target.partition("_")[2].rstrip("af"))
 
     def image(self):
-        scope = _Scope(None)
+        module = _Scope(None)
+        shared_bytes = self.declare_shared(module)
+        scope = _Scope(module)
         param_bytes = self.declare_params(scope)
-        shared_bytes = self.declare_shared(scope)
         body = self.entry.body
         self.block(body, scope)
         self.statement(body.end, body.end + 1)
@@ -176,6 +193,9 @@ class _Decoder:
             end = -(-end // p.align) * p.align
             self.declare(scope, p.name, _Variable(Space.PARAM, end, p.size), p.start)
             end += p.size
+            if end > MAX_PARAM_BYTES:
+                raise self.source.error(p.start, f"the parameters need {end} bytes; the most are "
+                                                 f"{MAX_PARAM_BYTES}")
         return end
 
     def declare_shared(self, scope):
@@ -187,6 +207,9 @@ class _Decoder:
             end = -(-end // v.align) * v.align
             self.shared[v.start] = _Variable(Space.SHARED, end, v.size)
             end += v.size or 0
+            if end > MAX_SHARED_BYTES:
+                raise self.source.error(v.start, f"the .shared variables need {end} bytes; a CTA "
+                                                 f"has {MAX_SHARED_BYTES}")
         for v in self.module.variables:
             self.declare(scope, v.name, self.shared[v.start], v.start)
         return end
@@ -198,15 +221,14 @@ class _Decoder:
             elif isinstance(s, ast.Block):
                 yield from self.shared_of(s)
 
-    def declare(self, scope, name, what, start):
-        if name in scope.names:
+    def declare(self, scope, name, what, start, table="names"):
+        if name in scope.names or name in scope.labels:
             raise self.source.error(start, f"'{name}' is declared twice in one scope")
-        scope.names[name] = what
+        getattr(scope, table)[name] = what
 
     # -- statements ----------------------------------------------------------------------------
 
-    def block(self, block, parent):
-        scope = _Scope(parent)
+    def block(self, block, scope):
         for s in block.statements:
             if isinstance(s, ast.Instruction):
                 self.statement(s.start, s.end)
@@ -218,13 +240,11 @@ class _Decoder:
             elif isinstance(s, ast.Registers):
                 self.registers(s, scope)
             elif isinstance(s, ast.Label):
-                if s.name in scope.labels:
-                    raise self.source.error(s.start, f"label '{s.name}' twice in one scope")
-                scope.labels[s.name] = len(self.rows)
+                self.declare(scope, s.name, len(self.rows), s.start, "labels")
             elif isinstance(s, ast.Variable):
                 self.declare(scope, s.name, self.shared[s.start], s.start)
             else:
-                self.block(s, scope)
+                self.block(s, _Scope(scope))
 
     def registers(self, node, scope):
         if node.type not in _REGISTER_TYPES.split():
@@ -352,7 +372,7 @@ class _Decoder:
                 kind is ast.Int if spec.slot == "n" else
                 kind is ast.Pair if spec.both else
                 kind is ast.Special if spec.slot == "sreg" else
-                kind is ast.Name if spec.slot == "L" else
+                kind is ast.Name and operand.element is None if spec.slot == "L" else
                 kind in (ast.Name, ast.Int, ast.Float, ast.Offset)
                 or (kind is ast.Vector and spec.slot in "dv" and match.fields["vec"] > 1)
                 or (kind is ast.Sink and spec.sink)
@@ -372,9 +392,10 @@ class _Decoder:
     def resolve(self, name, scope):
         found = scope.find("names", name.name)
         if found is None:
-            near = difflib.get_close_matches(name.name, [*scope.all("names"), *SREGS], 1)
             raise _Refused(f"'{name.name}' is not declared"
-                           + (f"; did you mean '{near[0]}'?" if near else ""))
+                           + _did_you_mean(name.name, [*SREGS, *scope.all("names")]))
+        if isinstance(found, _Variable) and name.element is not None:
+            raise _Refused(f"'{name.name}' is a variable, which has no elements")
         return found
 
     def register(self, name, scope, type_, relaxed=False):
@@ -399,6 +420,7 @@ class _Decoder:
             if register.type is Type.PRED:
                 register.places[element] = self.num_predicates
                 self.num_predicates += 1
+                self.check_words()
             else:
                 register.places[element] = self.allocate(TYPE_BITS[register.type])
         return register.places[element]
@@ -406,7 +428,16 @@ class _Decoder:
     def allocate(self, bits):
         offset = self.register_bytes
         self.register_bytes += LANES * bits // 8
+        self.check_words()
         return offset
+
+    def check_words(self):
+        """A predicate is one word of the core's table, a register one for every 16 bits."""
+        words = self.register_bytes // 64 + self.num_predicates
+        if words > MAX_WORDS:
+            raise _Refused(f"the registers used so far are {words} words of the executor's; the "
+                           f"most are {MAX_WORDS} (1 a predicate, 2 a 32-bit register, 4 a 64-bit "
+                           f"one)")
 
     def temporary(self, number):
         while len(self.temporaries) <= number:
@@ -419,7 +450,7 @@ class _Decoder:
             return [operand]
         if isinstance(operand, ast.Vector):
             elements = operand.elements
-        elif isinstance(operand, ast.Name):
+        elif isinstance(operand, ast.Name) and operand.element is None:
             vector = self.resolve(operand, scope)
             size = vector.vector if isinstance(vector, _Register) else 1
             elements = [ast.Name(operand.name, i) for i in range(size)]
@@ -534,10 +565,9 @@ class _Decoder:
         for row, label, scope, node in self.branches:
             target = scope.find("labels", label)
             if target is None:
-                near = difflib.get_close_matches(label, scope.all("labels"), 1)
                 raise self.source.error(
                     node.start, f"no label '{label}' in this scope or around it"
-                    + (f"; did you mean '{near[0]}'?" if near else ""),
+                    + _did_you_mean(label, scope.all("labels")),
                     self.module.text[node.start:node.end])
             self.rows[row]["target"] = target
 

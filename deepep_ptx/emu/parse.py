@@ -4,6 +4,10 @@
 It knows PTX's grammar, not its instructions: which opcode takes what is `isa.py`'s business, and
 names are resolved in `decode.py`.  Positions are offsets into the text; `SourceMap` turns them into
 rendered lines and, by the `.file` and `.loc` directives, into source lines.
+
+Whatever the text holds, parsing ends in a Module or a PtxError: numbers have ranges, and text,
+names, registers and nesting have limits, so that time and memory are at most proportional to the
+text.
 """
 
 import re
@@ -12,6 +16,13 @@ from dataclasses import dataclass, field
 
 from deepep_ptx.emu.isa import SREGS
 from deepep_ptx.errors import PtxError
+
+MAX_TEXT = 2 ** 24                     # characters of a text
+MAX_NAME = 1024                        # of a name
+MAX_DEPTH = 50                         # of blocks and parentheses in each other
+MAX_REGISTERS = 2 ** 16                # declared in one text
+_MAX_SHOWN = 500                       # characters of a statement in an error
+_INT32 = 2 ** 31 - 1
 
 # -- the tree ---------------------------------------------------------------------------------
 
@@ -170,24 +181,28 @@ class SourceMap:
         ptx_line, column = self.position(offset)
         if statement is None:
             begin = self._starts[ptx_line - 1]
-            statement = self.text[begin:].partition("\n")[0]
-        statement = " ".join(statement.split())
-        return PtxError(f"{file}:{line}: {message}\n    {statement}\n"
-                        f"    (rendered text: line {ptx_line}, column {column})",
-                        file=file, line=line)
+            statement = self.text[begin:begin + _MAX_SHOWN].partition("\n")[0]
+        statement = " ".join(statement[:_MAX_SHOWN].split())
+        report = (f"{file}:{line}: {message}\n    {statement}\n"
+                  f"    (rendered text: line {ptx_line}, column {column})")
+        # What cannot be encoded cannot be printed either.
+        return PtxError(report.encode(errors="backslashreplace").decode(), file=file, line=line)
 
 
 # -- the lexer --------------------------------------------------------------------------------
 
 _TOKEN = re.compile(r"""
     (?P<skip> [ \t\r\n]+ | //[^\n]* | /\*(?s:.*?)\*/ )
+  | (?P<open> /\* )
   | (?P<name> [A-Za-z_$%][\w$]* )
   | (?P<dot>  \.[A-Za-z_]\w*(?:::\w+)* )
   | (?P<float> 0[fF][0-9a-fA-F]{8}\b )
   | (?P<int>  (?: 0[xX][0-9a-fA-F]+ | 0[bB][01]+ | [0-9]+ ) U?\b )
   | (?P<text> "[^"\n]*" )
   | (?P<op>   << | >> | [-{}()\[\]<>,;:|!@+*/%&^~.] )
-""", re.VERBOSE)
+""", re.VERBOSE | re.ASCII)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_TARGET = re.compile(r"sm_[1-9][0-9]{1,2}[af]?")
 
 _TYPES = {"pred": 0, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "b32": 4, "u32": 4,
           "s32": 4, "f32": 4, "b64": 8, "u64": 8, "s64": 8}
@@ -198,18 +213,29 @@ _PRECEDENCE = {"|": 1, "^": 2, "&": 3, "<<": 4, ">>": 4, "+": 5, "-": 5, "*": 6,
 
 def _tokens(text):
     """[(kind, text, offset)], ending with ("end", "", len(text)); or, where no token begins, with
-    ("bad", character, offset) before that: the parser complains, since it knows the .loc."""
+    ("bad", what is wrong, offset) before that: the parser complains, since it knows the .loc."""
     tokens = []
     position = 0
-    for match in _TOKEN.finditer(text):
+    surrogate = _SURROGATE.search(text)      # a str may have them, a PTX file not
+    readable = surrogate.start() if surrogate else len(text)
+    wrong = None
+    for match in _TOKEN.finditer(text, 0, readable):
+        kind = match.lastgroup
         if match.start() != position:
             break
+        if kind == "open":
+            wrong = "a comment is not closed"
+            break
+        if kind == "name" and len(match.group()) > MAX_NAME:
+            wrong = f"a name of {len(match.group())} characters; the most are {MAX_NAME}"
+            break
         position = match.end()
-        kind = match.lastgroup
         if kind != "skip":
             tokens.append((kind, match.group(), match.start()))
+    if surrogate and (position == readable or text[position] in '"/'):
+        position, wrong = readable, None     # it cut off a string or a comment
     if position != len(text):
-        tokens.append(("bad", text[position], position))
+        tokens.append(("bad", wrong or f"unexpected character {text[position]!r}", position))
     tokens.append(("end", "", len(text)))
     return tokens
 
@@ -219,7 +245,11 @@ def parse(text, name="<ptx>"):
 
     name: what to call the text where no .loc says where a line came from.
     """
-    return _Parser(text, SourceMap(text, name)).module()
+    source = SourceMap(text, name)
+    if len(text) > MAX_TEXT:
+        raise source.error(MAX_TEXT, f"the text has {len(text)} characters; the most are "
+                                     f"{MAX_TEXT}")
+    return _Parser(text, source).module()
 
 
 class _Parser:
@@ -227,6 +257,8 @@ class _Parser:
         self.text, self.source = text, source
         self.tokens = _tokens(text)
         self.index = 0
+        self.depth = 0                 # of the block or parenthesis that is being read
+        self.num_registers = 0
         self.kind, self.word, self.start = self.tokens[0]
 
     # -- tokens --------------------------------------------------------------------------------
@@ -255,30 +287,54 @@ class _Parser:
 
     def unexpected(self, wanted):
         if self.kind == "bad":
-            return self.error(f"unexpected character {self.word!r}")
+            return self.error(self.word)
         found = f"'{self.word}'" if self.word else "the end of the text"
         return self.error(f"expected {wanted}, found {found}")
 
     def error(self, message, start=None):
         return self.source.error(self.start if start is None else start, message)
 
+    def declared_name(self, what):
+        if self.word == "_" or self.word in _SPECIAL:
+            raise self.error(f"'{self.word}' cannot be {what}")
+        return self.expect_kind("name", what)
+
+    def enter(self):
+        """Begins a block or parenthesis, which the caller ends: `self.depth -= 1`."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self.error(f"more than {MAX_DEPTH} blocks or parentheses in each other")
+        self.advance()
+
     # -- module --------------------------------------------------------------------------------
 
     def module(self):
         self.expect(".version")
         # "7.8" is not a token of PTX's expressions: its parts are.
-        major = self.integer()
+        major = self.integer(".version", 1, 99)
         self.expect(".")
-        version = (major, self.integer())
+        version = (major, self.integer(".version", 0, 99))
         self.expect(".target")
-        target = self.expect_kind("name", "a target")
+        if not _TARGET.fullmatch(self.word):
+            raise self.unexpected("a target (sm_80, sm_90a, ...)")
+        target = self.advance()
         self.expect(".address_size")
-        if self.integer() != 64:
-            raise self.error(".address_size must be 64")
+        self.integer(".address_size", 64, 64)
         module = Module(self.text, version, target, [], [], self.source)
         while self.kind != "end":
             self.declaration(module)
+        if not module.entries:
+            raise self.error("the text has no .entry")
+        self.check_names(module)
         return module
+
+    def check_names(self, module):
+        """No name is given to two entries, or to an entry and a variable."""
+        names = {v.name for v in module.variables}
+        for entry in module.entries:
+            if entry.name in names:
+                raise self.error(f"'{entry.name}' is declared twice", entry.start)
+            names.add(entry.name)
 
     def declaration(self, module):
         start = self.start
@@ -294,7 +350,7 @@ class _Parser:
             raise self.unexpected("a directive (.entry, .shared, .extern, .file)")
 
     def entry(self, start):
-        name = self.expect_kind("name", "the entry's name")
+        name = self.declared_name("the entry's name")
         params = []
         if self.accept("(") and not self.accept(")"):
             params.append(self.param())
@@ -304,19 +360,22 @@ class _Parser:
         max_threads = 0
         while self.word != "{":
             if self.accept(".maxntid"):
-                max_threads = self.integer()
-                while self.accept(","):
-                    max_threads *= self.integer()
+                max_threads = self.integer(".maxntid", 1, 1024)
+                for _ in "yz":
+                    if self.accept(","):
+                        max_threads *= self.integer(".maxntid", 1, 1024)
             elif self.word in (".minnctapersm", ".maxnreg"):
-                self.advance()                    # no effect on what the kernel computes
-                self.integer()
+                self.integer(self.advance(), 1, _INT32)   # no effect on what the kernel computes
             else:
                 raise self.unexpected("'{' or a directive (.maxntid, .minnctapersm, .maxnreg)")
         return Entry(name, params, max_threads, self.block(), start)
 
     def param(self):
         self.expect(".param")
-        return self.variable(*self.variable_type())
+        param = self.variable(*self.variable_type())
+        if param.size is None:
+            raise self.error("a parameter must have a size", param.start)
+        return param
 
     def shared(self):
         """`.shared .align 8 .b32 a[4], b;` or `.extern .shared .align 16 .b8 c[];`"""
@@ -334,35 +393,49 @@ class _Parser:
         return variables
 
     def variable_type(self):
-        align = self.integer() if self.accept(".align") else 0
+        align = self.alignment() if self.accept(".align") else 0
         size = _TYPES.get(self.word[1:], 0) if self.kind == "dot" else 0
         if not size:
             raise self.unexpected("a type")
         self.advance()
         return align or size, size
 
+    def alignment(self):
+        start = self.start
+        align = self.integer(".align", 1, _INT32)
+        if align & (align - 1):
+            raise self.error(f".align: must be a power of two, is {align}", start)
+        return align
+
     def variable(self, align, size):
         start = self.start
-        name = self.expect_kind("name", "a variable's name")
+        name = self.declared_name("a variable's name")
         if self.accept("["):
             if self.accept("]"):
                 return Variable(name, align, None, start)
-            size *= self.expression()
-            self.expect("]")
+            size *= self.extent(size)
             while self.accept("["):
-                size *= self.expression()
-                self.expect("]")
+                size *= self.extent(size)
         return Variable(name, align, size, start)
+
+    def extent(self, size):
+        """The number in `[number]`, of elements of `size` bytes."""
+        start = self.start
+        number = self.expression()
+        if not 1 <= number <= _INT32 // size:
+            raise self.error(f"an array must have 1 to {_INT32 // size} elements of {size} bytes, "
+                             f"not {number}", start)
+        self.expect("]")
+        return number
 
     def line_directive(self):
         start = self.start
         if self.accept(".file"):
-            number = self.integer()
+            number = self.integer(".file", 0, _INT32)
             self.source.files[number] = self.expect_kind("text", "a file name")[1:-1]
         else:
             self.expect(".loc")
-            file, line = self.integer(), self.integer()
-            self.integer()
+            file, line, _ = (self.integer(".loc", 0, _INT32) for _ in range(3))
             if file not in self.source.files:
                 raise self.error(f".loc names file {file}, which no .file declares", start)
             self.source.add_loc(start, file, line)
@@ -371,14 +444,15 @@ class _Parser:
 
     def block(self):
         start = self.start
-        self.expect("{")
+        if self.word != "{":
+            raise self.unexpected("'{'")
+        self.enter()
         statements = []
         while self.word != "}":
             if self.kind == "name" and self.tokens[self.index + 1][1] != ":" or self.word == "@":
                 statements.append(self.instruction())
             elif self.kind == "name":
-                statements.append(Label(self.word, self.start))
-                self.advance()
+                statements.append(Label(self.declared_name("a label"), self.start))
                 self.advance()
             elif self.word == "{":
                 statements.append(self.block())
@@ -396,6 +470,7 @@ class _Parser:
                 raise self.unexpected("a statement")
         end = self.start
         self.advance()
+        self.depth -= 1
         return Block(statements, start, end)
 
     def registers(self):
@@ -407,18 +482,24 @@ class _Parser:
             vector = int(self.advance()[2:])
         if self.kind != "dot" or self.word[1:] not in _TYPES:
             raise self.unexpected("a register type")
+        if vector > 1 and (self.word == ".pred" or vector * _TYPES[self.word[1:]] > 16):
+            raise self.error(f"there are no .v{vector} registers of {self.word}")
         type_ = self.advance()[1:]
         names = []
         while True:
-            name = self.expect_kind("name", "a register's name")
+            name = self.declared_name("a register's name")
             if self.accept("<"):
-                names += [f"{name}{i}" for i in range(self.integer())]
+                count = self.integer("number of registers", 0, MAX_REGISTERS)
+                names += [f"{name}{i}" for i in range(count)]
                 self.expect(">")
             else:
                 names.append(name)
+            if self.num_registers + len(names) > MAX_REGISTERS:
+                raise self.error(f"more than {MAX_REGISTERS} registers in one text", start)
             if not self.accept(","):
                 break
         self.expect(";")
+        self.num_registers += len(names)
         return Registers(type_, vector, names, start)
 
     def instruction(self):
@@ -445,35 +526,37 @@ class _Parser:
     # -- operands ------------------------------------------------------------------------------
 
     def operand(self):
-        if self.kind == "name":
-            return self.named_operand()
-        if self.kind == "float":
-            return Float(int(self.advance().lower().removeprefix("0f"), 16))
         if self.word == "[":
             return self.address()
         if self.accept("{"):
-            elements = [self.operand()]
+            elements = [self.element()]
             while self.accept(","):
-                elements.append(self.operand())
+                elements.append(self.element())
             self.expect("}")
             return Vector(elements)
         if self.accept("!"):
             return Negated(Name(self.expect_kind("name", "a predicate")))
-        return Int(self.expression())
+        first = self.element()
+        if isinstance(first, Name | Sink) and self.accept("|"):
+            return Pair(first, self.sink() or self.name())
+        return first
 
-    def named_operand(self):
-        if self.word == "_":
-            self.advance()
-            return Pair(Sink(), self.named_operand()) if self.accept("|") else Sink()
+    def element(self):
+        """An operand that is not made of others."""
+        if self.kind == "float":
+            return Float(int(self.advance().lower().removeprefix("0f"), 16))
+        if self.kind != "name":
+            return Int(self.expression())
         if self.word in _SPECIAL:
             name = self.advance()
             return Special(name + self.advance() if _SPECIAL[name] and self.kind == "dot" else name)
+        if sink := self.sink():
+            return sink
         name = self.name()
-        if self.accept("|"):
-            return Pair(name, self.named_operand())
-        if self.accept("+"):
-            return Offset(name, self.expression())
-        return name
+        return Offset(name, self.offset()) if self.accept("+") else name
+
+    def sink(self):
+        return Sink() if self.accept("_") else None
 
     def name(self):
         name = self.expect_kind("name", "a name")
@@ -488,23 +571,41 @@ class _Parser:
         base = self.name()
         offset = 0
         if self.accept("+"):
-            offset = self.expression()
+            offset = self.offset()
         elif self.word == "-":
             raise self.error("an address is [base + offset]; write [base + -n]")
         self.expect("]")
         return Address(base, offset)
 
+    def offset(self):
+        """What is added to an address: 32 bits with a sign, as PTX says."""
+        start = self.start
+        value = self.expression()
+        if not -_INT32 - 1 <= value <= _INT32:
+            raise self.error(f"an offset must be in [{-_INT32 - 1}, {_INT32}], is {value}", start)
+        return value
+
     # -- constant expressions: 64-bit integers with C's operators --------------------------------
 
-    def integer(self):
+    def integer(self, what, low, high):
+        """A literal; `what` it is, in words."""
+        start = self.start
+        value = self.literal()
+        if not low <= value <= high:
+            wanted = low if low == high else f"in [{low}, {high}]"
+            raise self.error(f"{what}: must be {wanted}, is {value}", start)
+        return value
+
+    def literal(self):
         start = self.start
         digits = self.expect_kind("int", "an integer").rstrip("U")
         if digits[0] == "0" and digits[1:].isdigit():
             digits = "0o" + digits
         try:
-            return int(digits, 0)
-        except ValueError:
-            raise self.error(f"'{digits}' is not a number", start) from None
+            value = int(digits, 0)
+        except ValueError:                       # also: more digits than Python reads
+            raise self.error(f"'{digits[:70]}' is not a number", start) from None
+        return self.in_range(value, start)
 
     def expression(self, least=1):
         start = self.start
@@ -512,34 +613,40 @@ class _Parser:
         while (rank := _PRECEDENCE.get(self.word, 0)) >= least:
             operator = self.advance()
             value = self.apply(operator, value, self.expression(rank + 1), start)
-        return self.in_range(value, start)
+        return value
 
     def term(self):
-        if self.accept("("):
+        start = self.start
+        signs = []
+        while self.word in ("-", "+", "~"):
+            signs.append(self.advance())
+        if self.word == "(":
+            self.enter()
             value = self.expression()
             self.expect(")")
-            return value
-        if self.accept("-"):
-            return -self.term()
-        if self.accept("+"):
-            return self.term()
-        if self.accept("~"):
-            return ~self.term()
-        if self.kind != "int":
+            self.depth -= 1
+        elif self.kind == "int":
+            value = self.literal()
+        else:
             raise self.unexpected("an operand")
-        return self.integer()
+        for sign in reversed(signs):
+            value = {"-": -value, "+": value, "~": ~value}[sign]
+        return self.in_range(value, start)
 
     def apply(self, operator, a, b, start):
         if operator in ("/", "%"):
             if b == 0:
                 raise self.error("division by zero in a constant expression", start)
             quotient = abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
-            return quotient if operator == "/" else a - quotient * b
-        if operator in ("<<", ">>"):
+            value = quotient if operator == "/" else a - quotient * b
+        elif operator in ("<<", ">>"):
             if not 0 <= b < 64:
                 raise self.error(f"shift by {b} in a constant expression", start)
-            return a << b if operator == "<<" else a >> b
-        return {"+": a + b, "-": a - b, "*": a * b, "&": a & b, "|": a | b, "^": a ^ b}[operator]
+            value = a << b if operator == "<<" else a >> b
+        else:
+            value = {"+": a + b, "-": a - b, "*": a * b,
+                     "&": a & b, "|": a | b, "^": a ^ b}[operator]
+        return self.in_range(value, start)
 
     def in_range(self, value, start):
         if not -2 ** 63 <= value < 2 ** 64:

@@ -341,7 +341,8 @@ def test_a_label_of_an_inner_scope_is_not_seen_outside():
 
 @pytest.mark.parametrize(("statement", "says"), [
     ("{ .reg .b32 a; .reg .b64 a; }", "'a' is declared twice in one scope"),
-    ("{ $a: $a: }", "label '.a' twice in one scope"),
+    ("{ $a: $a: }", "'.a' is declared twice in one scope"),
+    ("{ .reg .b32 a; a: }", "'a' is declared twice in one scope"),
     (".reg .b16 h;", "no .b16 registers; it has pred b32"),
 ])
 def test_declarations_that_are_refused(statement, says):

@@ -176,7 +176,8 @@ def test_errors_name_the_source_line():
     (".version 7.8\n.target sm_90\n.address_size 64\n.entry k() .reqntid 32 { ret; }",
      "expected '{' or a directive"),
     (".version 7.8\n.target sm_90\n.address_size 64\n.entry k() { ret;", "found the end"),
-    (".version 7.8\n.target sm_90\n.address_size 64\n.entry k() { /* ret;", "found '/'"),
+    (".version 7.8\n.target sm_90\n.address_size 64\n.entry k() { /* ret;",
+     "a comment is not closed"),
 ])
 def test_module_errors(text, says):
     with pytest.raises(PtxError) as caught:
