@@ -17,6 +17,7 @@ cdef extern from "emu/emu.h" nogil:
         uint32_t checks
         uint64_t seed
         uint64_t stall_limit
+        uint64_t instruction_limit
 
     struct emu_insn:
         uint16_t op

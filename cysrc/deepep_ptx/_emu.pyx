@@ -41,6 +41,9 @@ SCHEDULERS = {"rr": EMU_SCHED_RR, "random": EMU_SCHED_RANDOM,
               "late-async": EMU_SCHED_LATE_ASYNC}
 CHECKS = {"all": EMU_CHECK_UNINIT, "off": 0}
 STALL_LIMIT = 1 << 22               # warp instructions of a group while nothing changes
+# Warp instructions of one launch: a minute or more of one core, a hundred times what a launch for
+# 8192 tokens of 14 KiB executes.
+INSTRUCTION_LIMIT = 1 << 32
 
 cdef uint64_t FOREVER = <uint64_t>-1
 # Steps of World.run() between two looks at signals.
@@ -170,14 +173,16 @@ cdef class World:
     until a `.sync` instruction brings them together.  checks: "all", or "off" to leave out the
     check for uninitialised reads (bounds, alignment, masks, barriers and mbarriers are always
     checked).  seed: fixes the run.  stall_limit: warp instructions that a group may execute while
-    nothing in the world changes, before its kernel is reported as never ending.  timeout_s: limit,
-    in virtual seconds, of host waits that name none; None = no limit.
+    nothing in the world changes, before its kernel is reported as never ending.
+    instruction_limit: warp instructions that one launch may execute, before it is reported as never
+    ending whatever it changes.  timeout_s: limit, in virtual seconds, of host waits that name none;
+    None = no limit.
 
     `ValueError` or `TypeError` for a bad argument, `MemoryError` when there is no memory.
     """
 
     def __cinit__(self, num_ranks, *, sms_per_rank=132, scheduler="rr", checks="all", seed=0,
-                  stall_limit=STALL_LIMIT, timeout_s=None):
+                  stall_limit=STALL_LIMIT, instruction_limit=INSTRUCTION_LIMIT, timeout_s=None):
         cdef emu_options options
         memset(&options, 0, sizeof(options))
         options.num_ranks = _integer("num_ranks", num_ranks, 1, MAX_RANKS)
@@ -186,6 +191,7 @@ cdef class World:
         options.checks = _choice("checks", checks, CHECKS)
         options.seed = _integer("seed", seed, 0, 2**64 - 1)
         options.stall_limit = _integer("stall_limit", stall_limit, 1, 2**63)
+        options.instruction_limit = _integer("instruction_limit", instruction_limit, 1, 2**63)
         self.num_ranks = options.num_ranks
         self.scheduler = scheduler
         self.checks = checks

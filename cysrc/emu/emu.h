@@ -50,6 +50,8 @@ struct emu_options {
     uint64_t seed;
     uint64_t stall_limit;    /* warp instructions a live group may execute while nothing in the
                                 world changes, before the run is called never-ending           */
+    uint64_t instruction_limit;      /* warp instructions that one launch may execute, before
+                                it is called never-ending whatever it changes                 */
 };
 
 /* A decoded instruction.  Register operands are byte offsets into the warp's register file;

@@ -487,3 +487,14 @@ void emu_fault_never_ending(struct emu_world *world, struct emu_warp *warp, stru
            fault->kernel, fault->rank, group->quiet);
     list_all(world, warp->cta);
 }
+
+void emu_fault_instruction_limit(struct emu_exec *x)
+{
+    struct emu_fault *fault = begin(x->world, "never-ending");
+
+    set_place(fault, x->warp, x->pc, -1);
+    append(fault, "a launch of %s on rank %u executed %" PRIu64
+           " warp instructions; instruction_limit is %" PRIu64, fault->kernel, fault->rank,
+           x->grid->executed, x->world->options.instruction_limit);
+    list_all(x->world, x->cta);
+}

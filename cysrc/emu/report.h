@@ -31,10 +31,12 @@ void emu_fault_copy(const struct emu_copy *copy, const char *kind, const char *f
 /* No memory for a CTA, or what belongs to one. */
 void emu_fault_memory(struct emu_world *world);
 
-/* Faults of waiting: no group of `cta` can go on; nothing can; `warp`'s group goes on for ever. */
+/* Faults of waiting: no group of `cta` can go on; nothing can; `warp`'s group goes on for ever; the
+ * launch has executed too much. */
 void emu_fault_deadlock(struct emu_cta *cta);
 void emu_fault_livelock(struct emu_world *world);
 void emu_fault_never_ending(struct emu_world *world, struct emu_warp *warp,
                             struct emu_group *group);
+void emu_fault_instruction_limit(struct emu_exec *x);
 
 #endif

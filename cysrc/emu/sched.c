@@ -396,6 +396,11 @@ static bool run_cta(struct emu_world *world, struct emu_cta *cta)
             world->round_length = x.executed;
         if (!warp->live)
             cta->live_warps--;
+        cta->grid->executed += x.executed;
+        if (cta->grid->executed > world->options.instruction_limit) {
+            emu_fault_instruction_limit(&x);
+            return false;
+        }
         for (uint32_t i = 0; i < warp->num_groups; i++)
             if (runs_for_ever(world, warp, &warp->groups[i])) {
                 emu_fault_never_ending(world, warp, &warp->groups[i]);

@@ -179,6 +179,7 @@ struct emu_grid {
     uint8_t *params;
     uint32_t num_ctas, block, shared_bytes;
     uint32_t placed, finished;       /* CTAs                                                   */
+    uint64_t executed;               /* warp instructions                                      */
     uint32_t *order;                 /* [num_ctas]: which CTA is placed next; NULL: in order   */
     struct emu_copy *copies;         /* stores of CTAs that have exited                        */
     uint32_t copies_in_flight;       /* these, and the CTAs' own                               */

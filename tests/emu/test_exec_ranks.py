@@ -390,6 +390,37 @@ bar.sync 0;
     assert "warp 1: lanes 0xffffffff wait at barrier 0" in str(fault)
 
 
+@pytest.mark.parametrize("scheduler", ["rr", "random", "late-async"])
+@pytest.mark.parametrize("step", [
+    "atom.global.add.u32 r4, [d0], 1;",          # each changes a byte of the world
+    "red.global.add.u32 [d0], 1;",
+    "add.u32 r5, r5, 1; st.global.u32 [d0], r5;",
+    "add.u32 r5, r5, 1; st.shared.u32 [smem], r5;",
+])
+def test_a_loop_that_stores_for_ever(step, scheduler):
+    machine = Machine(2, instruction_limit=100_000, scheduler=scheduler)
+    word = machine.array(np.zeros(1, "u4"))
+    with pytest.raises(KernelFault) as raised:
+        machine.run(f"mov.u32 r5, 0;\n$loop:\n{step}\nbra $loop;", word, block=1, smem=16)
+    fault = raised.value
+    assert fault.kind == "never-ending" and fault.file == FILE and 3 <= fault.line <= 4
+    assert (fault.kernel, fault.rank, fault.cta, fault.warp, fault.lane) == ("k", 0, 0, 0, -1)
+    assert "a launch of k on rank 0 executed " in str(fault)
+    assert "instruction_limit is 100000" in str(fault)
+
+
+def test_the_instruction_limit_is_that_of_each_launch():
+    """Ten launches of less than 1000 warp instructions, and one of more."""
+    machine = Machine(instruction_limit=1000)
+    word = machine.array(np.zeros(1, "u4"))
+    body = "\n".join(60 * ["red.global.add.u32 [d0], 1;"])
+    for _ in range(10):
+        machine.run(body, word, grid=5)
+    assert machine.fetch(word, "u4", 1)[0] == 10 * 5 * 32 * 60
+    with pytest.raises(KernelFault, match="a launch of k on rank 0"):
+        machine.run(body, word, grid=20)
+
+
 def test_a_fault_is_final():
     machine = Machine()
     body = "ld.global.u32 r4, [d0];   // BUG"
