@@ -94,7 +94,9 @@ int emu_map_host(struct emu_world *world, uint32_t rank, void *host, uint64_t by
                  const char *name, uint64_t *va);
 int emu_map_peer(struct emu_world *world, uint32_t rank, uint32_t owner, uint64_t owner_va,
                  uint64_t *va);
-/* Unmaps; the owner's unmap frees.  A later access of the address is reported as use after free. */
+/* Unmaps; the owner's unmap frees.  A later access of the address is reported as use after free,
+ * with the name of what was there while that is among the last ones that the rank has unmapped, and
+ * as long as the address has not been given to another segment. */
 int emu_unmap(struct emu_world *world, uint32_t rank, uint64_t va);
 /* Host access: [va, va + bytes) must lie in one segment. */
 int emu_host_read(struct emu_world *world, uint32_t rank, void *dst, uint64_t va, uint64_t bytes);

@@ -7,72 +7,13 @@
 
 #define PAGE_BYTES (1ull << EMU_PAGE_BITS)
 #define RANK_WINDOW (1ull << 43)         /* address space of one rank                         */
+#define WINDOW_PAGES (RANK_WINDOW / PAGE_BYTES)
 #define ALIGNED_BYTES 256                /* an address is what its host address is, modulo this */
+#define MOST_UNMAPPED 16384              /* mappings kept for reports, of each rank           */
 
-/* Addresses are handed out in ascending order and never again, so a stale one never hits. */
-static int reserve(struct emu_rank *rank, uint64_t bytes, uint64_t *va, uint64_t *first_page)
-{
-    uint64_t pages = (bytes + PAGE_BYTES - 1) / PAGE_BYTES + 1;   /* one at least stays unmapped */
-    uint64_t needed = rank->num_pages + pages;
+/* -- segments ---------------------------------------------------------------------------------- */
 
-    if (bytes > RANK_WINDOW || needed > RANK_WINDOW / PAGE_BYTES)
-        return EMU_ERR_MEMORY;
-    if (needed > rank->max_pages) {
-        uint64_t max = needed * 2;
-        uint32_t *grown = realloc(rank->pages, max * sizeof *grown);
-        if (!grown)
-            return EMU_ERR_MEMORY;
-        rank->pages = grown;
-        rank->max_pages = max;
-    }
-    memset(rank->pages + rank->num_pages, 0, pages * sizeof *rank->pages);
-    *first_page = rank->num_pages;
-    *va = rank->va_base + rank->num_pages * PAGE_BYTES;
-    rank->num_pages = needed;
-    return EMU_OK;
-}
-
-static int map_segment(struct emu_rank *rank, struct emu_segment *segment, bool writable,
-                       struct emu_mapping **out)
-{
-    struct emu_mapping *m = calloc(1, sizeof *m);
-    uint64_t first;
-
-    if (!m)
-        return EMU_ERR_MEMORY;
-    m->skew = (uintptr_t)segment->host % ALIGNED_BYTES;
-    if (rank->num_mappings == rank->max_mappings) {
-        uint32_t max = rank->max_mappings ? rank->max_mappings * 2 : 16;
-        struct emu_mapping **grown = realloc(rank->mappings, max * sizeof *grown);
-        if (!grown) {
-            free(m);
-            return EMU_ERR_MEMORY;
-        }
-        rank->mappings = grown;
-        rank->max_mappings = max;
-    }
-    if (reserve(rank, segment->bytes + m->skew, &m->va, &first)) {
-        free(m);
-        return EMU_ERR_MEMORY;
-    }
-    m->va += m->skew;
-    m->segment = segment;
-    m->sibling = segment->mappings;
-    segment->mappings = m;
-    m->bytes = segment->bytes;
-    m->host = segment->host;
-    m->valid = segment->valid;
-    m->writable = writable;
-    m->peer = segment->owner != rank->index;
-    rank->mappings[rank->num_mappings++] = m;
-    for (uint64_t page = first; page + 1 < rank->num_pages; page++)
-        rank->pages[page] = rank->num_mappings;
-    *out = m;
-    return EMU_OK;
-}
-
-static struct emu_segment *new_segment(struct emu_world *world, uint32_t owner, uint64_t bytes,
-                                       const char *name)
+static struct emu_segment *new_segment(uint32_t owner, uint64_t bytes, const char *name)
 {
     struct emu_segment *s = calloc(1, sizeof *s);
 
@@ -85,8 +26,6 @@ static struct emu_segment *new_segment(struct emu_world *world, uint32_t owner, 
         free(s);
         return NULL;
     }
-    s->next = world->segments;
-    world->segments = s;
     return s;
 }
 
@@ -100,6 +39,183 @@ static void free_bytes(struct emu_segment *s)
     s->valid = NULL;
     s->stored = NULL;
 }
+
+static void free_segment(struct emu_segment *s)
+{
+    free_bytes(s);
+    free(s->name);
+    free(s);
+}
+
+/* The mapping is none of its segment any more, which is freed behind the last one. */
+static void leave_segment(struct emu_mapping *m)
+{
+    struct emu_segment *s = m->segment;
+    struct emu_mapping **each = &s->mappings;
+
+    while (*each != m)
+        each = &(*each)->sibling;
+    *each = m->sibling;
+    m->segment = NULL;
+    if (!s->mappings)
+        free_segment(s);
+}
+
+/* -- addresses --------------------------------------------------------------------------------- */
+
+/* Pages of a mapping: one at least stays unmapped behind it. */
+static uint64_t pages_of(uint64_t bytes)
+{
+    return (bytes + PAGE_BYTES - 1) / PAGE_BYTES + 1;
+}
+
+static bool is_free(const struct emu_rank *rank, uint64_t page)
+{
+    return page >= rank->num_pages || rank->pages[page] == 0 ||
+           rank->pages[page] == EMU_PAGE_FREED;
+}
+
+/* The first of so many free pages, from next_page on and around the end of the address space: what
+ * was freed is used again after everything else, so a stale address seldom hits. */
+static bool find_room(const struct emu_rank *rank, uint64_t pages, uint64_t *first)
+{
+    uint64_t page = rank->next_page, run = 0;
+
+    for (uint64_t seen = 0; seen < WINDOW_PAGES + pages; seen++, page++) {
+        if (page >= WINDOW_PAGES)
+            page = run = 0;
+        run = is_free(rank, page) ? run + 1 : 0;
+        if (run == pages) {
+            *first = page + 1 - pages;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Makes the page table that long. */
+static bool grow_pages(struct emu_rank *rank, uint64_t pages)
+{
+    if (pages > rank->max_pages) {
+        uint32_t *grown = realloc(rank->pages, 2 * pages * sizeof *grown);
+
+        if (!grown)
+            return false;
+        rank->pages = grown;
+        rank->max_pages = 2 * pages;
+    }
+    if (pages > rank->num_pages) {
+        memset(rank->pages + rank->num_pages, 0, (pages - rank->num_pages) * sizeof *rank->pages);
+        rank->num_pages = pages;
+    }
+    return true;
+}
+
+static uint64_t first_page(const struct emu_rank *rank, const struct emu_mapping *m)
+{
+    return (m->va - m->skew - rank->va_base) / PAGE_BYTES;
+}
+
+/* Forgets the mapping that was unmapped first. */
+static void forget_oldest(struct emu_rank *rank)
+{
+    struct emu_mapping *m = rank->unmapped;
+    uint64_t first = first_page(rank, m), pages = pages_of(m->segment->bytes + m->skew);
+
+    rank->unmapped = m->next;
+    rank->num_unmapped--;
+    for (uint64_t i = 0; i < pages; i++)
+        rank->pages[first + i] = EMU_PAGE_FREED;
+    leave_segment(m);
+    m->next = rank->spare;
+    rank->spare = m;
+}
+
+static void keep_for_reports(struct emu_rank *rank, struct emu_mapping *m)
+{
+    m->next = NULL;
+    if (rank->unmapped)
+        rank->last_unmapped->next = m;
+    else
+        rank->unmapped = m;
+    rank->last_unmapped = m;
+    if (++rank->num_unmapped > MOST_UNMAPPED)
+        forget_oldest(rank);
+}
+
+/* Takes the pages of `bytes`. */
+static bool reserve(struct emu_rank *rank, uint64_t bytes, uint64_t *first)
+{
+    uint64_t pages = pages_of(bytes);
+
+    if (!find_room(rank, pages, first)) {
+        while (rank->unmapped)
+            forget_oldest(rank);
+        if (!find_room(rank, pages, first))
+            return false;
+    }
+    if (!grow_pages(rank, *first + pages))
+        return false;
+    for (uint64_t i = 0; i < pages; i++)
+        rank->pages[*first + i] = EMU_PAGE_TAKEN;
+    rank->next_page = *first + pages;
+    return true;
+}
+
+/* -- mappings ---------------------------------------------------------------------------------- */
+
+static struct emu_mapping *new_mapping(struct emu_rank *rank)
+{
+    struct emu_mapping *m = rank->spare;
+
+    if (m) {
+        rank->spare = m->next;
+        return m;
+    }
+    if (rank->num_mappings == rank->max_mappings) {
+        uint32_t max = rank->max_mappings ? rank->max_mappings * 2 : 16;
+        struct emu_mapping **grown = realloc(rank->mappings, max * sizeof *grown);
+
+        if (!grown)
+            return NULL;
+        rank->mappings = grown;
+        rank->max_mappings = max;
+    }
+    m = calloc(1, sizeof *m);
+    if (!m)
+        return NULL;
+    m->number = rank->num_mappings;
+    rank->mappings[rank->num_mappings++] = m;
+    return m;
+}
+
+static int map_segment(struct emu_rank *rank, struct emu_segment *segment, bool writable,
+                       struct emu_mapping **out)
+{
+    uint64_t skew = (uintptr_t)segment->host % ALIGNED_BYTES, first;
+    struct emu_mapping *m = new_mapping(rank);
+
+    if (!m)
+        return EMU_ERR_MEMORY;
+    if (!reserve(rank, segment->bytes + skew, &first)) {
+        m->next = rank->spare;
+        rank->spare = m;
+        return EMU_ERR_MEMORY;
+    }
+    *m = (struct emu_mapping){
+        .number = m->number, .va = rank->va_base + first * PAGE_BYTES + skew, .skew = skew,
+        .bytes = segment->bytes, .host = segment->host, .valid = segment->valid,
+        .segment = segment, .sibling = segment->mappings, .writable = writable,
+        .peer = segment->owner != rank->index,
+    };
+    segment->mappings = m;
+    for (uint64_t i = 0; i + 1 < pages_of(segment->bytes + skew); i++)
+        rank->pages[first + i] = m->number + 1;
+    *out = m;
+    return EMU_OK;
+}
+
+/* -- what emu.h promises ----------------------------------------------------------------------- */
 
 void emu_fill_pattern(const struct emu_world *world, void *dst, uint64_t bytes)
 {
@@ -119,15 +235,17 @@ int emu_alloc(struct emu_world *world, uint32_t rank, uint64_t bytes, const char
 
     if (rank >= world->options.num_ranks)
         return EMU_ERR_ARGUMENT;
-    if (bytes > RANK_WINDOW || !(s = new_segment(world, rank, bytes, name)))
+    if (bytes > RANK_WINDOW || !(s = new_segment(rank, bytes, name)))
         return EMU_ERR_MEMORY;
-    if (posix_memalign(&memory, ALIGNED_BYTES, bytes ? bytes : 1))
+    if (posix_memalign(&memory, ALIGNED_BYTES, bytes ? bytes : 1)) {
+        free_segment(s);
         return EMU_ERR_MEMORY;
+    }
     s->host = memory;
     s->owned = true;
     s->valid = calloc(emu_bitmap_words(bytes) + 1, sizeof *s->valid);
     if (!s->valid || map_segment(&world->ranks[rank], s, true, &m)) {
-        free_bytes(s);
+        free_segment(s);
         return EMU_ERR_MEMORY;
     }
     emu_fill_pattern(world, s->host, bytes);
@@ -145,12 +263,12 @@ int emu_map_host(struct emu_world *world, uint32_t rank, void *host, uint64_t by
 
     if (rank >= world->options.num_ranks)
         return EMU_ERR_ARGUMENT;
-    if (bytes > RANK_WINDOW || !(s = new_segment(world, rank, bytes, name)))
+    if (bytes > RANK_WINDOW || !(s = new_segment(rank, bytes, name)))
         return EMU_ERR_MEMORY;
     s->host = host;
     s->stored = writable ? calloc(emu_bitmap_words(bytes) + 1, sizeof *s->stored) : NULL;
     if ((writable && !s->stored) || map_segment(&world->ranks[rank], s, writable != 0, &m)) {
-        free_bytes(s);
+        free_segment(s);
         return EMU_ERR_MEMORY;
     }
     *va = m->va;
@@ -195,18 +313,21 @@ static void unmap(struct emu_mapping *m)
 
 int emu_unmap(struct emu_world *world, uint32_t rank, uint64_t va)
 {
-    struct emu_mapping *m = held(world, rank, va, 0);
+    struct emu_mapping *m = NULL;
 
-    if (!m)
+    if (rank < world->options.num_ranks)
+        m = emu_mapping_at(&world->ranks[rank], va);
+    if (!m || m->unmapped || va - m->va > m->segment->bytes)
         return EMU_ERR_ADDRESS;
-    m->unmapped = true;
     if (m->peer) {
         unmap(m);
-        return EMU_OK;
+    } else {
+        for (struct emu_mapping *each = m->segment->mappings; each; each = each->sibling)
+            unmap(each);
+        free_bytes(m->segment);
     }
-    for (struct emu_mapping *each = m->segment->mappings; each; each = each->sibling)
-        unmap(each);
-    free_bytes(m->segment);
+    m->unmapped = true;
+    keep_for_reports(&world->ranks[rank], m);
     return EMU_OK;
 }
 
@@ -270,16 +391,15 @@ int emu_host_address(struct emu_world *world, uint32_t rank, uint64_t va, uint64
 
 struct emu_mapping *emu_mapping_below(const struct emu_rank *rank, uint64_t va)
 {
-    uint64_t page = (va - rank->va_base) >> EMU_PAGE_BITS;
+    struct emu_mapping *m = NULL;
 
-    if (va < rank->va_base || page >= rank->num_pages)
+    if (va < rank->va_base || va - rank->va_base >= rank->num_pages * PAGE_BYTES)
         return NULL;
-    for (;; page--) {
-        if (rank->pages[page])
-            return rank->mappings[rank->pages[page] - 1];
-        if (page == 0)
-            return NULL;
+    while (!m && emu_page_at(rank, va) != EMU_PAGE_FREED && va - rank->va_base >= PAGE_BYTES) {
+        va -= PAGE_BYTES;
+        m = emu_mapping_at(rank, va);
     }
+    return m;
 }
 
 int emu_memory_init(struct emu_world *world)
@@ -291,11 +411,11 @@ int emu_memory_init(struct emu_world *world)
     world->pattern = (seed ^ seed >> 31) | 0x0101010101010101;
     for (uint32_t r = 0; r < world->options.num_ranks; r++) {
         struct emu_rank *rank = &world->ranks[r];
-        uint64_t va, page;
+        uint64_t first;
 
         /* Ranks also differ in the offset of what they allocate first. */
         rank->va_base = RANK_WINDOW * (r + 1);
-        if (reserve(rank, (r + 1) * PAGE_BYTES, &va, &page))
+        if (!reserve(rank, (r + 1) * PAGE_BYTES, &first))
             return EMU_ERR_MEMORY;
     }
     return EMU_OK;
@@ -306,17 +426,12 @@ void emu_memory_free(struct emu_world *world)
     for (uint32_t r = 0; r < world->options.num_ranks; r++) {
         struct emu_rank *rank = &world->ranks[r];
 
-        for (uint32_t i = 0; i < rank->num_mappings; i++)
+        for (uint32_t i = 0; i < rank->num_mappings; i++) {
+            if (rank->mappings[i]->segment)
+                leave_segment(rank->mappings[i]);
             free(rank->mappings[i]);
+        }
         free(rank->mappings);
         free(rank->pages);
-    }
-    while (world->segments) {
-        struct emu_segment *s = world->segments;
-
-        world->segments = s->next;
-        free_bytes(s);
-        free(s->name);
-        free(s);
     }
 }

@@ -8,10 +8,14 @@
 
 #define EMU_PAGE_BITS 21                 /* 2 MiB                                             */
 
-/* Bytes of one allocation or of mapped host memory.  Never freed before the world: a stale
- * address is reported with the name of what was there. */
+/* What a page of an address space holds, where it is not the number of a mapping + 1.  0: nothing,
+ * ever. */
+#define EMU_PAGE_TAKEN UINT32_MAX        /* it stays unmapped, behind a mapping               */
+#define EMU_PAGE_FREED (UINT32_MAX - 1)  /* what was there is forgotten; it may be used again */
+
+/* Bytes of one allocation or of mapped host memory.  It stays, without the bytes, while a mapping
+ * of it does: a stale address is reported with the name of what was there. */
 struct emu_segment {
-    struct emu_segment *next;
     uint8_t  *host;                      /* NULL once freed                                   */
     uint64_t *valid;                     /* NULL: every byte counts as written                */
     uint64_t *stored;                    /* host memory: bytes that kernels stored to         */
@@ -22,8 +26,11 @@ struct emu_segment {
     struct emu_mapping *mappings;
 };
 
-/* A segment at an address of one rank. */
+/* A segment at an address of one rank.  The last ones that the rank unmapped are kept for reports;
+ * then number and addresses are used again, the addresses as late as they can be. */
 struct emu_mapping {
+    struct emu_mapping *next;            /* of those the rank has unmapped, or may use again  */
+    uint32_t number;                     /* place in the rank's `mappings`                    */
     uint64_t va;                         /* `skew` bytes behind the start of a page           */
     uint64_t skew;                       /* so that it is aligned as the host address is      */
     uint64_t bytes;                      /* 0 once unmapped or freed: no access passes        */
@@ -32,16 +39,22 @@ struct emu_mapping {
     struct emu_segment *segment;
     struct emu_mapping *sibling;         /* next mapping of the segment                       */
     bool     writable, peer;
-    bool     unmapped;
+    bool     unmapped;                   /* by its rank, and not only freed by the owner      */
 };
 
-/* The mapping whose pages hold `va`, also a dead one; NULL when there never was one. */
-static inline struct emu_mapping *emu_mapping_at(const struct emu_rank *rank, uint64_t va)
+static inline uint32_t emu_page_at(const struct emu_rank *rank, uint64_t va)
 {
     uint64_t page = (va - rank->va_base) >> EMU_PAGE_BITS;
-    uint32_t number = page < rank->num_pages ? rank->pages[page] : 0;
 
-    return number ? rank->mappings[number - 1] : NULL;
+    return page < rank->num_pages ? rank->pages[page] : 0;
+}
+
+/* The mapping whose pages hold `va`, also a dead one; NULL when there is none to be known. */
+static inline struct emu_mapping *emu_mapping_at(const struct emu_rank *rank, uint64_t va)
+{
+    uint32_t index = emu_page_at(rank, va) - 1;
+
+    return index < rank->num_mappings ? rank->mappings[index] : NULL;
 }
 
 static inline bool emu_mapping_holds(const struct emu_mapping *m, uint64_t va, uint64_t bytes)

@@ -213,6 +213,10 @@ static void append_address(struct emu_fault *fault, const struct emu_rank *rank,
         append(fault, " (%" PRIu64 " bytes)", bytes);
         return;
     }
+    if (emu_page_at(rank, va) == EMU_PAGE_FREED) {
+        append(fault, "where rank %u had memory that it freed or unmapped", rank->index);
+        return;
+    }
     append(fault, "which is no address of rank %u", rank->index);
     for (uint32_t r = 0; r < cta->grid->world->options.num_ranks; r++) {
         const struct emu_rank *other = &cta->grid->world->ranks[r];
@@ -250,13 +254,15 @@ int emu_fault_range(struct emu_exec *x, enum emu_address_fault what, unsigned la
     const struct emu_instr *op = emu_exec_op(x);
     const struct emu_mapping *m = space == EMU_SP_SHARED ? NULL : emu_mapping_at(x->rank, va);
     bool dead = m && !m->host;
+    bool freed = dead || (space != EMU_SP_SHARED &&
+                          emu_page_at(x->rank, va) == EMU_PAGE_FREED);
     /* Shared memory that is there and yet out of reach is an mbarrier. */
     bool object = space == EMU_SP_SHARED && what == EMU_FAULT_UNREACHABLE &&
                   va + bytes <= x->cta->shared_bytes;
     const char *kind = what == EMU_FAULT_MISALIGNED ? "misaligned" :
                        what == EMU_FAULT_READ_ONLY ? "read-only" :
                        what == EMU_FAULT_UNWRITTEN ? "uninitialised" :
-                       object ? "mbarrier" : dead ? "use-after-free" : "out-of-bounds";
+                       object ? "mbarrier" : freed ? "use-after-free" : "out-of-bounds";
     struct emu_fault *fault = begin(x->world, kind);
 
     set_place(fault, x->warp, x->pc, lane);

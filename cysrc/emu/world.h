@@ -190,10 +190,14 @@ struct emu_sm { uint32_t threads, ctas, shared; };
 struct emu_rank {
     uint32_t index;
     uint64_t va_base;
-    uint32_t *pages;                 /* mapping number + 1 of each 2 MiB page; 0 = unmapped    */
+    uint32_t *pages;                 /* what each 2 MiB page holds, see memory.h               */
     uint64_t num_pages, max_pages;
+    uint64_t next_page;              /* where room for the next mapping is looked for first    */
     struct emu_mapping **mappings;
     uint32_t num_mappings, max_mappings;
+    struct emu_mapping *unmapped, *last_unmapped;    /* kept for reports, oldest first         */
+    uint32_t num_unmapped;
+    struct emu_mapping *spare;       /* to be used again                                       */
     struct emu_sm *sms;
     struct emu_grid *grids;          /* in launch order                                        */
     struct emu_cta *ctas;            /* resident, in the order they were placed                */
@@ -203,7 +207,6 @@ struct emu_rank {
 struct emu_world {
     struct emu_options options;
     struct emu_rank *ranks;
-    struct emu_segment *segments;
     struct emu_kernel *kernels;
     uint64_t now;
     bool changed;                    /* a byte or a CTA changed in this round                  */
