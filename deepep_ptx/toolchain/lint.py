@@ -154,7 +154,7 @@ def check_variants(table: Table, root: Path, tools: Tools) -> list[str]:
 
 def _place(rendered: Rendered, line: int | None, variant: Variant) -> str:
     """`file:line (variant)` of the source of rendered line `line`."""
-    origin = rendered.origin(line) if line and line <= len(rendered.origins) else None
+    origin = rendered.origin(line) if line and line <= len(rendered.places) else None
     return f"{origin[0]}:{origin[1]} ({variant})" if origin else str(variant)
 
 

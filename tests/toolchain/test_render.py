@@ -115,8 +115,16 @@ def test_ptx_survives(tree, statement):
         (SOURCE, "(a_dst, KERNEL_ID)", "(a_dst)", "src/copy_vec.ptx:18", "requires 2"),
         ("role/copy.inc", "(LD_VEC)", "(LD_VEC", "role/copy.inc:2", "REPEAT_2 is not expanded"),
         ("role/copy.inc", "    REPEAT_2(ST_VEC)", "#error no", "role/copy.inc:3", "#error no"),
-        (SOURCE, "ret;\n}", "ret;\n", SOURCE, "1 scopes are not closed"),
+        (SOURCE, "ret;\n}", "ret;\n", "src/copy_vec.ptx:10", "this scope is not closed"),
         (SOURCE, "ret;\n}", "ret;\n}}", "src/copy_vec.ptx:26", "without its opening"),
+        ("role/copy.inc", "    REPEAT_2(ST_VEC)", "{", "role/copy.inc:3",
+         "this scope is not closed; included at ptx/src/copy_vec.ptx:19"),
+        ("role/copy.inc", "    REPEAT_2(ST_VEC)", "}", "role/copy.inc:3",
+         "without its opening one; included at ptx/src/copy_vec.ptx:19"),
+        ("lib/wait.inc", "$poll; }", "$poll;", "src/copy_vec.ptx:18",
+         "this scope is not closed; in macro WAIT_WORD, ptx/lib/wait.inc:5"),
+        ("lib/wait.inc", "$poll; }", "$poll; }}", "src/copy_vec.ptx:18",
+         "without its opening one; in macro WAIT_WORD, ptx/lib/wait.inc:11"),
         (SOURCE, "ret;", "ret", "src/copy_vec.ptx:25", "is not closed: ret }"),
         (SOURCE, "tid.x;", "tid.x", "src/copy_vec.ptx:20", "mov.u32 t, %tid.x setp"),
         (SOURCE, ", 0;", ", 0", "src/copy_vec.ptx:21", "setp.eq.u32 q, t, 0 @q bra"),
@@ -124,10 +132,27 @@ def test_ptx_survives(tree, statement):
         (SOURCE, "_DST];", "_DST]", "src/copy_vec.ptx:17", "is not closed: ld.param"),
         (SOURCE, "pred      q;", "pred q", "src/copy_vec.ptx:14", ".reg .pred q ld.param"),
         (SOURCE, "$end;", "$end", "src/copy_vec.ptx:22", "is not closed: @q bra $end"),
-        ("lib/wait.inc", "p_ready;  ", "p_ready  ", "src/copy_vec.ptx:18", "p_ready $poll"),
+        ("lib/wait.inc", "p_ready;  ", "p_ready  ", "src/copy_vec.ptx:18",
+         ".reg .pred p_ready $poll: ld.acquire.sys.global.u32 got, [a_; "
+         "in macro WAIT_WORD, ptx/lib/wait.inc:7"),
         (SOURCE, "WAIT_W", "WAT_W", "src/copy_vec.ptx:18", "did you mean WAIT_WORD?"),
         (SOURCE, "WAIT_WORD(", "WAITWORD (", "src/copy_vec.ptx:18", "WAITWORD: no macro"),
         (SOURCE, "COPY_DST", "COPY_DTS", "src/copy_vec.ptx:17", "mean COPY_DST?"),
+        ("lib/wait.inc", "want;  ", "PAIR_FRST;", "src/copy_vec.ptx:18",
+         "mean PAIR_FIRST?; in macro WAIT_WORD, ptx/lib/wait.inc:10"),
+        ("lib/wait.inc", ".reg .b32  got;", "REPEAT_2(M, 2)", "src/copy_vec.ptx:18",
+         "requires 1 arguments but was passed 2; in macro WAIT_WORD, ptx/lib/wait.inc:6"),
+        ("role/copy.inc", "    REPEAT_2(ST_VEC)", "REPEAT_2(1, 2)", "role/copy.inc:3",
+         "was passed 2; included at ptx/src/copy_vec.ptx:19"),
+        ("role/copy.inc", "    REPEAT_2(ST_VEC)", '#include "role/none.inc"', "role/copy.inc:3",
+         "cannot include role/none.inc: there is no such file; "
+         "included at ptx/src/copy_vec.ptx:19"),
+        ("lib/wait.inc", "#define REPEAT_2", "#if\n#define REPEAT_2", "lib/wait.inc:2",
+         "#if of nothing"),
+        ("lib/wait.inc", "#define REPEAT_2", "#define\n#define REPEAT_2", "lib/wait.inc:2",
+         "#define of nothing"),
+        ("lib/wait.inc", "#define REPEAT_2", "#if NO\n#endif\n#define REPEAT_2", "lib/wait.inc:2",
+         "#if on NO: not defined"),
         ("lib/wait.inc", "M(0) M(1)", "M(0)\n#define COPY_SRC 4", "lib/wait.inc:3", "is defined"),
         ("lib/all.inc", ".version PTX_VERSION", ".reg .b32 x;", SOURCE, "not the first"),
     ],
@@ -139,6 +164,39 @@ def test_refused(tree, file, old, new, place, words):
     assert str(caught.value).startswith(f"ptx/{place}: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "place", "words"),
+    [
+        (SOURCE, "setp.eq", "sept.eq", "src/copy_vec.ptx:21", "no instruction 'sept'"),
+        (SOURCE, "mov.u32         t", "mov.u23         t", "src/copy_vec.ptx:20", "form of 'mov'"),
+        (SOURCE, "$end;", "$ent;", "src/copy_vec.ptx:22", "mean '$end'?: @q bra $ent"),
+        (SOURCE, "[a_dst], t", "[a_dst], y", "src/copy_vec.ptx:23", "'y' is not declared"),
+        (SOURCE, "COPY_SIZEOF", "COPY_SRC", "src/copy_vec.ptx:16", "leaves the parameter's"),
+        (SOURCE, ".reg .b32       t;", ".reg .b32       t, t;", "src/copy_vec.ptx:13",
+         "'t' is declared twice"),
+        ("role/copy.inc", "REPEAT_2(ST_VEC)", "bra $over;", "role/copy.inc:3",
+         "no label '$over' in this scope or around it: bra $over; "
+         "included at ptx/src/copy_vec.ptx:19"),
+        ("role/copy.inc", "REPEAT_2(ST_VEC)", "ST_VEC(7)", "role/copy.inc:3",
+         "'v7' is not declared: st.global.v4.b32 [a_dst + 7 * 512], v7; in "
+         "macro ST_VEC, ptx/src/copy_vec.ptx:6; included at ptx/src/copy_vec.ptx:19"),
+        ("lib/wait.inc", "setp.ge.u32 ", "setp.gee.u32", "src/copy_vec.ptx:18",
+         "in macro WAIT_WORD, ptx/lib/wait.inc:10"),
+        ("policy/ld_nc.inc", "ld.global.nc", "ld.global.cn", "role/copy.inc:2",
+         "in macro LD_PAYLOAD_V4, ptx/policy/ld_nc.inc:2; included at ptx/src/copy_vec.ptx:19"),
+    ],
+)
+def test_what_is_no_ptx_is_refused(tree, file, old, new, place, words):
+    """It passes the preprocessor: the executor's front end finds it, and nothing is written."""
+    tree.replace(f"ptx/{file}", old, new)
+    with pytest.raises(render.RenderError) as caught:
+        render.generate(tree.root)
+    assert str(caught.value).startswith(f"ptx/{place}: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tree.root / render.OUTPUT).exists()
 
 
 def test_missing_source(tree):

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""What the CPU executor's front end has against a rendered text, told at the source."""
+
+import re
+
+from deepep_ptx.emu.decode import decode
+from deepep_ptx.emu.parse import parse
+from deepep_ptx.errors import PtxError
+from deepep_ptx.toolchain.render import Rendered
+
+_LINE_MAP = re.compile(r"^[ \t]*\.(?:file|loc)\b.*$", re.MULTILINE)
+
+
+def require_decodes(rendered: Rendered) -> None:
+    """Parse and decode every entry: no instruction, name, label or operand that is not one.
+
+    Raises RenderError at the source, with what brings the line in: macro, inclusions.
+    """
+    # Without its line map an error names the rendered line, whose whole place is known.
+    text = _LINE_MAP.sub("", rendered.text)
+    try:
+        module = parse(text)
+        for entry in module.entries:
+            decode(module, entry)
+    except PtxError as error:
+        message, statement = str(error).splitlines()[:2]
+        message = message.removeprefix(f"{error.file}:{error.line}: ")
+        place = rendered.place(error.line)
+        raise place.error(f"{message}: {statement.strip(' ;')}") from error
