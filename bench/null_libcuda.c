@@ -2,7 +2,8 @@
  *
  * A libcuda.so.1 whose GPU takes all work and does none, at once: what is left of a call's time is
  * the host's own.  Every function succeeds, until null_break(); null_calls() says how often the ones
- * that calls use have been called.  Device memory is host memory that nobody reads. */
+ * that calls use have been called.  Device memory is host memory that nobody reads.  NULL_CTA_SMEM:
+ * bytes of shared memory that a CTA can have, 227 KiB where it is not set. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,10 +67,12 @@ static int make_stream(void **out, unsigned flags, int priority)
 
 static int attribute(int *out, int what, int of)
 {
-    enum { SMS = 16, MAJOR = 75, MINOR = 76 };
+    enum { SMS = 16, MAJOR = 75, MINOR = 76, CTA_SMEM = 97 };
+    const char *smem = getenv("NULL_CTA_SMEM");
 
     (void)of;
-    *out = what == SMS ? 132 : what == MAJOR ? 9 : what == MINOR ? 0 : 1 << 17;
+    *out = what == SMS ? 132 : what == MAJOR ? 9 : what == MINOR ? 0
+         : what == CTA_SMEM && smem != NULL ? atoi(smem) : 227 << 10;
     return 0;
 }
 

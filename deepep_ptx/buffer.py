@@ -2,6 +2,7 @@
 """DeepEP's `Buffer`: dispatch and combine among the ranks of a group."""
 
 import contextlib
+import functools
 import math
 import warnings
 
@@ -143,9 +144,11 @@ class Buffer:
             self.tuning = tuning_files.find(tuning, executor.device_name, group.size,
                                             executor.arch)
             name, origin = select.requested_policy(policy)
-            self.variants = select.choose(name, executor.arch, origin=origin)
+            choose = functools.partial(select.choose, arch=executor.arch, origin=origin,
+                                       cta_smem=executor.cta_smem, num_ranks=group.size)
+            self.variants = choose(name)
             if self.tuning is not None and not select.is_policy_requested(policy):
-                self.variants = tuned_variants(self.variants, self.tuning, executor.arch)
+                self.variants = tuned_variants(self.variants, self.tuning, choose)
 
         # No rank waits for one whose arguments were refused.
         all_or_none(group, check)

@@ -8,6 +8,8 @@ import os
 import re
 from importlib import resources
 
+from deepep_ptx.toolchain.variants import MIN_STAGES, STAGE_EXTRA
+
 DEFAULT_POLICY = "fast"
 _POLICY_VARIABLES = ("DEEPEP_PTX_POLICY", "DISABLE_AGGRESSIVE_PTX_INSTRS")
 # A use of a kernel, for which another variant may be chosen -> the kernel: combine where this rank
@@ -64,7 +66,7 @@ def requested_policy(argument=None, environ=None):
     return _DEEPEP_SWITCH[switch], "DISABLE_AGGRESSIVE_PTX_INSTRS"
 
 
-def choose(policy, arch, table=None, origin="policy"):
+def choose(policy, arch, table=None, origin="policy", *, cta_smem=None, num_ranks=1):
     """The variant of each kernel.
 
     Args:
@@ -76,16 +78,21 @@ def choose(policy, arch, table=None, origin="policy"):
         arch: the executor's, such as "sm_90"; the newest variants up to it are taken.
         table: as `load_table()` gives it.
         origin: who asked for the policy.
+        cta_smem: bytes of shared memory that a CTA can have, see `least_smem`; variants that take
+            more are as if they were not there.  None: as much as they take.
+        num_ranks: of the group, for which they take it.
 
     Returns:
         dict: name of a kernel, or of a use of one (USES), -> its row of the table.
 
     Raises:
-        ValueError: unknown policy, with the nearest names; or an architecture or a combination
-            for which a kernel has no variant.
+        ValueError: unknown policy, with the nearest names; or an architecture, a combination or
+            an amount of shared memory for which a kernel has no variant.
     """
     table = load_table() if table is None else table
     kernels = _by_kernel(table, arch)
+    if cta_smem is not None:
+        kernels = _fitting(kernels, policy, origin, cta_smem, num_ranks)
     kernels |= {use: kernels[kernel] for use, kernel in USES.items() if kernel in kernels}
     chosen = {name: _pick(name, variants, policy, table) for name, variants in kernels.items()}
     _require_known(policy, table, arch, origin)
@@ -101,6 +108,30 @@ def is_defined(variant):
         return None
     defined = load_table()["policies"]
     return not variant["policy"] or variant["site"] in defined[variant["policy"]]["defined"]
+
+
+def least_smem(variant, num_ranks):
+    """Bytes of shared memory without which a CTA of `variant` does not run."""
+    return (variant["static_smem"] + variant["smem"] + num_ranks * variant["smem_per_rank"]
+            + variant["rings"] * MIN_STAGES * (variant["stage_bytes"] + STAGE_EXTRA))
+
+
+def _fitting(kernels, policy, origin, cta_smem, num_ranks):
+    """Kernel -> those of its variants that run with so much shared memory."""
+    needs = {variant["symbol"]: least_smem(variant, num_ranks)
+             for variants in kernels.values() for variant in variants}
+    asked = [variant["symbol"] for variants in kernels.values() for variant in variants
+             if policy in (variant["symbol"], variant["policy"] or variant["path"])]
+    if asked and min(map(needs.get, asked)) > cta_smem:
+        raise ValueError(f"{origin}: {policy!r} has no variant for {cta_smem} bytes of shared "
+                         f"memory per CTA; {asked[0]} takes {needs[asked[0]]}")
+    fitting = {kernel: [v for v in variants if needs[v["symbol"]] <= cta_smem]
+               for kernel, variants in kernels.items()}
+    for kernel, variants in fitting.items():
+        if not variants:
+            raise ValueError(f"arch: no variant of {kernel} runs with {cta_smem} bytes of shared "
+                             "memory per CTA")
+    return fitting
 
 
 def _capability(arch):

@@ -113,9 +113,12 @@ class Tuning:
         return _error(self.path, self.origin, field, has, needed)
 
 
-def tuned_variants(variants, tuning, arch):
-    """`variants`, as `select.choose` gives them, with those that the file's policies pick."""
-    return variants | {kernel: select.choose(policy, arch)[kernel]
+def tuned_variants(variants, tuning, choose):
+    """`variants`, as `select.choose` gives them, with those that the file's policies pick.
+
+    choose: `select.choose` of a policy for this rank's device.
+    """
+    return variants | {kernel: choose(policy)[kernel]
                        for kernel, policy in tuning.policies().items()}
 
 

@@ -39,6 +39,7 @@ struct ep_loaded {
     void    *handle;             /* as the executor gave it                                    */
     uint32_t threads;            /* of a CTA                                                   */
     uint32_t smem, smem_per_rank;                /* bytes of dynamic shared memory of a CTA     */
+    uint32_t max_smem;           /* what a CTA can have of it                                  */
     uint32_t rings;              /* of stages for bulk copies, in a CTA                        */
     uint32_t stages, stage_bytes;                /* of a ring, where a call does not say       */
 };

@@ -15,7 +15,7 @@ static uint32_t smem_without_rings(const struct ep_buffer *b, const struct ep_lo
 /* For each of a kernel's rings, which it has. */
 static uint32_t room_of_ring(const struct ep_buffer *b, const struct ep_loaded *kernel)
 {
-    return (EP_MAX_SMEM - smem_without_rings(b, kernel)) / kernel->rings;
+    return (kernel->max_smem - smem_without_rings(b, kernel)) / kernel->rings;
 }
 
 static uint32_t smem_of(const struct ep_buffer *b, const struct ep_loaded *kernel)
@@ -27,7 +27,7 @@ static uint32_t smem_of(const struct ep_buffer *b, const struct ep_loaded *kerne
 /* Whatever stages a call wants. */
 static uint32_t most_smem(const struct ep_buffer *b, const struct ep_loaded *kernel)
 {
-    return kernel->rings ? EP_MAX_SMEM : smem_without_rings(b, kernel);
+    return kernel->rings ? kernel->max_smem : smem_without_rings(b, kernel);
 }
 
 uint32_t ep_launch_most_stage_bytes(const struct ep_buffer *b, const struct ep_loaded *kernel)

@@ -40,6 +40,7 @@ struct cuda_executor {
     CUevent *idle;           /* events that are nobody's, to be given out again                  */
     uint32_t num_idle, max_idle;
     int arch;
+    int cta_smem;            /* bytes of shared memory that a CTA can have                     */
     int untouched;           /* a call of the core has begun and launched nothing yet           */
     int stopped;             /* atomic: the next host wait, or the one that runs, ends at once  */
     uint64_t asked;          /* when a wait last looked for Ctrl-C                              */
@@ -848,6 +849,8 @@ static int open_device(struct cuda_executor *e, int device)
     TRY(cuDeviceGetAttribute, &major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, e->device);
     TRY(cuDeviceGetAttribute, &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, e->device);
     e->arch = 10 * major + minor;
+    TRY(cuDeviceGetAttribute, &e->cta_smem, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        e->device);
     TRY(cuDevicePrimaryCtxRetain, &e->context, e->device);
     if (make_own(e) == EP_OK)
         return EP_OK;
@@ -938,6 +941,11 @@ int cuda_executor_arch(const struct cuda_executor *e)
     return e->arch;
 }
 
+uint32_t cuda_executor_cta_smem(const struct cuda_executor *e)
+{
+    return (uint32_t)e->cta_smem;
+}
+
 const char *cuda_executor_device_name(const struct cuda_executor *e)
 {
     return e->name;
@@ -947,7 +955,7 @@ static int load_kernel(struct cuda_executor *e, struct cuda_kernel *k, const cha
                        const char *symbol, uint32_t param_bytes)
 {
     size_t offset = 0, bytes = 0;
-    int most = 0, fixed = 0;
+    int fixed = 0;
 
     ENTER();
     TRY(cuLibraryLoadData, &k->library, ptx, NULL, NULL, 0, NULL, NULL, 0);
@@ -959,11 +967,9 @@ static int load_kernel(struct cuda_executor *e, struct cuda_kernel *k, const cha
         return EP_ERR_EXECUTOR;
     }
     TRY(cuKernelGetFunction, &k->function, k->kernel);
-    TRY(cuDeviceGetAttribute, &most, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-        e->device);
     TRY(cuFuncGetAttribute, &fixed, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, k->function);
     TRY(cuFuncSetAttribute, k->function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-        most - fixed);
+        e->cta_smem - fixed);
     TRY(cuFuncLoad, k->function);    /* a lazy load could wait for a device that spins */
     return EP_OK;
 }

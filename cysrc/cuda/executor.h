@@ -22,6 +22,8 @@ void cuda_executor_stop(struct cuda_executor *executor);
 
 /* Compute capability, 10 * major + minor. */
 int cuda_executor_arch(const struct cuda_executor *executor);
+/* Bytes of shared memory that a CTA can have, static ones among them. */
+uint32_t cuda_executor_cta_smem(const struct cuda_executor *executor);
 const char *cuda_executor_device_name(const struct cuda_executor *executor);
 
 /* Loads `symbol` from NUL-terminated PTX and checks that it takes `param_bytes` of parameters. */

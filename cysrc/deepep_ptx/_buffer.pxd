@@ -54,6 +54,7 @@ cdef extern from "core/buffer.h" nogil:
         uint32_t threads
         uint32_t smem
         uint32_t smem_per_rank
+        uint32_t max_smem
         uint32_t rings
         uint32_t stages
         uint32_t stage_bytes

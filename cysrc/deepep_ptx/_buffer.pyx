@@ -98,6 +98,8 @@ cdef class CoreBuffer:
 
     def load_kernel(self, str name not None, dict variant not None, text):
         """Load a row of the table of variants, rendered as `text`, and use it in the place `name`.
+
+        The row is one that runs here: see `select.choose`.
         """
         cdef uint32_t index = KERNELS[name]
         cdef uint32_t param_bytes = variant["param_bytes"]
@@ -113,6 +115,7 @@ cdef class CoreBuffer:
         loaded.threads = variant["threads"]
         loaded.smem = variant["smem"]
         loaded.smem_per_rank = variant["smem_per_rank"]
+        loaded.max_smem = min(EP_MAX_SMEM, self.executor.cta_smem - variant["static_smem"])
         loaded.rings = variant["rings"]
         loaded.stages = variant["stages"]
         loaded.stage_bytes = variant["stage_bytes"]

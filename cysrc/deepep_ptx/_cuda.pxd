@@ -9,6 +9,7 @@ cdef extern from "cuda/executor.h" nogil:
     void cuda_executor_destroy(cuda_executor *executor)
     const ep_executor *cuda_executor_table(cuda_executor *executor)
     int cuda_executor_arch(const cuda_executor *executor)
+    uint32_t cuda_executor_cta_smem(const cuda_executor *executor)
     const char *cuda_executor_device_name(const cuda_executor *executor)
     int cuda_executor_load(cuda_executor *executor, const char *ptx, const char *symbol,
                            uint32_t param_bytes, void **kernel)

@@ -190,6 +190,7 @@ cdef class CudaExecutor(Executor):
         self.world = world
         self.device = device
         self.kind = cuda_executor_device_name(self.own).decode()
+        self.cta_smem = cuda_executor_cta_smem(self.own)
         self.name = "cuda"
         capability = cuda_executor_arch(self.own)
         if capability < 80:

@@ -13,6 +13,7 @@ cdef extern from "emu/emu.h" nogil:
     struct emu_options:
         uint32_t num_ranks
         uint32_t sms_per_rank
+        uint32_t cta_smem
         uint32_t scheduler
         uint32_t checks
         uint64_t seed
@@ -142,6 +143,7 @@ cdef extern from "emu/executor.h" nogil:
 cdef class World:
     cdef host_world *host           # owned
     cdef readonly int num_ranks
+    cdef readonly uint32_t cta_smem
     cdef readonly str scheduler
     cdef readonly str checks
     cdef readonly object seed

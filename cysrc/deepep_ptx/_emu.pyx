@@ -44,6 +44,7 @@ STALL_LIMIT = 1 << 22               # warp instructions of a group while nothing
 # Warp instructions of one launch: a minute or more of one core, a hundred times what a launch for
 # 8192 tokens of 14 KiB executes.
 INSTRUCTION_LIMIT = 1 << 32
+CTA_SMEM = 227 << 10                # bytes of shared memory that a CTA of sm_90 can have
 
 cdef uint64_t FOREVER = <uint64_t>-1
 # Steps of World.run() between two looks at signals.
@@ -167,7 +168,8 @@ cdef Kernel wrap_kernel(World world, host_kernel *kernel, str symbol, int param_
 cdef class World:
     """`num_ranks` virtual GPUs of one run.
 
-    sms_per_rank: SMs of each.  scheduler: "rr" (every warp in turn; bulk copies are done at the end
+    sms_per_rank: SMs of each.  cta_smem: bytes of shared memory that a CTA can have; an SM has 1 KiB
+    more.  scheduler: "rr" (every warp in turn; bulk copies are done at the end
     of the round), "random" (any order and pace, of copies and CTAs too) or "late-async" (like "rr",
     but bulk copies are as late as they may be); in the last two, lanes that came apart stay so
     until a `.sync` instruction brings them together.  checks: "all", or "off" to leave out the
@@ -181,18 +183,21 @@ cdef class World:
     `ValueError` or `TypeError` for a bad argument, `MemoryError` when there is no memory.
     """
 
-    def __cinit__(self, num_ranks, *, sms_per_rank=132, scheduler="rr", checks="all", seed=0,
-                  stall_limit=STALL_LIMIT, instruction_limit=INSTRUCTION_LIMIT, timeout_s=None):
+    def __cinit__(self, num_ranks, *, sms_per_rank=132, cta_smem=CTA_SMEM, scheduler="rr",
+                  checks="all", seed=0, stall_limit=STALL_LIMIT,
+                  instruction_limit=INSTRUCTION_LIMIT, timeout_s=None):
         cdef emu_options options
         memset(&options, 0, sizeof(options))
         options.num_ranks = _integer("num_ranks", num_ranks, 1, MAX_RANKS)
         options.sms_per_rank = _integer("sms_per_rank", sms_per_rank, 1, 1024)
+        options.cta_smem = _integer("cta_smem", cta_smem, 0, CTA_SMEM)
         options.scheduler = _choice("scheduler", scheduler, SCHEDULERS)
         options.checks = _choice("checks", checks, CHECKS)
         options.seed = _integer("seed", seed, 0, 2**64 - 1)
         options.stall_limit = _integer("stall_limit", stall_limit, 1, 2**63)
         options.instruction_limit = _integer("instruction_limit", instruction_limit, 1, 2**63)
         self.num_ranks = options.num_ranks
+        self.cta_smem = options.cta_smem
         self.scheduler = scheduler
         self.checks = checks
         self.seed = seed
@@ -557,6 +562,7 @@ cdef class EmuExecutor(Executor):
         self.rank = world.valid_rank(rank)
         self.name = "emu"
         self.arch = arch
+        self.cta_smem = world.cta_smem
         self.executor = emu_executor_create(world.host, self.rank)
         if self.executor == NULL:
             raise MemoryError("rank: no memory for its executor")

@@ -73,6 +73,7 @@ cdef class Executor:
     cdef const ep_executor *table
     cdef readonly str name      # "emu" or "cuda"
     cdef readonly str arch      # "sm_90"
+    cdef readonly uint32_t cta_smem     # bytes of shared memory that a CTA can have
 
     # Memory of arrays that only this rank's kernels use.  free_array: after what `stream` has
     # queued, and without waiting for the device, where a peer may spin.

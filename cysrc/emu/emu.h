@@ -45,6 +45,7 @@ enum emu_scheduler {
 struct emu_options {
     uint32_t num_ranks;
     uint32_t sms_per_rank;   /* CTAs are resident while they fit: threads, shared memory, slots */
+    uint32_t cta_smem;       /* bytes of shared memory that a CTA can have                    */
     uint32_t scheduler;      /* enum emu_scheduler                                            */
     uint32_t checks;         /* EMU_CHECK_* bits                                              */
     uint64_t seed;

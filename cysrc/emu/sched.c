@@ -120,17 +120,24 @@ static uint32_t shared_footprint(uint32_t shared_bytes)
 }
 
 /* Whether one CTA of that shape may exist at all. */
-static bool fits_device(const struct emu_kernel *kernel, uint32_t block, uint64_t smem)
+static bool fits_device(const struct emu_world *world, const struct emu_kernel *kernel,
+                        uint32_t block, uint64_t smem)
 {
     return block > 0 && block <= EMU_CTA_THREADS &&
            (kernel->max_threads == 0 || block <= kernel->max_threads) &&
-           kernel->shared_bytes + smem <= EMU_CTA_SHARED;
+           kernel->shared_bytes + smem <= world->options.cta_smem;
 }
 
-static uint32_t ctas_per_sm(const struct emu_kernel *kernel, uint32_t block, uint32_t smem)
+static uint32_t sm_shared(const struct emu_world *world)
+{
+    return shared_footprint(world->options.cta_smem);
+}
+
+static uint32_t ctas_per_sm(const struct emu_world *world, const struct emu_kernel *kernel,
+                            uint32_t block, uint32_t smem)
 {
     uint32_t by_threads = EMU_SM_THREADS / (num_warps(block) * EMU_LANES);
-    uint32_t by_shared = EMU_SM_SHARED / shared_footprint(kernel->shared_bytes + smem);
+    uint32_t by_shared = sm_shared(world) / shared_footprint(kernel->shared_bytes + smem);
     uint32_t fit = by_threads < by_shared ? by_threads : by_shared;
 
     return fit < EMU_SM_CTAS ? fit : EMU_SM_CTAS;
@@ -139,9 +146,9 @@ static uint32_t ctas_per_sm(const struct emu_kernel *kernel, uint32_t block, uin
 int emu_max_resident(const struct emu_world *world, const struct emu_kernel *kernel, uint32_t block,
                      uint32_t smem, uint32_t *ctas)
 {
-    if (!fits_device(kernel, block, smem))
+    if (!fits_device(world, kernel, block, smem))
         return EMU_ERR_ARGUMENT;
-    *ctas = ctas_per_sm(kernel, block, smem) * world->options.sms_per_rank;
+    *ctas = ctas_per_sm(world, kernel, block, smem) * world->options.sms_per_rank;
     return EMU_OK;
 }
 
@@ -169,7 +176,7 @@ int emu_launch(struct emu_world *world, uint32_t rank, struct emu_kernel *kernel
     if (world->faulted)
         return EMU_ERR_FAULT;
     if (rank >= world->options.num_ranks || grid == 0 || param_bytes != kernel->param_bytes ||
-        !fits_device(kernel, block, smem))
+        !fits_device(world, kernel, block, smem))
         return EMU_ERR_ARGUMENT;
     g = calloc(1, sizeof *g);
     if (!g || !(g->params = calloc(1, param_bytes + 1))) {
@@ -278,16 +285,17 @@ static struct emu_cta *new_cta(struct emu_grid *grid, uint32_t index, uint32_t s
     return cta;
 }
 
-static struct emu_sm *free_sm(struct emu_rank *rank, uint32_t num_sms, const struct emu_grid *grid)
+static struct emu_sm *free_sm(const struct emu_world *world, struct emu_rank *rank,
+                              const struct emu_grid *grid)
 {
     struct emu_sm *best = NULL;
 
-    for (uint32_t i = 0; i < num_sms; i++) {
+    for (uint32_t i = 0; i < world->options.sms_per_rank; i++) {
         struct emu_sm *sm = &rank->sms[i];
 
         if (sm->ctas < EMU_SM_CTAS &&
             sm->threads + num_warps(grid->block) * EMU_LANES <= EMU_SM_THREADS &&
-            sm->shared + shared_footprint(grid->shared_bytes) <= EMU_SM_SHARED &&
+            sm->shared + shared_footprint(grid->shared_bytes) <= sm_shared(world) &&
             (!best || sm->threads < best->threads))
             best = sm;
     }
@@ -300,7 +308,7 @@ static bool place_ctas(struct emu_world *world, struct emu_rank *rank)
 {
     for (struct emu_grid *grid = rank->grids; grid; grid = grid->next)
         while (grid->placed < grid->num_ctas) {
-            struct emu_sm *sm = free_sm(rank, world->options.sms_per_rank, grid);
+            struct emu_sm *sm = free_sm(world, rank, grid);
             struct emu_cta *cta, **end = &rank->ctas;
 
             if (!sm)

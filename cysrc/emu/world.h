@@ -13,12 +13,11 @@
 #define EMU_ALL_LANES UINT32_MAX
 #define EMU_NUM_BARRIERS 16
 
-/* One SM of an sm_90 device; CTAs reserve 1 KiB of shared memory for the system. */
+/* One SM of a device.  It has as much shared memory as one CTA with all it can have takes, of which
+ * the system reserves 1 KiB. */
 #define EMU_SM_THREADS 2048
 #define EMU_SM_CTAS 32
-#define EMU_SM_SHARED (228 * 1024)
 #define EMU_CTA_THREADS 1024
-#define EMU_CTA_SHARED (227 * 1024)
 #define EMU_CTA_RESERVED 1024
 
 /* Warp instructions that one group executes before it is another group's turn. */

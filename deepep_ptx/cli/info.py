@@ -30,10 +30,9 @@ def _info(args):
 
 def _facts(args):
     """(name, text) of each line of `info`."""
-    gpu, gpu_arch = _gpu()
+    gpu, gpu_arch, cta_smem = _gpu()
     arch = args.arch or gpu_arch or demo.ARCHS[-1]
     policy, origin = select.requested_policy(args.policy)
-    chosen = select.choose(policy, arch, origin=origin)
     table = select.load_table()
     executor = os.environ.get("DEEPEP_PTX_EXECUTOR") or ("cuda" if gpu_arch else "emu")
     if executor not in demo.EXECUTORS:
@@ -42,6 +41,8 @@ def _facts(args):
     if executor == "cuda" and not gpu_arch:
         raise DeepEPError("DEEPEP_PTX_EXECUTOR: 'cuda' is asked for, and nothing would run; gpu: "
                           f"{gpu}")
+    chosen = select.choose(policy, arch, origin=origin,
+                           cta_smem=cta_smem if executor == "cuda" else None)
     yield "deepep_ptx", deepep_ptx.__version__
     yield "python", f"{platform.python_version()}, " + ", ".join(
         f"{name} {metadata.version(name)}" for name in ("numpy", "ml_dtypes"))
@@ -60,15 +61,17 @@ def _facts(args):
 
 
 def _gpu():
-    """(text, target) of the first GPU; target is None where no GPU can be used."""
+    """(text, target, bytes of shared memory of a CTA) of the first GPU; None and None where no GPU
+    can be used."""
     count = _cuda.device_count()
     if not count:
-        return f"none usable: {_cuda.why_not()}", None
+        return f"none usable: {_cuda.why_not()}", None, None
     try:
         first = _cuda.CudaExecutor(0)
     except DeepEPError as error:
-        return f"none usable: {error}", None
-    return f"{count} usable; GPU 0 is {first.device_name}, {first.arch}", first.arch
+        return f"none usable: {error}", None, None
+    return (f"{count} usable; GPU 0 is {first.device_name}, {first.arch}", first.arch,
+            first.cta_smem)
 
 
 def _ptxas():

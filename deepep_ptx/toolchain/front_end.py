@@ -3,7 +3,7 @@
 
 import re
 
-from deepep_ptx.emu.decode import decode
+from deepep_ptx.emu.decode import KernelImage, decode
 from deepep_ptx.emu.parse import parse
 from deepep_ptx.errors import PtxError
 from deepep_ptx.toolchain.render import Rendered
@@ -11,8 +11,8 @@ from deepep_ptx.toolchain.render import Rendered
 _LINE_MAP = re.compile(r"^[ \t]*\.(?:file|loc)\b.*$", re.MULTILINE)
 
 
-def require_decodes(rendered: Rendered) -> None:
-    """Parse and decode every entry: no instruction, name, label or operand that is not one.
+def decode_rendered(rendered: Rendered) -> KernelImage:
+    """The decoded entry of a text: every instruction, name, label and operand is one.
 
     Raises RenderError at the source, with what brings the line in: macro, inclusions.
     """
@@ -20,8 +20,8 @@ def require_decodes(rendered: Rendered) -> None:
     text = _LINE_MAP.sub("", rendered.text)
     try:
         module = parse(text)
-        for entry in module.entries:
-            decode(module, entry)
+        (entry,) = module.entries
+        return decode(module, entry)
     except PtxError as error:
         message, statement = str(error).splitlines()[:2]
         message = message.removeprefix(f"{error.file}:{error.line}: ")

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from deepep_ptx.emu.decode import KernelImage
+from deepep_ptx.toolchain.front_end import decode_rendered
+from deepep_ptx.toolchain.preprocess import RenderError
 from deepep_ptx.toolchain.ptxas import Assembly, AssemblyError, Sass, ToolError, Tools, assemble
 from deepep_ptx.toolchain.render import Rendered, render_with_origins
 from deepep_ptx.toolchain.variants import Table, Variant
@@ -124,12 +127,15 @@ def check_variant(variant: Variant, rendered: Rendered, root: Path, tools: Tools
     """Findings about one variant, with the source's file and line where there is one."""
     try:
         assembly = assemble(rendered.text, variant.arch, tools)
+        image = decode_rendered(rendered)
     except AssemblyError as error:
         return [f"{_place(rendered, line, variant)}: {text}" for line, text in error.messages]
     except ToolError as error:
         return [f"{variant}: {error}"]
+    except RenderError as error:
+        return [str(error)]
     return [
-        *(f"{variant}: {text}" for text in _check_resources(variant, assembly)),
+        *(f"{variant}: {text}" for text in _check_resources(variant, image, assembly)),
         *(
             f"{_place(rendered, line, variant)}: {text}"
             for line, text in (
@@ -158,7 +164,11 @@ def _place(rendered: Rendered, line: int | None, variant: Variant) -> str:
     return f"{origin[0]}:{origin[1]} ({variant})" if origin else str(variant)
 
 
-def _check_resources(variant: Variant, assembly: Assembly) -> Iterator[str]:
+def _check_resources(variant: Variant, image: KernelImage, assembly: Assembly) -> Iterator[str]:
+    """Shared memory counts as the front end counts it, which is what variants are chosen by."""
+    if assembly.shared != image.shared_bytes:
+        yield (f"{assembly.shared} bytes of static shared memory; variants.json says "
+               f"{image.shared_bytes}")
     if assembly.spills:
         yield f"{assembly.spills} bytes of spills"
     if assembly.registers > variant.max_regs:

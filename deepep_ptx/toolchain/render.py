@@ -263,8 +263,11 @@ def inputs_digest(root: Path) -> str:
     return total.hexdigest()
 
 
-def index_document(table: Table, inputs: str) -> dict:
-    """What the package knows about its variants at run time: the content of variants.json."""
+def index_document(table: Table, inputs: str, static_smem: dict[str, int]) -> dict:
+    """What the package knows about its variants at run time: the content of variants.json.
+
+    static_smem: file of a variant -> bytes of its .shared variables of fixed size.
+    """
     return {
         "inputs": inputs,
         "variants": [
@@ -280,6 +283,7 @@ def index_document(table: Table, inputs: str) -> dict:
                 "params": variant.params,
                 "param_bytes": variant.param_bytes,
                 "threads": variant.threads,
+                "static_smem": static_smem[variant.file],
                 "smem": variant.smem,
                 "smem_per_rank": variant.smem_per_rank,
                 "rings": variant.rings,
@@ -331,12 +335,12 @@ def generate(root: Path) -> list[Path]:
 
     folder = root / OUTPUT
     table = variants.load(root, params.load(root))
-    outputs = {}
+    outputs, static_smem = {}, {}
     for variant in table.variants:
         rendered = render_with_origins(variant, root)
-        front_end.require_decodes(rendered)
+        static_smem[variant.file] = front_end.decode_rendered(rendered).shared_bytes
         outputs[folder / variant.file] = rendered.text
-    index = json.dumps(index_document(table, inputs_digest(root)), indent=1) + "\n"
+    index = json.dumps(index_document(table, inputs_digest(root), static_smem), indent=1) + "\n"
     changed = [path for path, text in outputs.items() if write_if_changed(path, text)]
     for path in folder.rglob("*.ptx"):
         if path not in outputs:

@@ -32,7 +32,9 @@ _KERNEL_KEYS = {
     "stage_bytes": int,
 }
 _REQUIRED_KEYS = ("params", "arch", "threads", "max_regs")
+# EP_MIN_STAGES and EP_STAGE_EXTRA of params.h.
 MIN_STAGES = 2          # one is filled while another one drains
+STAGE_EXTRA = 16        # bytes beside a stage
 _RING_KEYS = ("rings", "stages", "stage_bytes")
 _MAX_THREADS = 1024
 

@@ -131,6 +131,22 @@ def test_register_limit(tree, tools):
     assert all("registers; variants.toml allows 8" in finding for finding in findings(tree, tools))
 
 
+def test_shared_memory_is_counted_as_the_assembler_does(tree, tools, monkeypatch):
+    """By what variants.json says of it, variants are chosen for a GPU."""
+    tree.replace("ptx/src/copy_vec.ptx", "    .reg .pred      q;",
+                 "    .shared .align 8 .b8 s_word[12];\n    .reg .pred      q;")
+    tree.replace("ptx/src/copy_vec.ptx", "    ret;", "    st.shared.u32 [s_word + 8], t;\n    ret;")
+    render.generate(tree.root)
+    index = json.loads((tree.root / "deepep_ptx/_ptx/variants.json").read_text())
+    assert {row["static_smem"] for row in index["variants"]} == {12}
+    assert findings(tree, tools) == []
+    decode = lint.decode_rendered
+    monkeypatch.setattr(lint, "decode_rendered",
+                        lambda text: dataclasses.replace(decode(text), shared_bytes=16))
+    assert [finding.partition(": ")[2] for finding in findings(tree, tools)] == [
+        "12 bytes of static shared memory; variants.json says 16"] * 4
+
+
 def test_deleted_poll(tree, tools):
     """A weak poll is deleted: lint itself sees no strong load, so plant the loss in the table."""
     variant = table_of(tree).variants[-1]

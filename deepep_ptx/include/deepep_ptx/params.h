@@ -91,7 +91,8 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 /* -- rings of stages for bulk copies ------------------------------------------------------------ */
 #define EP_MIN_STAGES 2                      /* one is filled while another drains           */
 #define EP_STAGE_EXTRA 16                    /* bytes beside a stage: its mbarrier, aligned  */
-#define EP_MAX_SMEM 193536                   /* dynamic shared memory of a CTA: 227 KiB less 38 */
+#define EP_MAX_SMEM 193536                   /* dynamic shared memory of a CTA, where a device has
+                                              * 227 KiB for it: less 38 that are static */
 
 #define EP_SLOT_ARRAYS 5                     /* x, scales, topk_idx, topk_weights, src_idx    */
 
