@@ -7,7 +7,7 @@ import math
 import warnings
 
 from . import config as configs
-from . import select, symmetric, tuning_files
+from . import leaving, select, symmetric, tuning_files
 from ._arguments import (
     Launch,
     Placement,
@@ -42,10 +42,6 @@ from .tuning import tuned_variants
 
 DEFAULT_SMS = configs.DEFAULT_SMS
 MAX_ARENA_BYTES = 1 << 48       # no address space of a GPU or a process has more
-
-# Buffers of GPUs that were left without the other ranks: their memory, code and context stay until
-# the process ends.  (On the CPU executor they end with the run, whose groups keep them.)
-_abandoned = []
 
 
 class _NobodySet(int):
@@ -168,6 +164,7 @@ class Buffer:
         core, self._ranks_here = symmetric.connect(group, self.num_nvl_bytes,
                                                    self.arena_limit_bytes or 0,
                                                    timeout_ns(timeout_s), kernels)
+        leaving.forget(group)
         # Every CTA of a call may wait for its own grid's and for other ranks, so those of all ranks
         # that share a GPU must fit on it together.
         resident = core.max_ctas()
@@ -218,19 +215,26 @@ class Buffer:
         """Free the buffer; collective.  Results that still live keep their memory.
 
         Raises:
-            What `check()` would; the buffer is gone all the same.
+            What `check()` would, or what the group says of a rank that is gone; the buffer is gone
+            all the same.
         """
         if self._core is None:
             return
         failure = None
         try:
-            if self._core.has_news or not self._core.is_aborted:
-                self.check()
-        except (DeepEPError, ValueError) as error:
-            failure = error
-        self._comm.barrier()
-        self._core.close_peers()
-        self._comm.barrier()
+            try:
+                if self._core.has_news or not self._core.is_aborted:
+                    self.check()
+            except (DeepEPError, ValueError) as error:
+                failure = error
+            self._comm.barrier()
+            self._core.close_peers()
+            self._comm.barrier()
+        except BaseException as error:      # of a group of which a rank is gone, or Ctrl-C
+            self._leave()
+            if failure is None or not isinstance(error, Exception):
+                raise
+            raise failure from error
         core, self._core = self._core, None
         self._in_flight.end()
         self._results.end()
@@ -242,13 +246,9 @@ class Buffer:
         """End without the other ranks, who may be in the middle of a call with this one."""
         core, self._core = self._core, None
         core.abandon()
-        # Its kernels may still use what calls in flight hold.
-        kept = core, list(self._in_flight)
+        leaving.keep(self._comm, core, list(self._in_flight))
         self._in_flight.end()
-        if core.executor.name == "cuda":
-            _abandoned.append(kept)
-        else:
-            getattr(self.group, "__dict__", {}).setdefault("abandoned", []).append(kept)
+        self._results.end()
 
     def __enter__(self):
         return self
@@ -278,7 +278,12 @@ class Buffer:
                           RuntimeWarning, stacklevel=2)
         if must_leave:
             self._leave()
+            return
+        core, self._core = self._core, None
+        self._in_flight.end()
         self._results.end()
+        core.leave()
+        leaving.keep(self._comm, core)
 
     def _is_busy(self):
         """Whether a call has not ended."""

@@ -71,6 +71,9 @@ class CudaWorld:
         for executor in self.executors:
             executor.stop()
 
+    def pass_over(self):
+        """None: no rank waits for another one's turn to end."""
+
     def failure(self):
         """(rank, None) of the run's first failure; rank is None if there was none or it is
         nobody's."""

@@ -2,9 +2,11 @@
 """Ranks as threads of this process."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
+import time
 
 from deepep_ptx._cuda import device_count
 from deepep_ptx._emu import MAX_RANKS, World
@@ -17,6 +19,8 @@ EXECUTORS = (None, "emu", "cuda")
 
 # Seconds between two looks at signals, and at exceptions set from outside, while ranks run.
 _LOOK_S = 0.1
+# Seconds that ranks have for their end once they were told to stop.
+_GRACE_S = 5.0
 
 
 def run_ranks(
@@ -49,14 +53,16 @@ def run_ranks(
     rank order that can go on.  `fn` needs no locks.  Kernels run while all ranks wait; virtual time
     passes only then, and jumps to the next time limit when nothing else can happen.
     A run is reproducible: same arguments and `fn`, same order, virtual times, counters and results.
-    A rank that waits in any other way for another rank (a lock, a queue) waits for ever.
+    A rank that waits in any other way for another rank (a lock, a queue) waits until Ctrl-C.
     Runs may be nested: the outer one stands still meanwhile.
 
     Errors.  The first rank to fail raises `RankError` here, with what it raised as `__cause__`; a
     kernel's fault is charged to the kernel's rank.  The others get `Aborted` from their next call.
     Ranks that wait for each other, or for one that has returned, get a `DeepEPError` that names
-    each rank and what it waits in (`DeepEPTimeoutError` where the wait has a limit).  Ctrl-C stops
-    all ranks and raises `KeyboardInterrupt`.  All threads have ended when this returns.
+    each rank and what it waits in (`DeepEPTimeoutError` where the wait has a limit).  All threads
+    have ended when this returns.  Ctrl-C stops all ranks and raises `KeyboardInterrupt`; a thread
+    that hears of nothing (it waits for a lock, say) is left behind after seconds, and named in a
+    note of the exception.
     Bad arguments are `ValueError` or `TypeError`; `DeepEPError` for an executor that is not there.
     """
     if not callable(fn):
@@ -83,14 +89,28 @@ def run_ranks(
     return [result for result, _ in outcomes]
 
 
+class _RankThread(threading.Thread):
+    """The thread of a rank; `ended` is set at its end.
+
+    (A `join` that Ctrl-C interrupts takes one that runs for one that has ended, until Python 3.13.)
+    """
+
+    def __init__(self, rank, target, args):
+        # A daemon, so that one that is left behind does not keep the process.
+        super().__init__(target=target, args=args, name=f"rank {rank}", daemon=True)
+        self.ended = threading.Event()
+
+    def run(self):
+        try:
+            super().run()
+        finally:
+            self.ended.set()
+
+
 def _run_threads(world, fn, comms, args, outcomes):
     """Fill `outcomes` with (result, error) by rank; every thread has ended on return."""
     threads = [
-        threading.Thread(
-            target=world.run_rank,
-            args=(comm.rank, fn, (comm, *args), outcomes),
-            name=f"rank {comm.rank}",
-        )
+        _RankThread(comm.rank, world.run_rank, (comm.rank, fn, (comm, *args), outcomes))
         for comm in comms
     ]
     num_started = 0
@@ -101,11 +121,14 @@ def _run_threads(world, fn, comms, args, outcomes):
                 thread.start()
                 num_started += 1
         _join(threads)
-    except BaseException:
+    except BaseException as error:
         world.stop_ranks()
         for rank in range(num_started, len(threads)):
             world.skip_rank(rank)
-        _join(threads[:num_started])
+        left = _end(world, threads[:num_started])
+        if left:
+            error.add_note(f"did not stop within {_GRACE_S:g} s, and left behind: "
+                           + ", ".join(left))
         raise
 
 
@@ -126,10 +149,26 @@ def _interrupts_held():
         handler(*held[0])
 
 
-def _join(threads):
+def _join(threads, limit_s=math.inf):
+    """Whether all have ended within `limit_s`."""
+    end = time.monotonic() + limit_s
     for thread in threads:
-        while thread.is_alive():
-            thread.join(_LOOK_S)
+        while not thread.ended.wait(_LOOK_S):
+            if time.monotonic() > end:
+                return False
+        thread.join()
+    return True
+
+
+def _end(world, threads):
+    """Wait for the end of ranks that were told to stop; names of those that do not hear it."""
+    waited_for = list(threads)
+    while not _join(waited_for, _GRACE_S):
+        rank = world.pass_over()
+        if rank is None:
+            break
+        waited_for.remove(threads[rank])
+    return [thread.name for thread in threads if not thread.ended.is_set()]
 
 
 def _raise_failure(world, outcomes):

@@ -483,6 +483,94 @@ def load_dispatch(buffer, **changes):
     buffer._core.load_kernel("dispatch", variant, select.read_text(variant))
 
 
+# -- ranks that leave ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("scheduler", ["rr", "random", "late-async"])
+@pytest.mark.parametrize("call", ["dispatch", "cached dispatch", "combine"])
+def test_a_call_without_a_rank_that_has_returned(call, scheduler):
+    """Its memory has gone, but for what the others write to: they learn at once who left."""
+    def main(comm):
+        buffer = Buffer(comm, timeout_s=None)
+        inputs = tokens(comm.rank)
+        recv_x, _, _, _, handle, _ = dispatch(buffer, *inputs)
+        if comm.rank == 1:
+            return None
+        if call == "dispatch":
+            error = raised(dispatch, buffer, *inputs)
+        elif call == "cached dispatch":
+            error = raised(buffer.dispatch, inputs[0], handle=handle)
+        else:
+            error = raised(buffer.combine, recv_x, handle)
+        assert isinstance(raised(dispatch, buffer, *inputs), DeepEPError)
+        return error
+
+    errors = run_ranks(main, 3, scheduler=scheduler)
+    assert errors[1] is None
+    for rank in (0, 2):
+        assert isinstance(errors[rank], DeepEPTimeoutError), errors[rank]
+        assert (errors[rank].rank, errors[rank].peer) == (rank, 1)
+    assert "rank 1, which has given up or left" in f"{errors[0]} {errors[2]}"
+
+
+def test_a_rank_that_returns_during_its_call():
+    """Nobody has waited for its end."""
+    def main(comm):
+        buffer = Buffer(comm, timeout_s=None)
+        inputs = tokens(comm.rank)
+        handle = dispatch(buffer, *inputs)[4]
+        if comm.rank == 1:
+            return buffer.dispatch(inputs[0], handle=handle, async_finish=True)[5]
+        return raised(lambda: [buffer.dispatch(inputs[0], handle=handle) for _ in range(2)])
+
+    error, _ = run_ranks(main, 2)
+    assert isinstance(error, DeepEPTimeoutError) and error.peer == 1, error
+
+
+@pytest.mark.parametrize("finding", [False, True])
+def test_destroy_without_a_rank_that_has_returned(finding):
+    """It raises, first of all what the device has found, and the buffer is gone all the same."""
+    def main(comm):
+        buffer = Buffer(comm, timeout_s=0.5)
+        inputs = tokens(comm.rank)
+        handle = dispatch(buffer, *inputs)[4]
+        if comm.rank == 1:
+            return None
+        if finding:
+            buffer.dispatch(inputs[0], handle=handle, async_finish=True)
+        error = raised(buffer.destroy)
+        buffer.destroy()
+        assert isinstance(raised(buffer.stats), DestroyedError)
+        return error
+
+    errors = run_ranks(main, 3)
+    for rank in (0, 2):
+        if finding:
+            assert isinstance(errors[rank], DeepEPTimeoutError) and errors[rank].peer == 1
+            assert "rank 1 has returned" in str(errors[rank].__cause__)
+        else:
+            assert type(errors[rank]) is DeepEPError
+            assert "rank 1 has returned" in str(errors[rank])
+
+
+def test_ctrl_c_during_destroy():
+    """Also then the buffer is gone."""
+    class Group:
+        def __init__(self, comm):
+            self.rank, self.size, self.executor = comm.rank, comm.size, comm.executor
+            self.allgather = comm.allgather
+
+        def barrier(self):
+            raise KeyboardInterrupt
+
+    def main(comm):
+        buffer = Buffer(Group(comm))
+        with pytest.raises(KeyboardInterrupt):
+            buffer.destroy()
+        return raised(buffer.stats)
+
+    assert isinstance(run_ranks(main, 1)[0], DestroyedError)
+
+
 # -- the end ----------------------------------------------------------------------------------
 
 def test_use_after_destroy():

@@ -11,7 +11,7 @@ import weakref
 import numpy as np
 import pytest
 
-from deepep_ptx import _emu, errors, run_ranks
+from deepep_ptx import _emu, errors, run_ranks, runtime
 from deepep_ptx._cuda import device_count
 from deepep_ptx.comm import as_comm
 
@@ -413,6 +413,36 @@ def test_ctrl_c_stops_kernels(no_collection):
     with pytest.raises(KeyboardInterrupt):
         run_ranks(rank_main, 2)
     timer.join()
+
+
+def test_ctrl_c_does_not_wait_for_a_rank_that_does_not_hear_it(no_collection, monkeypatch):
+    """It waits for something of Python's, in its turn: the others go on without it, and end."""
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals come to the main thread")
+    monkeypatch.setattr(runtime, "_GRACE_S", 0.5)
+    heard, ended = threading.Event(), []
+
+    def rank_main(comm):
+        try:
+            comm.barrier()
+            if comm.rank == 1:
+                threading.Timer(0.5, _thread.interrupt_main).start()
+                heard.wait()
+            comm.barrier()
+        finally:
+            ended.append(comm.rank)
+
+    before = threading.active_count()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_ranks(rank_main, 3)
+    assert time.monotonic() - began < 30
+    assert caught.value.__notes__ == ["did not stop within 0.5 s, and left behind: rank 1"]
+    assert sorted(ended) == [0, 2]
+    heard.set()                                      # it ends like the others after all
+    while threading.active_count() > before:
+        time.sleep(0.01)
+    assert sorted(ended) == [0, 1, 2]
 
 
 def test_runs_nest():

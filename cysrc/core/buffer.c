@@ -29,6 +29,12 @@ static uint64_t heap_bytes(uint32_t num_ranks)
     return sizeof(struct ep_control) + num_ranks * (of_rank + 2 * record_stride(num_ranks));
 }
 
+/* Where that rank's flags are in any heap. */
+static uint64_t flags_at(uint32_t rank)
+{
+    return sizeof(struct ep_control) + rank * sizeof(struct ep_flags);
+}
+
 /* -- allocation ----------------------------------------------------------------------------- */
 
 static int alloc_zeroed(struct ep_buffer *b, uint64_t bytes, const char *name, ep_dptr_t *out)
@@ -225,6 +231,16 @@ static int begin_close(struct ep_buffer *b)
     return !closed && !b->abandoned;
 }
 
+/* The heap, and the stream of what is done with it. */
+static void free_heap(struct ep_buffer *b)
+{
+    const struct ep_executor *exec = b->exec;
+    if (b->comm.heap)
+        exec->free(exec->self, b->comm.heap, b->stream);
+    if (b->stream && !b->stream_stays)
+        exec->stream_destroy(exec->self, b->stream);
+}
+
 void ep_buffer_close(struct ep_buffer *b)
 {
     const struct ep_executor *exec = b->exec;
@@ -238,8 +254,6 @@ void ep_buffer_close(struct ep_buffer *b)
     ep_slots_drop_landing(b);
     ep_buffer_close_peers(b);
     ep_slots_close(b);
-    if (b->comm.heap)
-        exec->free(exec->self, b->comm.heap, b->stream);
     if (b->comm.peers)
         exec->free(exec->self, b->comm.peers, b->stream);
     if (b->tally)
@@ -252,13 +266,48 @@ void ep_buffer_close(struct ep_buffer *b)
         exec->event_destroy(exec->self, b->last_use);
     if (b->abort_stream)
         exec->stream_destroy(exec->self, b->abort_stream);
-    if (b->stream && !b->stream_stays)
-        exec->stream_destroy(exec->self, b->stream);
+    if (!b->left)
+        free_heap(b);
+}
+
+static int tell_peers(struct ep_buffer *b)
+{
+    const struct ep_executor *exec = b->exec;
+    struct ep_flags flags = {.abort = (b->num_calls + 1) << 8 | (b->comm.rank + 1), .left = 1};
+    for (uint32_t rank = 0; rank < b->comm.num_ranks; rank++)
+        if (rank != b->comm.rank && b->peers.heap[rank])
+            TRY(exec->copy_in(exec->self, b->peers.heap[rank] + flags_at(b->comm.rank), &flags,
+                              sizeof flags, b->stream));
+    return exec->stream_synchronize(exec->self, b->stream);
+}
+
+void ep_buffer_leave(struct ep_buffer *b)
+{
+    if (b->closed)
+        return;
+    b->left = 1;
+    b->abandoned = tell_peers(b) != EP_OK;       /* of a device that works no more              */
+    ep_buffer_close(b);
+}
+
+int ep_buffer_is_last(const struct ep_buffer *b)
+{
+    const struct ep_executor *exec = b->exec;
+    struct ep_flags flags[EP_MAX_RANKS];
+    uint32_t num_ranks = b->comm.num_ranks, num_left = 0;
+    if (b->abandoned || exec->copy_out(exec->self, flags, b->comm.heap + flags_at(0),
+                                       num_ranks * sizeof *flags, b->stream) != EP_OK)
+        return 0;
+    for (uint32_t rank = 0; rank < num_ranks; rank++)
+        num_left += rank != b->comm.rank && flags[rank].left;
+    return num_left == num_ranks - 1;
 }
 
 void ep_buffer_destroy(struct ep_buffer *b)
 {
     ep_buffer_close(b);
+    if (b->left && !b->orphan && ep_buffer_is_last(b))
+        free_heap(b);
     pthread_mutex_lock(&b->lock);
     b->orphan = b->num_kept != 0;
     int orphan = b->orphan;
@@ -292,7 +341,7 @@ int ep_buffer_reset_end(struct ep_buffer *b, uint64_t max_epoch)
     /* Two past the maximum: no flag that any rank has raised reaches the new epoch. */
     struct ep_control control = {.epoch = max_epoch + 2};
     TRY(exec->copy_in(exec->self, b->comm.heap, &control, sizeof control, b->stream));
-    TRY(exec->fill(exec->self, b->comm.heap + sizeof control, 0,
+    TRY(exec->fill(exec->self, b->comm.heap + flags_at(0), 0,
                    b->comm.num_ranks * sizeof(struct ep_flags), b->stream));
     TRY(exec->stream_synchronize(exec->self, b->stream));
     b->control = control;

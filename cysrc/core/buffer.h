@@ -8,8 +8,8 @@
  *     ep_buffer_heap_handle, exchange, ep_buffer_open_heap of each rank
  *     ep_buffer_add_segment, exchange, ep_buffer_open_segment of each rank   (again to grow)
  *     ep_buffer_publish, a barrier
- * The end: a barrier, ep_buffer_close_peers, a barrier, ep_buffer_close; ep_buffer_destroy once the
- * last slot has been released.
+ * The end: a barrier, ep_buffer_close_peers, a barrier, ep_buffer_close; or ep_buffer_leave; or
+ * ep_buffer_abandon.  Then ep_buffer_destroy, once the last slot has been released.
  *
  * Functions return enum ep_result.  One call at a time, but ep_buffer_retire may come from any
  * thread at any time.  After EP_ERR_STATUS `status` says what the device reported; with
@@ -108,6 +108,7 @@ struct ep_buffer {
     int       orphan;            /* destroyed; the last of these graphs frees what is left      */
     int       closed;
     int       abandoned;         /* peers may still write to this rank's memory: it stays       */
+    int       left;              /* of it, the heap alone: see ep_buffer_leave                  */
 };
 
 /* -- life ----------------------------------------------------------------------------------- */
@@ -143,6 +144,11 @@ void ep_buffer_close(struct ep_buffer *b);
 /* Leaves without the other ranks: tells them, does not wait, and frees no memory that they or
  * kernels may still use.  It stays until the process ends. */
 void ep_buffer_abandon(struct ep_buffer *b);
+/* Closes a buffer that is in no call, without the other ranks, and tells them: their next call ends
+ * with an abort.  Until they have left too they may write to this rank's heap: it stays. */
+void ep_buffer_leave(struct ep_buffer *b);
+/* Whether nobody writes to the heap of a buffer that was left any more. */
+int  ep_buffer_is_last(const struct ep_buffer *b);
 void ep_buffer_destroy(struct ep_buffer *b);
 
 /* reset: reset_begin, a barrier, allgather of *epoch, reset_end with the maximum, a barrier. */

@@ -241,13 +241,19 @@ static int op_host_free(void *self, void *host)
 }
 
 /* Pageable source memory is staged by the driver before the call returns. */
+static int copy_in(struct cuda_executor *e, ep_dptr_t dst, const void *src, uint64_t bytes,
+                   void *stream)
+{
+    ENTER();
+    TRY(cuMemcpyHtoDAsync, dst, src, bytes, stream);
+    return EP_OK;
+}
+
 static int op_copy_in(void *self, ep_dptr_t dst, const void *src, uint64_t bytes, void *stream)
 {
     EXECUTOR(self);
 
-    ENTER();
-    TRY(cuMemcpyHtoDAsync, dst, src, bytes, stream);
-    return EP_OK;
+    KEEPING_CONTEXT(copy_in(e, dst, src, bytes, stream));
 }
 
 static int copy_out(struct cuda_executor *e, void *dst, ep_dptr_t src, uint64_t bytes, void *stream)
@@ -262,7 +268,7 @@ static int op_copy_out(void *self, void *dst, ep_dptr_t src, uint64_t bytes, voi
 {
     EXECUTOR(self);
 
-    IN_ANY_CAPTURE(copy_out(e, dst, src, bytes, stream));
+    KEEPING_CONTEXT(copy_out(e, dst, src, bytes, stream));
 }
 
 static int op_fill(void *self, ep_dptr_t dst, uint8_t value, uint64_t bytes, void *stream)
@@ -415,7 +421,7 @@ static int op_stream_synchronize(void *self, void *stream)
 {
     EXECUTOR(self);
 
-    IN_ANY_CAPTURE(synchronize(e, stream));
+    KEEPING_CONTEXT(synchronize(e, stream));
 }
 
 static int launch_kernel(struct cuda_executor *e, const struct ep_launch *launch)

@@ -185,6 +185,8 @@ cdef extern from "core/buffer.h" nogil:
     void ep_buffer_close_peers(ep_buffer *b)
     void ep_buffer_close(ep_buffer *b)
     void ep_buffer_abandon(ep_buffer *b)
+    void ep_buffer_leave(ep_buffer *b)
+    bint ep_buffer_is_last(const ep_buffer *b)
     void ep_buffer_destroy(ep_buffer *b)
     int ep_buffer_reset_begin(ep_buffer *b, uint64_t *epoch)
     int ep_buffer_reset_end(ep_buffer *b, uint64_t max_epoch)

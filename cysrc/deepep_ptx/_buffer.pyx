@@ -537,6 +537,22 @@ cdef class CoreBuffer:
         with nogil:
             ep_buffer_abandon(self.core)
 
+    def leave(self):
+        """Close without the other ranks, between calls, and tell them.  The heap, to which they may
+        write until they have left too, goes with this object: see `is_last`."""
+        with nogil:
+            ep_buffer_leave(self.core)
+        self.captured.clear()
+
+    @property
+    def is_last(self):
+        """Of a buffer that was left: whether the other ranks have left it too, as far as they have
+        told."""
+        cdef bint last
+        with nogil:
+            last = ep_buffer_is_last(self.core)
+        return last
+
     @property
     def is_aborted(self):
         """Whether only a reset makes the buffer usable again, as far as the device has said."""

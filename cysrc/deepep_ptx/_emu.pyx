@@ -413,6 +413,16 @@ cdef class World:
         """The thread of `rank` could not be made: it counts as failed."""
         host_leave(self.host, self.valid_rank(rank), 1)
 
+    def pass_over(self):
+        """The rank whose turn it is does not end, though the run has been stopped: the others go on
+        without it.  Returns its number; None: nobody has the turn."""
+        cdef int rank = host_holder(self.host)
+        if rank < 0:
+            return None
+        with nogil:
+            host_leave(self.host, rank, 1)
+        return rank
+
     def stop_ranks(self):
         """Stop the run from outside: waits raise `Aborted`, and so does running Python code."""
         host_abort(self.host)

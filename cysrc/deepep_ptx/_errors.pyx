@@ -108,8 +108,9 @@ cdef object timeout_error(const ep_status_record *record, const Report *report):
                 f"{peer}: did it make the same call? (flag {record.seen:#x}, wanted "
                 f"{record.expected:#x})")
     else:
-        text = (f"rank {rank}: {kernel} waited for the {wait} of rank {record.seen}, which has "
-                f"aborted and blames rank {peer}")
+        text = f"rank {rank}: {kernel} waited for the {wait} of rank {record.seen}, which has "
+        text += ("given up or left" if record.seen == peer
+                 else f"aborted and blames rank {peer}")
     if report.crowded:
         text += ("; the calls of this process's buffers do not fit on the GPU side by side: make them "
                  "one behind the other on one stream, in the same order on all ranks, or with fewer "

@@ -130,8 +130,9 @@ struct ep_control {                          /* ptx: CTL */
 };
 
 struct ep_flags {                            /* ptx: FLAG */
-    uint64_t abort;          /* epoch << 8 | blamed peer + 1: the writer has aborted            */
-    uint64_t reserved[15];
+    uint64_t abort;          /* epoch << 8 | blamed peer + 1: the writer has aborted, or left   */
+    uint64_t left;           /* 1: the writer has left; it writes nothing here any more         */
+    uint64_t reserved[14];
 };
 
 /* 32 words: a warp writes and reads a record with one word per lane. */
