@@ -111,21 +111,34 @@ static int alloc_async(uint64_t *out, size_t bytes)
 static int free_async(uint64_t ptr) { COUNT(cuMemFreeAsync); return free_memory(ptr); }
 static int exchange(int *mode) { (void)mode; COUNT(cuThreadExchangeStreamCaptureMode); return 0; }
 
-static int capture_info(void *stream, int *status)
+static void *captured;           /* the one stream that is being captured                           */
+static int capture_broken;       /* somebody has asked whether it is done                           */
+
+static int capture_info(void *stream, int *status, uint64_t *id, void **graph)
 {
-    (void)stream;
-    *status = 0;
+    (void)id;
+    *status = stream != NULL && stream == captured;
+    *graph = *status ? &captured : NULL;
     return WORK(cuStreamGetCaptureInfo);
 }
 
 /* Streams are at rest, and busy from null_break() until the device breaks. */
-static int stream_query(void)
+static int stream_query(void *stream)
 {
-    enum { NOT_READY = 600 };
+    enum { NOT_READY = 600, CAPTURE_UNSUPPORTED = 900 };
     int code = WORK(cuStreamQuery);
 
+    if (stream != NULL && stream == captured) {
+        capture_broken = 1;
+        return CAPTURE_UNSUPPORTED;
+    }
     return code == 0 && broken != 0 ? NOT_READY : code;
 }
+
+/* Imported memory is at the address that it has where it was made. */
+struct ipc { uint64_t address, rest[7]; };
+static int ipc_get(struct ipc *out, uint64_t ptr) { *out = (struct ipc){ .address = ptr }; return 0; }
+static int ipc_open(uint64_t *out, struct ipc handle) { *out = handle.address; return 0; }
 
 static int stream_wait(void) { return WORK(cuStreamWaitEvent); }
 static int event_create(void **out) { COUNT(cuEventCreate); return make(out); }
@@ -155,6 +168,8 @@ static int parameter(void *kernel, size_t index, size_t *offset, size_t *bytes)
 }
 
 void null_break(int code, uint64_t after) { broken = code; work_left = after; }
+void null_capture(void *stream) { captured = stream; }
+int null_capture_is_broken(void) { return capture_broken; }
 
 uint64_t null_calls(unsigned index, const char **name)
 {
@@ -181,6 +196,7 @@ int cuGetProcAddress_v2(const char *symbol, void **out, int least, uint64_t flag
         { "cuMemcpyDtoHAsync", copy_out }, { "cuMemAllocFromPoolAsync", alloc_async },
         { "cuMemFreeAsync", free_async }, { "cuMemsetD8Async", fill },
         { "cuStreamCreateWithPriority", make_stream }, { "cuStreamDestroy", host_free },
+        { "cuIpcGetMemHandle", ipc_get }, { "cuIpcOpenMemHandle", ipc_open },
         { "cuStreamGetCaptureInfo", capture_info }, { "cuStreamQuery", stream_query },
         { "cuStreamWaitEvent", stream_wait }, { "cuThreadExchangeStreamCaptureMode", exchange },
         { "cuEventCreate", event_create }, { "cuEventDestroy", event_destroy },

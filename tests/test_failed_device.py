@@ -127,8 +127,9 @@ def test_whose_failure_it_is(name, stream):
 def test_a_call_that_looks_back_at_earlier_ones():
     """What fails while it waits for them may be one of them."""
     found = in_script(f"failures('waiting', 0x1000, {BROKEN})")
-    assert found[:2] == [[CALLERS, False]] * 2      # whether it is captured; whether they are over
-    assert found[2:] == [["cuStreamQuery: error 700 (error 700)", False]] * 3
+    # Whether it is captured, and whether the buffer's stream is; then whether they are over.
+    assert found[:3] == [[CALLERS, False]] * 3
+    assert found[3:] == [["cuStreamQuery: error 700 (error 700)", False]] * 2
 
 
 @pytest.mark.parametrize(("stream", "lasting"), [(0, True), (0x1000, False)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, RankError, run_ranks
-from deepep_ptx.errors import CapacityError, DeepEPTimeoutError
+from deepep_ptx.errors import CapacityError, DeepEPError, DeepEPTimeoutError
 
 BF16 = ml_dtypes.bfloat16
 R, T, H, K, E = 2, 6, 32, 3, 8
@@ -75,6 +75,21 @@ def test_replays_with_changing_inputs(scheduler):
         buffer.check()
 
     on_ranks(main, scheduler=scheduler, seed=3)
+
+
+def test_the_host_does_not_wait_for_a_capture():
+    """It is refused, and nothing is broken."""
+    def main(comm, buffer, inputs):
+        with comm.executor.capture() as graph:
+            results = layer(buffer, inputs)
+            with pytest.raises(DeepEPError, match="^stream: is being captured"):
+                buffer.check()
+        inputs.fill(0)
+        graph.replay()
+        comm.executor.synchronize()
+        check(inputs, results)
+
+    on_ranks(main)
 
 
 def test_replays_among_eager_calls():

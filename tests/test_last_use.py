@@ -202,10 +202,10 @@ def test_a_capture_of_the_stream(monkeypatch):
         series = Series(side, buffer, stream)
         other = side.executor.stream_create()
         with side.executor.capture(stream):
-            with pytest.raises(DeepEPError, match="^stream: a result has died on the stream of"):
+            with pytest.raises(DeepEPError, match="^stream: is being captured, and would have to"):
                 series.dispatch(series.rows, stream=other)
             assert buffer.last_launch == ()
-            with pytest.raises(DeepEPError, match="^stream: a result has died on the stream of"):
+            with pytest.raises(DeepEPError, match="^stream: is being captured, and would have to"):
                 buffer.get_combine_buffer(T, H, stream=other)
         array, event = series.dispatch(series.rows, stream=other, async_finish=True)
         series.check(array, event)

@@ -30,8 +30,7 @@ static int begin(struct ep_buffer *b, const struct ep_call *call)
     if (!b->graph) {
         if (ep_status_has_aborted(b))
             return ep_status_look(b, EP_ALL);
-        if (b->retired)
-            ep_slots_release_retired(b);
+        ep_slots_release_retired(b);
     }
     return EP_OK;
 }
@@ -318,8 +317,8 @@ static int wait_totals(struct ep_buffer *b)
 {
     uint64_t limit = b->comm.timeout_ns;
     limit = limit > (EP_FOREVER - NS_PER_S) / 2 ? EP_FOREVER : 2 * limit + NS_PER_S;
-    TRY(b->exec->wait_word(b->exec->self, &b->totals->started, b->ticket, EP_FOREVER));
-    return b->exec->wait_word(b->exec->self, &b->totals->ticket, b->ticket, limit);
+    TRY(b->exec->wait_word(b->exec->self, b->stream, &b->totals->started, b->ticket, EP_FOREVER));
+    return b->exec->wait_word(b->exec->self, b->stream, &b->totals->ticket, b->ticket, limit);
 }
 
 /* Host-wait mode: rows and slot of this call, the extent trimmed. */

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * What the core needs of a machine: one table of functions, filled by the CPU executor
- * (cysrc/emu) and by the CUDA driver.  One table serves one rank.  Every function returns
- * EP_OK or an EP_ERR_* code and leaves the reason in last_error(). */
+ * (cysrc/emu) and by the CUDA driver.  One table serves one rank, whose buffers may be used by
+ * several threads.  Every function returns EP_OK or an EP_ERR_* code and leaves the reason in
+ * last_error(), the thread's own. */
 #ifndef DEEPEP_PTX_EXECUTOR_H
 #define DEEPEP_PTX_EXECUTOR_H
 
@@ -61,6 +62,7 @@ struct ep_executor {
 
     int (*stream_create)(void *self, void **out);
     int (*stream_destroy)(void *self, void *stream);
+    /* EP_ERR_CAPTURED, and nothing is broken, while the stream is captured. */
     int (*stream_synchronize)(void *self, void *stream);
     /* What is queued on `waiter` from now on runs after all that is queued on `waited` now.  NULL
      * is the default stream; either may be a stream of the caller's, or both the same. */
@@ -87,9 +89,10 @@ struct ep_executor {
 
     int (*launch)(void *self, const struct ep_launch *launch);
 
-    /* Wait until *word == want, without the GIL; EP_ERR_TIMEOUT after timeout_ns of the
-     * executor's time. */
-    int (*wait_word)(void *self, const uint64_t *word, uint64_t want, uint64_t timeout_ns);
+    /* Wait until *word == want, which a kernel on `stream` writes, without the GIL; EP_ERR_TIMEOUT
+     * after timeout_ns of the executor's time. */
+    int (*wait_word)(void *self, void *stream, const uint64_t *word, uint64_t want,
+                     uint64_t timeout_ns);
 
     /* NULL = nobody: asked now and then by host waits, whether to give up
      * with EP_ERR_INTERRUPTED. */

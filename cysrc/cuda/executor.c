@@ -35,23 +35,24 @@ struct cuda_executor {
     CUdevice device;
     CUcontext context;
     CUmemoryPool pool;       /* of its own: a shared one may make a stream wait for another rank's */
-    CUevent edge;            /* of every stream_wait: a wait is for what was recorded before it  */
-    pthread_mutex_t lock;    /* guards the edge and the idle events                              */
-    CUevent *idle;           /* events that are nobody's, to be given out again                  */
-    uint32_t num_idle, max_idle;
     int arch;
     int cta_smem;            /* bytes of shared memory that a CTA can have                     */
-    int untouched;           /* a call of the core has begun and launched nothing yet           */
     int stopped;             /* atomic: the next host wait, or the one that runs, ends at once  */
-    uint64_t asked;          /* when a wait last looked for Ctrl-C                              */
-    CUstream last_stream;    /* of the newest launch: shows whether the device still works      */
     char name[128];
-    char error[512];
+    pthread_mutex_t lock;    /* guards all below; no driver call is made with it held           */
+    CUevent *idle;           /* events that are nobody's, to be given out again                  */
+    uint32_t num_idle, max_idle;
     struct opened *opened;
     uint32_t num_opened;
     struct timed_launch *timed;          /* NULL: launches are not timed                       */
     uint32_t num_timed, max_timed;
 };
+
+/* Buffers of several threads may have one executor: what belongs to a call is the thread's. */
+static _Thread_local char reason[512];           /* of the newest error                        */
+static _Thread_local const struct cuda_executor *untouched;  /* whose call has begun here and
+                                                  * launched nothing yet                       */
+static _Thread_local uint64_t asked;             /* when a wait last looked for Ctrl-C         */
 
 struct cuda_kernel {
     CUlibrary library;
@@ -122,11 +123,11 @@ static int check(struct cuda_executor *e, CUresult code, const char *call)
         return EP_OK;
     e->cu->p_cuGetErrorName(code, &name);
     e->cu->p_cuGetErrorString(code, &text);
-    if (e->untouched && breaks_context(code))
-        snprintf(e->error, sizeof e->error, "an earlier kernel or copy of the caller on GPU %d"
+    if (untouched == e && breaks_context(code))
+        snprintf(reason, sizeof reason, "an earlier kernel or copy of the caller on GPU %d"
                  " failed: %s; nothing was launched", e->device, name);
     else
-        snprintf(e->error, sizeof e->error, "%s: %s (%s)", call, name, text);
+        snprintf(reason, sizeof reason, "%s: %s (%s)", call, name, text);
     return code == CUDA_ERROR_OUT_OF_MEMORY ? EP_ERR_MEMORY : EP_ERR_EXECUTOR;
 }
 
@@ -297,6 +298,19 @@ static int op_export_memory(void *self, ep_dptr_t ptr, void *handle)
     return EP_OK;
 }
 
+/* Whether there was room for it. */
+static int note_opened(struct cuda_executor *e, uint64_t address, CUdeviceptr base)
+{
+    int has_room;
+
+    pthread_mutex_lock(&e->lock);
+    has_room = e->num_opened < MAX_OPENED;
+    if (has_room)
+        e->opened[e->num_opened++] = (struct opened){ .address = address, .base = base };
+    pthread_mutex_unlock(&e->lock);
+    return has_room;
+}
+
 static int op_import_memory(void *self, const void *handle, ep_dptr_t *out)
 {
     EXECUTOR(self);
@@ -305,7 +319,7 @@ static int op_import_memory(void *self, const void *handle, ep_dptr_t *out)
 
     memcpy(&h, handle, sizeof h);
     if (h.magic != HANDLE_MAGIC) {
-        snprintf(e->error, sizeof e->error, "handle: not a handle of the cuda executor");
+        snprintf(reason, sizeof reason, "handle: not a handle of the cuda executor");
         return EP_ERR_ARGUMENT;
     }
     pthread_once(&nonce_once, make_nonce);
@@ -313,30 +327,42 @@ static int op_import_memory(void *self, const void *handle, ep_dptr_t *out)
         *out = h.address;
         return EP_OK;
     }
-    if (e->num_opened == MAX_OPENED) {
-        snprintf(e->error, sizeof e->error, "more than %d peer allocations are open", MAX_OPENED);
-        return EP_ERR_MEMORY;
-    }
     ENTER();
     TRY(cuIpcOpenMemHandle, &base, h.ipc, CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS);
     *out = base + h.offset;
-    e->opened[e->num_opened++] = (struct opened){ .address = *out, .base = base };
-    return EP_OK;
+    if (note_opened(e, *out, base))
+        return EP_OK;
+    e->cu->p_cuIpcCloseMemHandle(base);
+    snprintf(reason, sizeof reason, "more than %d peer allocations are open", MAX_OPENED);
+    return EP_ERR_MEMORY;
+}
+
+/* What import_memory opened at that address, 0: nothing; it is forgotten. */
+static CUdeviceptr take_opened(struct cuda_executor *e, ep_dptr_t imported)
+{
+    CUdeviceptr base = 0;
+
+    pthread_mutex_lock(&e->lock);
+    for (uint32_t i = 0; i < e->num_opened && base == 0; i++) {
+        if (e->opened[i].address == imported) {
+            base = e->opened[i].base;
+            e->opened[i] = e->opened[--e->num_opened];
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+    return base;
 }
 
 /* Memory of this process was never opened, and an owner may have freed it by now: only what was
  * opened is closed. */
 static int close_memory(struct cuda_executor *e, ep_dptr_t imported)
 {
+    CUdeviceptr base = take_opened(e, imported);
+
+    if (base == 0)
+        return EP_OK;
     ENTER();
-    for (uint32_t i = 0; i < e->num_opened; i++) {
-        if (e->opened[i].address == imported) {
-            CUdeviceptr base = e->opened[i].base;
-            e->opened[i] = e->opened[--e->num_opened];
-            TRY(cuIpcCloseMemHandle, base);
-            return EP_OK;
-        }
-    }
+    TRY(cuIpcCloseMemHandle, base);
     return EP_OK;
 }
 
@@ -377,10 +403,10 @@ static int op_stream_destroy(void *self, void *stream)
 /* Whether stop() asks this wait to end.  It ends one wait: what cleans up afterwards may wait. */
 static int is_stopped(struct cuda_executor *e)
 {
-    if (!__atomic_load_n(&e->stopped, __ATOMIC_RELAXED))
+    if (!__atomic_load_n(&e->stopped, __ATOMIC_RELAXED)
+        || !__atomic_exchange_n(&e->stopped, 0, __ATOMIC_RELAXED))
         return 0;
-    __atomic_store_n(&e->stopped, 0, __ATOMIC_RELAXED);
-    snprintf(e->error, sizeof e->error, "another rank failed");
+    snprintf(reason, sizeof reason, "another rank failed");
     return 1;
 }
 
@@ -392,26 +418,57 @@ static int asked_to_stop(struct cuda_executor *e)
     if (is_stopped(e))
         return EP_ERR_ABORTED;
     now = now_ns();
-    if (e->table.interrupted == NULL || now - e->asked < ASK_NS)
+    if (e->table.interrupted == NULL || now - asked < ASK_NS)
         return EP_OK;
-    e->asked = now;
+    asked = now;
     if (!e->table.interrupted())
         return EP_OK;
-    snprintf(e->error, sizeof e->error, "interrupted");
+    snprintf(reason, sizeof reason, "interrupted");
     return EP_ERR_INTERRUPTED;
+}
+
+static int find_capture(struct cuda_executor *e, void *stream, void **graph)
+{
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    CUgraph captured = NULL;
+
+    *graph = NULL;
+    ENTER();
+    /* The legacy stream cannot be captured, and must not be asked while another one is.  Older
+     * drivers' function takes one argument less; all of the last three are NULL. */
+    if (stream == NULL || stream == CU_STREAM_LEGACY)
+        return EP_OK;
+    TRY(cuStreamGetCaptureInfo, stream, &status, NULL, &captured, NULL, NULL, NULL);
+    if (status == CU_STREAM_CAPTURE_STATUS_ACTIVE)
+        *graph = captured;
+    return EP_OK;
+}
+
+/* To ask a captured stream whether it is done would break the capture, whosever it is. */
+static int refuse_captured(struct cuda_executor *e, void *stream)
+{
+    void *graph;
+    int code = find_capture(e, stream, &graph);
+
+    if (code != EP_OK || graph == NULL)
+        return code;
+    snprintf(reason, sizeof reason, "stream: is being captured, the host cannot wait for it now");
+    return EP_ERR_CAPTURED;
 }
 
 /* A peer may never come, so this wait can be stopped, which cuStreamSynchronize cannot. */
 static int synchronize(struct cuda_executor *e, void *stream)
 {
     CUresult found;
+    int refused = refuse_captured(e, stream);
 
-    ENTER();
+    if (refused != EP_OK)
+        return refused;
     while ((found = e->cu->p_cuStreamQuery(stream)) == CUDA_ERROR_NOT_READY) {
         int code = asked_to_stop(e);
         if (code != EP_OK)
             return code;
-        e->untouched = 0;        /* what fails from here on may be a kernel that is waited for    */
+        untouched = NULL;        /* what fails from here on may be a kernel that is waited for    */
         sched_yield();
     }
     return check(e, found, "cuStreamQuery");
@@ -422,6 +479,20 @@ static int op_stream_synchronize(void *self, void *stream)
     EXECUTOR(self);
 
     KEEPING_CONTEXT(synchronize(e, stream));
+}
+
+/* Where the times of the next launch go, NULL: it is not timed. */
+static struct timed_launch *take_timed(struct cuda_executor *e, void *kernel)
+{
+    struct timed_launch *timed = NULL;
+
+    pthread_mutex_lock(&e->lock);
+    if (e->num_timed < e->max_timed) {
+        timed = &e->timed[e->num_timed++];
+        timed->kernel = kernel;
+    }
+    pthread_mutex_unlock(&e->lock);
+    return timed;
 }
 
 static int launch_kernel(struct cuda_executor *e, const struct ep_launch *launch)
@@ -438,19 +509,15 @@ static int launch_kernel(struct cuda_executor *e, const struct ep_launch *launch
         .attrs = &cooperative, .numAttrs = launch->cooperative,
     };
 
-    struct timed_launch *timed = e->num_timed < e->max_timed ? &e->timed[e->num_timed] : NULL;
+    struct timed_launch *timed = take_timed(e, launch->kernel);
 
     ENTER();
     if (timed != NULL)
         TRY(cuEventRecord, timed->begin, launch->stream);
     TRY(cuLaunchKernelEx, &config, kernel->function, params, NULL);
-    e->untouched = 0;
-    if (timed != NULL) {
+    untouched = NULL;
+    if (timed != NULL)
         TRY(cuEventRecord, timed->end, launch->stream);
-        timed->kernel = launch->kernel;
-        e->num_timed++;
-    }
-    e->last_stream = launch->stream;
     return EP_OK;
 }
 
@@ -462,53 +529,93 @@ static int op_launch(void *self, const struct ep_launch *launch)
     return keeping_context(e, before, launch_kernel(e, launch));
 }
 
-static void forget_times(struct cuda_executor *e)
+static void destroy_times(struct cuda_executor *e, struct timed_launch *timed, uint32_t count)
 {
-    for (uint32_t i = 0; i < e->max_timed; i++) {
-        if (e->timed[i].begin != NULL)
-            e->cu->p_cuEventDestroy(e->timed[i].begin);
-        if (e->timed[i].end != NULL)
-            e->cu->p_cuEventDestroy(e->timed[i].end);
+    for (uint32_t i = 0; i < count; i++) {
+        if (timed[i].begin != NULL)
+            e->cu->p_cuEventDestroy(timed[i].begin);
+        if (timed[i].end != NULL)
+            e->cu->p_cuEventDestroy(timed[i].end);
     }
-    free(e->timed);
-    e->timed = NULL;
-    e->num_timed = e->max_timed = 0;
+    free(timed);
+}
+
+/* These are the executor's from now on, in place of what it had. */
+static void set_times(struct cuda_executor *e, struct timed_launch *timed, uint32_t count)
+{
+    struct timed_launch *before;
+    uint32_t count_before;
+
+    pthread_mutex_lock(&e->lock);
+    before = e->timed;
+    count_before = e->max_timed;
+    e->timed = timed;
+    e->max_timed = count;
+    e->num_timed = 0;
+    pthread_mutex_unlock(&e->lock);
+    destroy_times(e, before, count_before);
+}
+
+static int make_times(struct cuda_executor *e, struct timed_launch *timed, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        TRY(cuEventCreate, &timed[i].begin, CU_EVENT_DEFAULT);
+        TRY(cuEventCreate, &timed[i].end, CU_EVENT_DEFAULT);
+    }
+    return EP_OK;
 }
 
 int cuda_executor_profile(struct cuda_executor *e, uint32_t most)
 {
+    struct timed_launch *timed = NULL;
+    int code;
+
     ENTER();
-    forget_times(e);
+    set_times(e, NULL, 0);
     if (most == 0)
         return EP_OK;
-    e->timed = calloc(most, sizeof *e->timed);
-    if (e->timed == NULL) {
-        snprintf(e->error, sizeof e->error, "no memory for the times of %u launches", most);
+    timed = calloc(most, sizeof *timed);
+    if (timed == NULL) {
+        snprintf(reason, sizeof reason, "no memory for the times of %u launches", most);
         return EP_ERR_MEMORY;
     }
-    e->max_timed = most;
-    for (uint32_t i = 0; i < most; i++) {
-        TRY(cuEventCreate, &e->timed[i].begin, CU_EVENT_DEFAULT);
-        TRY(cuEventCreate, &e->timed[i].end, CU_EVENT_DEFAULT);
-    }
-    return EP_OK;
+    code = make_times(e, timed, most);
+    if (code == EP_OK)
+        set_times(e, timed, most);
+    else
+        destroy_times(e, timed, most);
+    return code;
 }
 
 int cuda_executor_launch_time(struct cuda_executor *e, uint32_t index, void **kernel,
                               float *microseconds)
 {
-    if (index >= e->num_timed) {
-        snprintf(e->error, sizeof e->error, "%u launches were timed", e->num_timed);
+    struct timed_launch timed = { 0 };
+    uint32_t count;
+
+    pthread_mutex_lock(&e->lock);
+    count = e->num_timed;
+    if (index < count)
+        timed = e->timed[index];
+    pthread_mutex_unlock(&e->lock);
+    if (index >= count) {
+        snprintf(reason, sizeof reason, "%u launches were timed", count);
         return EP_ERR_ARGUMENT;
     }
-    *kernel = e->timed[index].kernel;
-    return cuda_executor_elapsed(e, e->timed[index].begin, e->timed[index].end, microseconds);
+    *kernel = timed.kernel;
+    return cuda_executor_elapsed(e, timed.begin, timed.end, microseconds);
 }
 
 int cuda_executor_timed_event(struct cuda_executor *e, void **event)
 {
     ENTER();
     TRY(cuEventCreate, (CUevent *)event, CU_EVENT_DEFAULT);
+    return EP_OK;
+}
+
+int cuda_executor_timed_event_destroy(struct cuda_executor *e, void *event)
+{
+    TRY(cuEventDestroy, event);
     return EP_OK;
 }
 
@@ -555,7 +662,7 @@ int cuda_executor_time_copy(struct cuda_executor *e, ep_dptr_t dst, ep_dptr_t sr
     return code;
 }
 
-static int wait_word(struct cuda_executor *e, const uint64_t *word, uint64_t want,
+static int wait_word(struct cuda_executor *e, void *stream, const uint64_t *word, uint64_t want,
                      uint64_t timeout_ns)
 {
     uint64_t start = now_ns(), looked = start, now;
@@ -568,47 +675,29 @@ static int wait_word(struct cuda_executor *e, const uint64_t *word, uint64_t wan
             return code;
         now = now_ns();
         if (now - start >= timeout_ns) {
-            snprintf(e->error, sizeof e->error, "wait_word: the device has not written %llu within"
+            snprintf(reason, sizeof reason, "wait_word: the device has not written %llu within"
                      " %.3g s", (unsigned long long)want, (double)timeout_ns * 1e-9);
             return EP_ERR_TIMEOUT;
         }
         if (now - looked < LOOK_NS)
             continue;
         looked = now;
-        found = e->cu->p_cuStreamQuery(e->last_stream);      /* a device that failed writes nothing */
+        code = refuse_captured(e, stream);
+        if (code != EP_OK)
+            return code;
+        found = e->cu->p_cuStreamQuery(stream);      /* a device that failed writes nothing     */
         if (found != CUDA_ERROR_NOT_READY && found != CUDA_SUCCESS)
             return check(e, found, "cuStreamQuery");
     }
     return EP_OK;
 }
 
-static int op_wait_word(void *self, const uint64_t *word, uint64_t want, uint64_t timeout_ns)
+static int op_wait_word(void *self, void *stream, const uint64_t *word, uint64_t want,
+                        uint64_t timeout_ns)
 {
     EXECUTOR(self);
 
-    IN_ANY_CAPTURE(wait_word(e, word, want, timeout_ns));
-}
-
-static int wait_stream(struct cuda_executor *e, void *waiter, void *waited)
-{
-    int code;
-
-    if (waiter == waited)
-        return EP_OK;
-    ENTER();
-    pthread_mutex_lock(&e->lock);
-    code = check(e, e->cu->p_cuEventRecord(e->edge, waited), "cuEventRecord");
-    if (code == EP_OK)
-        code = check(e, e->cu->p_cuStreamWaitEvent(waiter, e->edge, 0), "cuStreamWaitEvent");
-    pthread_mutex_unlock(&e->lock);
-    return code;
-}
-
-static int op_stream_wait(void *self, void *waiter, void *waited)
-{
-    EXECUTOR(self);
-
-    KEEPING_CONTEXT(wait_stream(e, waiter, waited));
+    IN_ANY_CAPTURE(wait_word(e, stream, word, want, timeout_ns));
 }
 
 /* One that nobody has any more, NULL: there is none. */
@@ -665,13 +754,44 @@ static int keep_idle(struct cuda_executor *e, CUevent event)
     return kept;
 }
 
+static int destroy_event(struct cuda_executor *e, CUevent event)
+{
+    if (!keep_idle(e, event))
+        TRY(cuEventDestroy, event);
+    return EP_OK;
+}
+
 static int op_event_destroy(void *self, void *event)
 {
     EXECUTOR(self);
 
-    if (!keep_idle(e, event))
-        TRY(cuEventDestroy, event);
-    return EP_OK;
+    return destroy_event(e, event);
+}
+
+/* By an event of which nobody needs more: a wait is for what was recorded before it. */
+static int wait_stream(struct cuda_executor *e, void *waiter, void *waited)
+{
+    void *edge;
+    int code, kept;
+
+    if (waiter == waited)
+        return EP_OK;
+    code = create_event(e, &edge);
+    if (code != EP_OK)
+        return code;
+    ENTER();
+    code = check(e, e->cu->p_cuEventRecord(edge, waited), "cuEventRecord");
+    if (code == EP_OK)
+        code = check(e, e->cu->p_cuStreamWaitEvent(waiter, edge, 0), "cuStreamWaitEvent");
+    kept = destroy_event(e, edge);
+    return code != EP_OK ? code : kept;
+}
+
+static int op_stream_wait(void *self, void *waiter, void *waited)
+{
+    EXECUTOR(self);
+
+    KEEPING_CONTEXT(wait_stream(e, waiter, waited));
 }
 
 static int record_event(struct cuda_executor *e, void *event, void *stream)
@@ -737,23 +857,6 @@ static int op_event_query(void *self, void *event, int *done)
     KEEPING_CONTEXT(query_event(e, event, done));
 }
 
-static int find_capture(struct cuda_executor *e, void *stream, void **graph)
-{
-    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-    CUgraph captured = NULL;
-
-    *graph = NULL;
-    ENTER();
-    /* The legacy stream cannot be captured, and must not be asked while another one is.  Older
-     * drivers' function takes one argument less; all of the last three are NULL. */
-    if (stream == NULL || stream == CU_STREAM_LEGACY)
-        return EP_OK;
-    TRY(cuStreamGetCaptureInfo, stream, &status, NULL, &captured, NULL, NULL, NULL);
-    if (status == CU_STREAM_CAPTURE_STATUS_ACTIVE)
-        *graph = captured;
-    return EP_OK;
-}
-
 static int op_capture(void *self, void *stream, void **graph)
 {
     EXECUTOR(self);
@@ -768,7 +871,7 @@ static int op_look(void *self, void *stream, void **graph)
 {
     EXECUTOR(self);
 
-    e->untouched = 1;
+    untouched = e;
     return op_capture(self, stream, graph);
 }
 
@@ -800,8 +903,8 @@ static int op_max_resident(void *self, void *handle, uint32_t block, uint32_t sm
 
 static const char *op_last_error(void *self)
 {
-    EXECUTOR(self);
-    return e->error;
+    (void)self;
+    return reason;
 }
 
 static int make_pool(struct cuda_executor *e)
@@ -824,7 +927,6 @@ static int make_pool(struct cuda_executor *e)
 static int make_own(struct cuda_executor *e)
 {
     ENTER();
-    TRY(cuEventCreate, &e->edge, CU_EVENT_DISABLE_TIMING);
     return make_pool(e);
 }
 
@@ -833,11 +935,9 @@ static void close_device(struct cuda_executor *e)
     CUcontext before = current_context(e);
 
     if (e->cu->p_cuCtxSetCurrent(e->context) == CUDA_SUCCESS) {
-        forget_times(e);
+        set_times(e, NULL, 0);
         while (e->num_idle > 0)
             e->cu->p_cuEventDestroy(e->idle[--e->num_idle]);
-        if (e->edge != NULL)
-            e->cu->p_cuEventDestroy(e->edge);
     }
     e->cu->p_cuCtxSetCurrent(before);
     if (e->pool != NULL)
@@ -866,7 +966,6 @@ static int open_device(struct cuda_executor *e, int device)
 
 struct cuda_executor *cuda_executor_create(int device, const char **why)
 {
-    static _Thread_local char reason[512];
     const struct cuda_driver *cu = cuda_driver(why);
     struct cuda_executor *e;
 
@@ -884,7 +983,6 @@ struct cuda_executor *cuda_executor_create(int device, const char **why)
     e->cu = cu;
     pthread_mutex_init(&e->lock, NULL);
     if (open_device(e, device) != EP_OK) {
-        snprintf(reason, sizeof reason, "%s", e->error);
         pthread_mutex_destroy(&e->lock);
         free(e->opened);
         free(e);
@@ -968,7 +1066,7 @@ static int load_kernel(struct cuda_executor *e, struct cuda_kernel *k, const cha
     TRY(cuLibraryGetKernel, &k->kernel, k->library, symbol);
     TRY(cuKernelGetParamInfo, k->kernel, 0, &offset, &bytes);
     if (bytes != param_bytes) {
-        snprintf(e->error, sizeof e->error, "%s: the image takes %zu bytes of parameters, params.h"
+        snprintf(reason, sizeof reason, "%s: the image takes %zu bytes of parameters, params.h"
                  " says %u", symbol, bytes, param_bytes);
         return EP_ERR_EXECUTOR;
     }
@@ -987,7 +1085,7 @@ int cuda_executor_load(struct cuda_executor *e, const char *ptx, const char *sym
     int code;
 
     if (k == NULL) {
-        snprintf(e->error, sizeof e->error, "no memory");
+        snprintf(reason, sizeof reason, "no memory");
         return EP_ERR_MEMORY;
     }
     code = load_kernel(e, k, ptx, symbol, param_bytes);
@@ -1077,7 +1175,7 @@ int cuda_executor_enable_peer(struct cuda_executor *e, const struct cuda_executo
     ENTER();
     TRY(cuDeviceCanAccessPeer, &can, e->device, peer->device);
     if (!can) {
-        snprintf(e->error, sizeof e->error, "GPU %d (%s) cannot access the memory of GPU %d (%s)",
+        snprintf(reason, sizeof reason, "GPU %d (%s) cannot access the memory of GPU %d (%s)",
                  e->device, e->name, peer->device, peer->name);
         return EP_ERR_EXECUTOR;
     }

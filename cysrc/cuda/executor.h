@@ -43,15 +43,18 @@ int cuda_executor_copy(struct cuda_executor *executor, ep_dptr_t dst, ep_dptr_t 
 /* Host waits ask `interrupted` now and then whether to give up. */
 void cuda_executor_ask(struct cuda_executor *executor, int (*interrupted)(void));
 
-/* Times every launch from now on, `most` of them, with events around it; 0 stops and forgets. */
+/* Times every launch from now on, `most` of them, with events around it; 0 stops and forgets.  No
+ * other thread may be launching meanwhile. */
 int cuda_executor_profile(struct cuda_executor *executor, uint32_t most);
 /* Launch `index` since then: its kernel and how long it ran.  EP_ERR_ARGUMENT past the last one;
  * waits for the launch. */
 int cuda_executor_launch_time(struct cuda_executor *executor, uint32_t index, void **kernel,
                               float *microseconds);
 
-/* An event that keeps its time, for the table's functions of events. */
+/* An event that keeps its time, for the table's functions of events but event_destroy, which gives
+ * events out again where no time is needed. */
 int cuda_executor_timed_event(struct cuda_executor *executor, void **event);
+int cuda_executor_timed_event_destroy(struct cuda_executor *executor, void *event);
 /* From one of them to another, both recorded; waits for the latter. */
 int cuda_executor_elapsed(struct cuda_executor *executor, void *begin, void *end,
                           float *microseconds);

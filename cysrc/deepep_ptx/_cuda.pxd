@@ -24,6 +24,7 @@ cdef extern from "cuda/executor.h" nogil:
     int cuda_executor_launch_time(cuda_executor *executor, uint32_t index, void **kernel,
                                   float *microseconds)
     int cuda_executor_timed_event(cuda_executor *executor, void **event)
+    int cuda_executor_timed_event_destroy(cuda_executor *executor, void *event)
     int cuda_executor_elapsed(cuda_executor *executor, void *begin, void *end,
                               float *microseconds)
     int cuda_executor_time_copy(cuda_executor *executor, ep_dptr_t dst, ep_dptr_t src,

@@ -133,12 +133,18 @@ cdef int interrupted() noexcept nogil:
 
 
 @cython.final
+@cython.no_gc_clear         # __dealloc__ uses the executor
 cdef class TimedEvent(Event):
     """A point in the work of an executor's GPU that keeps its time."""
 
     def __init__(self, CudaExecutor executor not None):
         self.executor = executor
         self.call(cuda_executor_timed_event(executor.own, &self.handle))
+
+    def __dealloc__(self):
+        if self.handle != NULL:
+            cuda_executor_timed_event_destroy((<CudaExecutor>self.executor).own, self.handle)
+            self.handle = NULL
 
     def since(self, TimedEvent begin not None):
         """Microseconds from `begin`, recorded too, to this one; waits for it on the host."""

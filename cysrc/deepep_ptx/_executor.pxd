@@ -60,7 +60,7 @@ cdef extern from "core/executor.h" nogil:
         int (*graph_keep)(void *context, void *graph, void *what,
                           void (*release)(void *what) noexcept nogil) noexcept nogil
         int (*launch)(void *context, const ep_launch *launch) noexcept nogil
-        int (*wait_word)(void *context, const uint64_t *word, uint64_t want,
+        int (*wait_word)(void *context, void *stream, const uint64_t *word, uint64_t want,
                          uint64_t timeout_ns) noexcept nogil
         int (*interrupted)() noexcept nogil
         int (*max_resident)(void *context, void *kernel, uint32_t block, uint32_t smem,

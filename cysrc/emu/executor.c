@@ -118,10 +118,16 @@ static int op_stream_destroy(void *self, void *stream)
     return host_stream_destroy(e->host, e->rank, stream);
 }
 
+/* A wait for a captured stream would break the capture. */
 static int op_stream_synchronize(void *self, void *stream)
 {
     EXECUTOR(self);
-    return host_synchronize(e->host, e->rank, stream);
+    struct host_graph *graph = NULL;
+    int code = host_capture_of(e->host, e->rank, stream, &graph);
+
+    if (code == EP_OK && graph)
+        return EP_ERR_CAPTURED;
+    return code == EP_OK ? host_synchronize(e->host, e->rank, stream) : code;
 }
 
 static int op_stream_wait(void *self, void *waiter, void *waited)
@@ -192,9 +198,12 @@ static int op_launch(void *self, const struct ep_launch *launch)
     return host_launch(e->host, e->rank, launch);
 }
 
-static int op_wait_word(void *self, const uint64_t *word, uint64_t want, uint64_t timeout_ns)
+static int op_wait_word(void *self, void *stream, const uint64_t *word, uint64_t want,
+                        uint64_t timeout_ns)
 {
     EXECUTOR(self);
+
+    (void)stream;
     return host_wait_word(e->host, e->rank, word, want, timeout_ns, "wait_word");
 }
 
