@@ -4,6 +4,7 @@
 import _thread
 import gc
 import struct
+import sys
 import threading
 import time
 import weakref
@@ -443,6 +444,39 @@ def test_ctrl_c_does_not_wait_for_a_rank_that_does_not_hear_it(no_collection, mo
     while threading.active_count() > before:
         time.sleep(0.01)
     assert sorted(ended) == [0, 1, 2]
+
+
+def test_an_error_is_its_threads():
+    """Also where another thread, which uses this rank too, meets one of its own."""
+    def rank_main(comm):
+        ex, stop, texts = comm.executor, threading.Event(), set()
+
+        def meet_others():
+            while not stop.is_set():
+                try:
+                    ex.free(8)
+                except ValueError as error:
+                    texts.add(str(error))
+
+        threads = [threading.Thread(target=meet_others) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(2000):
+                with pytest.raises(ValueError, match="^src: "):
+                    ex.copy_out(8, 8)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert len(texts) == 1 and not texts.pop().startswith("src: ")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        run_ranks(rank_main, 1)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_runs_nest():

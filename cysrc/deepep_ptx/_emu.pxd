@@ -128,7 +128,7 @@ cdef extern from "emu/host.h" nogil:
                           uint32_t smem, uint32_t *ctas)
     uint64_t host_now(host_world *h)
     void host_counters(host_world *h, uint32_t rank, emu_counters *out)
-    const char *host_last_error(host_world *h, uint32_t rank)
+    const char *host_last_error()
     int host_failure(host_world *h, int *rank)
     const emu_fault *host_fault(host_world *h)
     const char *host_report(host_world *h)

@@ -216,7 +216,7 @@ cdef class World:
     def error(self, int code, rank):
         """The exception for what the host side just returned to `rank`."""
         cdef int failed_rank = 0
-        cdef str text = host_last_error(self.host, rank).decode(errors="replace")
+        cdef str text = host_last_error().decode(errors="replace")
         if code == EP_ERR_ARGUMENT:
             return ValueError(text)
         if code == EP_ERR_MEMORY:
@@ -479,7 +479,7 @@ cdef class World:
             if collective.arrived == 0 and self.collective is collective:
                 self.collective = None
         if code == EP_ERR_TIMEOUT:
-            raise DeepEPTimeoutError(host_last_error(self.host, r).decode(errors="replace"),
+            raise DeepEPTimeoutError(host_last_error().decode(errors="replace"),
                                      rank=rank, peer=missing, wait=kind)
         self.check(code, r)
 

@@ -220,9 +220,9 @@ cdef int check(int code, Executor executor, const Report *report=NULL) except -1
     if code == EP_ERR_INTERRUPTED:
         raise KeyboardInterrupt
     if code == EP_ERR_CAPTURED:
-        raise DeepEPError("stream: is being captured, and would have to be waited for: by the host, "
-                          "or because a result of the call before has died on it; make this call "
-                          "before the capture or after it")
+        raise DeepEPError("stream: is being captured, and would have to be waited for: by the "
+                          "host, or because a result of the call before has died on it; make this "
+                          "call before the capture or after it")
     if executor is None:
         raise MemoryError("no memory for the core")
     raise executor.error(code)

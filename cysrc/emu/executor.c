@@ -215,8 +215,8 @@ static int op_max_resident(void *self, void *kernel, uint32_t block, uint32_t sm
 
 static const char *op_last_error(void *self)
 {
-    EXECUTOR(self);
-    return host_last_error(e->host, e->rank);
+    (void)self;
+    return host_last_error();
 }
 
 struct emu_executor *emu_executor_create(struct host_world *host, uint32_t rank)

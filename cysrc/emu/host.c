@@ -12,6 +12,10 @@
 
 #define YIELD_NS 1000u
 
+/* A rank's buffers may be used by several threads: an error is the thread's. */
+static _Thread_local const char *error = "";
+static _Thread_local char error_text[ERROR_BYTES];
+
 /* Between two steps: lets in whoever waits for the lock. */
 static void let_in(struct host_world *h)
 {
@@ -28,13 +32,13 @@ static void let_in(struct host_world *h)
 __attribute__((format(printf, 4, 5)))
 int host_error(struct host_world *h, uint32_t rank, int code, const char *format, ...)
 {
-    struct rank *r = &h->ranks[rank];
     va_list args;
 
+    (void)h, (void)rank;
     va_start(args, format);
-    vsnprintf(r->error_text, sizeof r->error_text, format, args);
+    vsnprintf(error_text, sizeof error_text, format, args);
     va_end(args);
-    r->error = r->error_text;
+    error = error_text;
     return code;
 }
 
@@ -73,11 +77,11 @@ int host_failure_code(struct host_world *h, uint32_t rank)
         return EP_OK;
     if (h->failed_rank == (int)rank) {
         if (h->failure == HOST_FAULT) {
-            h->ranks[rank].error = emu_world_fault(h->world)->text;
+            error = emu_world_fault(h->world)->text;
             return EP_ERR_EXECUTOR;
         }
         if (h->failure == HOST_LAUNCH_FAILED) {
-            h->ranks[rank].error = h->report;
+            error = h->report;
             return EP_ERR_EXECUTOR;
         }
     }
@@ -116,14 +120,9 @@ int host_refuse(struct host_world *h, uint32_t rank, const char *text)
     return code;
 }
 
-const char *host_last_error(struct host_world *h, uint32_t rank)
+const char *host_last_error(void)
 {
-    const char *text;
-
-    lock(h);
-    text = h->ranks[rank].error ? h->ranks[rank].error : "";
-    unlock(h);
-    return text;
+    return error;
 }
 
 enum host_failure host_failure(struct host_world *h, int *rank)
@@ -283,20 +282,19 @@ static enum emu_progress progress(struct host_world *h)
 
 static int outcome(struct host_world *h, uint32_t rank, const struct wait *w, uint64_t since)
 {
-    struct rank *me = &h->ranks[rank];
     int code = host_failure_code(h, rank), used;
 
     if (code != EP_OK || condition_holds(h, w))
         return code;
     if (w->deadlocked) {
-        me->error = h->report;
+        error = h->report;
         return EP_ERR_EXECUTOR;
     }
-    used = snprintf(me->error_text, sizeof me->error_text,
+    used = snprintf(error_text, sizeof error_text,
                     "%s: not over after %.9g s of virtual time: ", w->what,
                     1e-9 * (double)(emu_now(h->world) - since));
-    describe(h, me->error_text + used, sizeof me->error_text - (size_t)used);
-    me->error = me->error_text;
+    describe(h, error_text + used, sizeof error_text - (size_t)used);
+    error = error_text;
     return EP_ERR_TIMEOUT;
 }
 

@@ -18,7 +18,7 @@
  * while it holds the lock.  A world without started ranks is for one thread, which steps the world
  * itself whenever it waits.
  *
- * Functions that return int return enum ep_result; the reason is in host_last_error(rank). */
+ * Functions that return int return enum ep_result; the reason is in host_last_error(). */
 #ifndef DEEPEP_PTX_EMU_HOST_H
 #define DEEPEP_PTX_EMU_HOST_H
 
@@ -153,8 +153,8 @@ int host_max_resident(struct host_world *h, uint32_t rank, const struct host_ker
 /* -- results ----------------------------------------------------------------------------------*/
 uint64_t host_now(struct host_world *h);
 void host_counters(struct host_world *h, uint32_t rank, struct emu_counters *out);
-/* The rank's newest error; valid until its next call. */
-const char *host_last_error(struct host_world *h, uint32_t rank);
+/* The thread's newest error; valid until its next call, and no longer than the world. */
+const char *host_last_error(void);
 
 /* For callers' own checks: records `text`, returns EP_ERR_ARGUMENT. */
 int host_refuse(struct host_world *h, uint32_t rank, const char *text);

@@ -109,8 +109,6 @@ struct rank {
     struct host_graph *graphs;
     struct segment *segments;
     uint32_t num_segments, room_segments;
-    const char *error;
-    char error_text[ERROR_BYTES];
 };
 
 struct host_kernel {
@@ -158,7 +156,7 @@ static inline void lock(struct host_world *h)
     __atomic_fetch_sub(&h->wanted, 1, __ATOMIC_RELAXED);
 }
 
-/* Records the rank's error text and returns `code`. */
+/* Records the thread's error text and returns `code`. */
 __attribute__((format(printf, 4, 5)))
 int host_error(struct host_world *h, uint32_t rank, int code, const char *format, ...);
 /* The same for a result of the core (not EMU_OK); `what` names the argument. */
