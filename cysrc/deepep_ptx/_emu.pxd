@@ -124,6 +124,7 @@ cdef extern from "emu/host.h" nogil:
     int host_graph_replay(host_world *h, uint32_t rank, host_graph *graph, host_stream *stream)
     int host_graph_destroy(host_world *h, uint32_t rank, host_graph *graph)
     host_kernel *host_kernel_load(host_world *h, const emu_kernel_image *image)
+    void host_kernel_ran(host_world *h, const host_kernel *kernel, uint8_t *ran)
     int host_max_resident(host_world *h, uint32_t rank, const host_kernel *kernel, uint32_t block,
                           uint32_t smem, uint32_t *ctas)
     uint64_t host_now(host_world *h)

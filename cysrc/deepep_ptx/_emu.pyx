@@ -379,6 +379,20 @@ cdef class World:
         host_counters(self.host, self.valid_rank(rank), &counters)
         return counters
 
+    def ran(self):
+        """(symbol, text) of each loaded kernel -> bool [instructions]: whether any lane of any rank
+        has executed the instruction, its guard being true.  Instructions are those of
+        `deepep_ptx.emu.kernel.load_image`, without the exit that it adds to the text."""
+        from deepep_ptx.emu.kernel import load_image
+
+        cdef uint8_t[::1] flags
+        found = {}
+        for (asked, text), (handle, symbol, _, _) in self.kernels.items():
+            flags = np.zeros(len(load_image(text, asked).insns), np.uint8)
+            host_kernel_ran(self.host, <host_kernel *><size_t>handle, &flags[0])
+            found[symbol, text] = np.asarray(flags[:-1]).astype(bool)
+        return found
+
     # -- ranks as threads: what run_ranks is made of ----------------------------------------------
 
     def start_ranks(self):

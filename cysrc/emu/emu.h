@@ -8,6 +8,7 @@
 #ifndef DEEPEP_PTX_EMU_H
 #define DEEPEP_PTX_EMU_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stddef.h>
 
@@ -124,6 +125,8 @@ struct emu_kernel_image {
 };
 /* Copies everything it needs. */
 struct emu_kernel *emu_kernel_load(struct emu_world *world, const struct emu_kernel_image *image);
+/* [num_insns]: whether any lane of any rank has executed the instruction, its guard being true. */
+const bool *emu_kernel_ran(const struct emu_kernel *kernel, uint32_t *num_insns);
 
 /* -- grids ---------------------------------------------------------------------------------- */
 int emu_launch(struct emu_world *world, uint32_t rank, struct emu_kernel *kernel,

@@ -504,6 +504,18 @@ struct host_kernel *host_kernel_load(struct host_world *h, const struct emu_kern
     return kernel;
 }
 
+void host_kernel_ran(struct host_world *h, const struct host_kernel *kernel, uint8_t *ran)
+{
+    uint32_t num_insns;
+    const bool *from;
+
+    lock(h);
+    from = emu_kernel_ran(kernel->kernel, &num_insns);
+    for (uint32_t i = 0; i < num_insns; i++)
+        ran[i] = from[i];
+    unlock(h);
+}
+
 int host_max_resident(struct host_world *h, uint32_t rank, const struct host_kernel *kernel,
                       uint32_t block, uint32_t smem, uint32_t *ctas)
 {

@@ -147,6 +147,8 @@ int host_graph_keep(struct host_world *h, uint32_t rank, struct host_graph *grap
 
 /* -- kernels: live as long as the world -------------------------------------------------------*/
 struct host_kernel *host_kernel_load(struct host_world *h, const struct emu_kernel_image *image);
+/* ran[num_insns], see emu_kernel_ran(); num_insns as in its image. */
+void host_kernel_ran(struct host_world *h, const struct host_kernel *kernel, uint8_t *ran);
 int host_max_resident(struct host_world *h, uint32_t rank, const struct host_kernel *kernel,
                       uint32_t block, uint32_t smem, uint32_t *ctas);
 

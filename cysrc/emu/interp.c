@@ -341,6 +341,7 @@ EMU_INLINE int run_group(struct emu_exec *x, struct emu_group *g, uint32_t limit
     const uint8_t *consts = x->kernel->constants;
     uint8_t *regs = warp->registers;
     uint32_t *preds = warp->predicates, *defined = warp->defined;
+    bool *ran = x->kernel->ran;
     uint32_t pc = g->pc, budget = g->budget, compared, m;
     uint64_t executed = 0, threads = 0;
     const bool checks = x->check_uninit;
@@ -373,6 +374,7 @@ again:
                 continue;
         }
         threads += __builtin_popcount(m);
+        ran[pc] = true;
         x->mask = m;
         if (checks) {
             uint32_t have = defined[op->use[0]] & defined[op->use[1]] & defined[op->use[2]] &

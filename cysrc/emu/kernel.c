@@ -413,6 +413,7 @@ void emu_kernel_free(struct emu_kernel *k)
     free(k->constants);
     free(k->lines);
     free(k->line_of);
+    free(k->ran);
     free_strings(k->files, k->num_files);
     free_strings(k->texts, k->num_ops);
     free(k);
@@ -425,7 +426,8 @@ static bool copy_image(struct emu_kernel *k, const struct emu_kernel_image *imag
     k->constants = calloc(1, image->constant_bytes + SPARE_CONSTANT_BYTES);
     k->lines = calloc(image->num_lines + 1, sizeof *k->lines);
     k->line_of = calloc(k->num_ops, sizeof *k->line_of);
-    if (!k->symbol || !k->ops || !k->constants || !k->lines || !k->line_of ||
+    k->ran = calloc(k->num_ops, sizeof *k->ran);
+    if (!k->symbol || !k->ops || !k->constants || !k->lines || !k->line_of || !k->ran ||
         !copy_strings(&k->files, image->files, k->num_files) ||
         !copy_strings(&k->texts, image->texts, k->num_ops))
         return false;
@@ -479,4 +481,10 @@ struct emu_kernel *emu_kernel_load(struct emu_world *world, const struct emu_ker
     k->next = world->kernels;
     world->kernels = k;
     return k;
+}
+
+const bool *emu_kernel_ran(const struct emu_kernel *kernel, uint32_t *num_insns)
+{
+    *num_insns = kernel->num_ops;
+    return kernel->ran;
 }

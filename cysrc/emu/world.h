@@ -81,6 +81,7 @@ struct emu_kernel {
     struct emu_line *lines; uint32_t num_lines;
     char **texts;                    /* [num_ops]                                              */
     int32_t *line_of;                /* [num_ops]: index into lines, or -1                     */
+    bool *ran;                       /* [num_ops]: some lane has executed it                   */
 };
 
 /* -- execution --------------------------------------------------------------------------------- */
