@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""Source lines of kernels that a run did not execute; docs/coverage.md says what that means.
+
+An instruction was executed if some thread of some rank did, with its guard true: a branch that
+nobody took was not.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+from deepep_ptx.emu.kernel import load_image
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Of one kernel, in all its launches of a run.  A line is (source file, number).
+
+    lines: that instructions came from.  missed: of which some instruction was not executed.
+    nowhere: of which some statement was not executed in any of its copies; a line has several
+    copies where its file is included several times.
+    num_missed: instructions that were not executed, of num_instructions.
+    """
+
+    symbol: str
+    lines: frozenset
+    missed: frozenset
+    nowhere: frozenset
+    num_instructions: int
+    num_missed: int
+
+
+def coverage(*runs):
+    """`Coverage` by symbol of each kernel that ran; what any of the runs executed counts.
+
+    runs: each as `World.ran` gives it.
+    """
+    total = {}
+    for ran in runs:
+        for key, flags in ran.items():
+            total[key] = total.get(key, False) | flags
+    return {symbol: _of(symbol, text, flags) for (symbol, text), flags in sorted(total.items())
+            if flags.any()}
+
+
+def _of(symbol, text, flags):
+    image = load_image(text, symbol)
+    files = [file.decode() for file in image.files]
+    places = image.lines[image.insns["line"][:len(flags)]]
+    lines = [(files[place["file"]], int(place["line"])) for place in places]
+    copies = {}         # (line, statement) -> whether any copy of it was executed
+    for line, statement, executed in zip(lines, image.texts, flags, strict=False):
+        copies[line, statement] = copies.get((line, statement), False) or bool(executed)
+    return Coverage(
+        symbol=symbol,
+        lines=frozenset(lines),
+        missed=frozenset(line for line, executed in zip(lines, flags, strict=True)
+                         if not executed),
+        nowhere=frozenset(line for (line, _), executed in copies.items() if not executed),
+        num_instructions=len(flags),
+        num_missed=int((~flags).sum()))
+
+
+def ranges(lines):
+    """Lines as words, one for each file: ["ptx/role/b.inc:1", "ptx/src/a.ptx:3-5,9"]."""
+    by_file = {}
+    for file, number in sorted(lines):
+        by_file.setdefault(file, []).append(number)
+    return [f"{file}:{','.join(map(_span, _runs(numbers)))}" for file, numbers in by_file.items()]
+
+
+def _runs(numbers):
+    """Ascending numbers as lists of successive ones."""
+    for _, run in itertools.groupby(enumerate(numbers), lambda at: at[1] - at[0]):
+        yield [number for _, number in run]
+
+
+def _span(run):
+    return str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}"

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: MIT
+"""Runs in which every instruction of the shipped kernels is executed, but for those that
+tests/unexecuted.toml names, each with its reason; docs/coverage.md explains both."""
+
+import contextlib
+import os
+import tomllib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from deepep_ptx import Buffer, _emu, run_ranks, runtime, select
+from deepep_ptx.arrays.dtypes import BY_NAME
+from deepep_ptx.emu.coverage import coverage, ranges
+from deepep_ptx.errors import DeepEPTimeoutError, RankMismatchError
+from tests import test_async, test_graphs, test_row_types
+from tests import test_buffer_life as life
+from tests.test_roundtrip import PLAIN, assert_round_trip, make_inputs
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = Path(__file__).with_name("unexecuted.toml")
+
+# Included for each wait, or each error, of a kernel: that of its copies one is executed is enough.
+SHARED = tuple(f"ptx/role/{name}.inc" for name in (
+    "abort_rank", "give_up", "report", "stuck", "tell_peers", "wait_flag"))
+
+AT_ONCE = 1e-7          # seconds: a wait of more than 64 polls gives up
+LONG = 1 << 20          # hidden of rows that take longer than so many polls
+
+
+def forms():
+    """(target, policy) of all that ships."""
+    found = {}
+    for variant in select.load_table()["variants"]:
+        if variant["path"]:
+            found[variant["arch"], variant["policy"] or variant["path"]] = None
+    return list(found)
+
+
+# -- calls that are right ---------------------------------------------------------------------
+
+SINGLE_SM = {"num_ranks": 2, "num_sms": 1}
+ROUND_TRIPS = [
+    {"hidden": 1160, "num_biases": 2, "tokens": "some zero", "routing": "holes", "again": "same",
+     "num_sms": 2},
+    {"hidden": 1160, "num_ranks": 3, "combine": "push", "tokens": "some zero", "worst": True,
+     "num_biases": 1, "num_sms": 1, "num_topk": 9},
+    {"hidden": 8, "num_ranks": 2, "combine": "mixed", "topk_data": "none"},
+    {"num_ranks": 1},
+    # several tokens for each warp, rows in several parts and chunks
+    SINGLE_SM | {"tokens": "many", "hidden": 8, "combine": "mixed"},
+    SINGLE_SM | {"tokens": "many", "hidden": 264, "combine": "push", "again": "same"},
+    SINGLE_SM | {"tokens": "many", "hidden": 264, "again": "same", "idx_dtype": "int32"},
+    SINGLE_SM | {"hidden": 7168, "ring": (3, 512), "combine": "mixed", "again": "same"},
+    # more ranks than lanes, more choices than are unrolled, entries for all threads
+    {"hidden": 8, "num_ranks": 48, "num_topk": 32, "num_sms": 1, "again": "same",
+     "combine": "mixed"},
+    {"hidden": 8, "num_ranks": 12, "num_topk": 9, "num_sms": 1, "tokens": "many",
+     "idx_dtype": "int32", "combine": "push", "topk_data": "dispatch"},
+    {"hidden": 1152, "num_ranks": 2, "dtype": "fp8", "again": "fp8", "idx_dtype": "int32",
+     "combine": "pull x", "worst": True},
+    {"hidden": 528, "num_ranks": 2, "dtype": "fp8 odd", "again": "same",
+     "combine": "pull weights", "topk_data": "dispatch"},
+]
+SCALES = (("float32", 129), ("float16", 130), ("uint8", 300))
+
+
+def layout(comm, idx, num_experts):
+    """`get_dispatch_layout` of these choices on every rank."""
+    with Buffer(comm) as buffer:
+        per_expert = buffer.get_dispatch_layout(idx, num_experts)[2]
+        np.testing.assert_array_equal(per_expert, np.bincount(idx.ravel(), minlength=num_experts))
+
+
+def choices(num_tokens, num_topk, num_experts):
+    """Experts [num_tokens, num_topk], none of them twice for one token."""
+    rng = np.random.default_rng(num_tokens)
+    first = rng.integers(0, num_experts, (num_tokens, 1))
+    return (first + np.arange(num_topk)) % num_experts
+
+
+def odd_ranks(comm):
+    """A number of ranks that divides no number of threads."""
+    x = np.full((9, 8), comm.rank, life.BF16)
+    with Buffer(comm) as buffer:
+        per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(choices(9, 1, 10), 10)
+        recv_x, _, _, _, handle, _ = buffer.dispatch(
+            x, num_tokens_per_rank=per_rank, is_token_in_rank=in_rank,
+            num_tokens_per_expert=per_expert)
+        sent = np.diff(handle[0][:, comm.rank], prepend=0)
+        np.testing.assert_array_equal(recv_x[:, 0], np.repeat(np.arange(comm.size), sent))
+
+
+def copied(comm):
+    """Results that are copied, in more than one turn of all threads."""
+    inputs = [life.tokens(rank, 200, 7168) for rank in range(comm.size)]
+    with Buffer(comm, zero_copy=False) as buffer:
+        for _ in range(2):
+            recv_x, *_, handle, _ = life.dispatch(buffer, *inputs[comm.rank])
+            ends = handle[0][:, comm.rank]
+            sources = np.repeat(np.arange(comm.size), np.diff(ends, prepend=0))
+            for row, source, token in zip(recv_x, sources, handle.recv_src_idx, strict=True):
+                assert row.tobytes() == inputs[source][0][token].tobytes()
+
+
+# -- calls that are refused, and waits that give up ---------------------------------------------
+
+def bad_experts(comm):
+    """An expert that is not there in each of the unrolled choices."""
+    idx = choices(8, 8, life.E)
+    np.fill_diagonal(idx, life.E)
+    with Buffer(comm) as buffer:
+        error = life.raised(buffer.get_dispatch_layout, idx, life.E)
+        assert isinstance(error, ValueError), error
+        assert str(error).startswith("topk_idx: row "), error
+
+
+def mismatch(comm):
+    """On several CTAs: rank 1 has longer rows, then another handle; then all is right."""
+    with Buffer(comm) as buffer:
+        inputs = life.tokens(comm.rank, hidden=128 if comm.rank else life.H)
+        error = life.raised(life.dispatch, buffer, *inputs, num_sms=2)
+        assert isinstance(error, RankMismatchError), error
+        inputs = life.tokens(comm.rank)
+        recv_x, *_, handle, _ = [life.dispatch(buffer, *inputs) for _ in range(2)][comm.rank]
+        error = life.raised(buffer.combine, recv_x, handle, num_sms=2)
+        assert isinstance(error, RankMismatchError), error
+        life.check_round(buffer, comm.size)
+
+
+def dead_handles(comm, use):
+    """A call with the handle of a dispatch that is refused, queued before anybody knows."""
+    x, idx, weights = life.tokens(comm.rank)
+    with Buffer(comm, 1 << 20) as buffer:
+        handle = life.dispatch(buffer, x, idx, weights, num_worst_tokens=1, async_finish=True)[4]
+        if use == "dispatch":
+            buffer.dispatch(x, handle=handle, async_finish=True)
+        else:
+            buffer.combine(x[:1], handle, async_finish=True)
+        error = life.raised(buffer.check)
+        assert "num_worst_tokens: must be at least" in str(error), error
+        assert any("handle: must be of a dispatch that was carried out" in note
+                   for note in error.__notes__), error.__notes__
+
+
+def overlapping(comm, use):
+    """Two replays of one captured call at the same time, which the device finds."""
+    x, idx, weights = life.tokens(comm.rank)
+    executor = comm.executor
+    with Buffer(comm, 1 << 20, timeout_s=0.5) as buffer:
+        recv_x, *_, handle, _ = life.dispatch(buffer, x, idx, weights)
+        with executor.capture() as graph:
+            out = (buffer.combine(recv_x, handle) if use == "combine"
+                   else buffer.dispatch(x, handle=handle))
+        streams = [executor.stream_create() for _ in range(2)]
+        for stream in streams:
+            graph.replay(stream)
+        for stream in streams:
+            executor.synchronize(stream)
+        error = life.raised(buffer.check)
+        assert "two calls of one buffer overlap" in str(error), error
+        graph.close()
+        del out, recv_x, handle
+        buffer.reset()
+        life.check_round(buffer, comm.size)
+
+
+def slow_push(comm, with_weights):
+    """Rank 1 pushes long rows to rank 0, which has little patience."""
+    x = np.zeros((0 if comm.rank else 3, LONG), life.BF16)
+    idx = np.full((len(x), 1), life.E - 1)      # of rank 1
+    with Buffer(comm) as buffer:
+        recv_x, _, recv_weights, _, handle, _ = life.dispatch(
+            buffer, x, idx, np.ones(idx.shape, np.float32))
+        y, weights = np.array(recv_x), np.array(recv_weights)
+    with Buffer(comm, timeout_s=AT_ONCE) as buffer:
+        error = life.raised(buffer.combine, y, handle, num_sms=1,
+                            topk_weights=weights if with_weights else None)
+        assert isinstance(error, DeepEPTimeoutError), error
+        buffer.reset()
+
+
+def slow_push_beside_pulled_rows(comm):
+    """Rank 0 gives up waiting for a row of rank 1 while rows of rank 2 are on their way."""
+    x = np.zeros((0 if comm.rank else 33, 34 * 1024), life.BF16)
+    idx = np.full((len(x), 2), life.E - 1)      # of rank 2
+    idx[32:, 0] = life.E // 3                   # of rank 1
+    with Buffer(comm) as buffer:
+        recv_x, *_, handle, _ = life.dispatch(buffer, x, idx, np.ones(idx.shape, np.float32))
+        y = np.array(recv_x)
+    with Buffer(comm, 1 << 26, timeout_s=AT_ONCE, stage_bytes=256) as buffer:
+        if comm.rank == 2:
+            y = buffer.get_combine_buffer(*y.shape)
+            y[:] = 0
+        error = life.raised(buffer.combine, y, handle, num_sms=1)
+        assert isinstance(error, DeepEPTimeoutError), error
+        del y
+        buffer.reset()
+
+
+def late_loads(comm, use):
+    """Bulk loads come later than the limit."""
+    x, idx, weights = life.tokens(comm.rank, 24, 1160)
+    with Buffer(comm) as buffer:
+        recv_x, *_, handle, _ = life.dispatch(buffer, x, idx, weights)
+        y = np.array(recv_x)
+    with Buffer(comm, 1 << 20, timeout_s=AT_ONCE) as buffer:
+        call = {"dispatch": partial(life.dispatch, buffer, x, idx, weights),
+                "push": partial(buffer.combine, y, handle),
+                "mixed": partial(buffer.combine, y if comm.rank else recv_x, handle)}[use]
+        error = life.raised(call, num_sms=1)
+        assert isinstance(error, DeepEPTimeoutError), error
+        buffer.reset()
+
+
+# -- the matrix ------------------------------------------------------------------------------------
+
+def scenes(arch, policy):
+    """Functions that run kernels of that form, and hold what comes out against what has to."""
+    for number, change in enumerate(ROUND_TRIPS):
+        case = PLAIN | {"num_ranks": 4, "arch": arch, "policy": policy} | change
+        yield partial(assert_round_trip, case, [make_inputs(case, number)])
+    for dtype, count in SCALES:
+        yield partial(test_row_types.check, test_row_types.case_of(
+            BY_NAME["uint8"], BY_NAME[dtype], num_scales=count, layout="tokens side by side",
+            policy=policy, arch=arch))
+    yield partial(run_ranks, layout, 1, choices(1000, 8, 512), 512)
+    yield partial(run_ranks, layout, 8, choices(1000, 8, 8192), 8192)
+    yield partial(run_ranks, odd_ranks, 5)
+    yield partial(run_ranks, copied, 2)
+
+    yield partial(run_ranks, bad_experts, 1)
+    yield partial(run_ranks, mismatch, 2)
+    yield life.test_different_calls
+    yield partial(life.test_worst_tokens_too_few, 5)
+    yield life.test_staging_too_small
+    yield life.test_wrong_rank_counts
+    yield life.test_host_error_inside_a_call_aborts_the_peers
+    yield partial(life.test_expert_out_of_range, life.E)
+    yield test_async.test_many_bad_experts_leave_room_for_what_all_ranks_must_learn
+    yield partial(test_async.test_bad_expert_that_a_worst_case_dispatch_has_told, "check", False)
+    for fail in test_async.FAILING:
+        yield partial(test_async.test_all_ranks_learn_alike, fail, "check", False)
+    for use in ("dispatch", "combine"):
+        yield partial(run_ranks, dead_handles, 2, use)
+        yield partial(run_ranks, overlapping, 2, use)
+
+    yield life.test_timeout_and_reset
+    yield test_graphs.test_a_replay_that_a_rank_leaves_out_ends_by_its_limit
+    for call in ("dispatch", "cached dispatch", "combine"):
+        yield partial(life.test_late_rank_learns_of_the_abort, call, "rr")
+    for kind in ("worst", "cached", "combine"):
+        yield partial(test_async.test_timeout, "check", kind, False)
+    for with_weights in (False, True):
+        yield partial(run_ranks, slow_push, 2, with_weights)
+    if policy == "bulk":
+        for scheduler in ("rr", "late-async"):
+            yield partial(run_ranks, slow_push_beside_pulled_rows, 3, scheduler=scheduler)
+        for use in ("dispatch", "push", "mixed"):
+            yield partial(run_ranks, late_loads, 2, use, scheduler="late-async")
+
+
+def executed(arch, policy):
+    """What all scenes execute: symbol -> `Coverage`."""
+    runs, worlds = [], []
+
+    class Recorded(_emu.World):
+        def __init__(self, *args, **kwargs):
+            worlds.append(self)
+
+    with mock.patch.multiple(runtime, World=Recorded, ARCHS=(arch,)), \
+            mock.patch.dict(os.environ, DEEPEP_PTX_POLICY=policy, DEEPEP_PTX_EXECUTOR="emu"):
+        for scene in scenes(arch, policy):
+            scene()
+            runs += [world.ran() for world in worlds]
+            worlds.clear()
+    return coverage(*runs)
+
+
+# -- held against the table ------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Exemption:
+    """An entry of tests/unexecuted.toml."""
+
+    of: tuple
+    file: str
+    lines: tuple
+    reason: str
+
+    @classmethod
+    def read(cls, entry):
+        """Of an entry as TOML has it; ValueError where it is none."""
+        if entry.keys() != {"of", "file", "lines", "reason"} or not entry["reason"].strip():
+            raise ValueError(f"{TABLE.name}: must have of, file, lines and reason, got {entry}")
+        return cls(tuple(entry["of"]), entry["file"], tuple(entry["lines"]), entry["reason"])
+
+    def places(self, root=ROOT):
+        """text -> (file, number) of the lines that it names."""
+        source = [(number, _plain(line)) for number, line in
+                  enumerate((root / self.file).read_text().splitlines(), start=1) if _plain(line)]
+        found = {}
+        for text in self.lines:
+            wanted = [_plain(line) for line in text.split("\n")]
+            found[text] = [(self.file, source[at + len(wanted) - 1][0])
+                           for at in range(len(source) - len(wanted) + 1)
+                           if [line for _, line in source[at:at + len(wanted)]] == wanted]
+        return found
+
+
+def _plain(line):
+    return " ".join(line.partition("//")[0].split())
+
+
+def exemptions():
+    """All entries of the table."""
+    return [Exemption.read(entry)
+            for entry in tomllib.loads(TABLE.read_text())["unexecuted"]]
+
+
+def unexecuted(found):
+    """Lines of a `Coverage` that count as not executed."""
+    return {line for line in found.missed if line[0] not in SHARED or line in found.nowhere}
+
+
+def complaints(found, table, root=ROOT):
+    """What is wrong with a kernel's `Coverage` and the table, as lines of text; none: nothing."""
+    missing, reasons, texts = unexecuted(found), set(), []
+    for entry in table:
+        if not found.symbol.startswith(entry.of):
+            continue
+        for text, places in entry.places(root).items():
+            if not found.lines.intersection(places):
+                texts.append(f"{TABLE.name}: {entry.file}: {found.symbol} has no line {text!r}")
+            reasons.update(places)
+    texts += [f"{line}: {found.symbol} does not execute it: add a run to tests/executed.py, or "
+              f"the reason to {TABLE.name}" for line in ranges(missing - reasons)]
+    texts += [f"{TABLE.name}: {line}: {found.symbol} executes it: take it out"
+              for line in ranges(found.lines.intersection(reasons) - missing)]
+    return texts
