@@ -8,19 +8,16 @@ import os
 import re
 from importlib import resources
 
-from deepep_ptx.toolchain.variants import MIN_STAGES, STAGE_EXTRA
+from deepep_ptx.toolchain.variants import MIN_STAGES, STAGE_EXTRA, USES
 
 DEFAULT_POLICY = "fast"
 _POLICY_VARIABLES = ("DEEPEP_PTX_POLICY", "DISABLE_AGGRESSIVE_PTX_INSTRS")
-# A use of a kernel, for which another variant may be chosen -> the kernel: combine where this rank
-# pushes its rows.
-USES = {"combine_push": "combine"}
 _DEEPEP_SWITCH = {"1": "safe", "0": "aggressive"}
 
 
 @functools.cache
 def load_table():
-    """The shipped table: {"variants": [...], "policies": {...}, "aliases": {...}}."""
+    """The shipped table: {"variants": [...], "policies": ..., "aliases": ..., "paths": ...}."""
     return json.loads((rendered() / "variants.json").read_text())
 
 
@@ -71,10 +68,11 @@ def choose(policy, arch, table=None, origin="policy", *, cta_smem=None, num_rank
 
     Args:
         policy: an alias (`fast`, `safe`, `aggressive`), a policy, `bulk`, or a variant's symbol.
-            An alias takes, per kernel, the first of its policies that the kernel has and is defined
-            at the kernel's load site; a data path without payload loads (`bulk`) is defined
-            everywhere.  A policy's name takes it wherever a kernel has it, defined
-            or not.  A symbol takes that variant, and `fast` for the other kernels.
+            An alias is about load forms: it takes, per kernel, the quickest data path that runs
+            here, and of that the first of its policies that is defined at the kernel's load site;
+            a data path without payload loads (`bulk`) is defined everywhere.  A policy's name, and
+            `bulk`, take it wherever a kernel has it, defined or not, and `fast` elsewhere.  A
+            symbol takes that variant, and `fast` for the other kernels.
         arch: the executor's, such as "sm_90"; the newest variants up to it are taken.
         table: as `load_table()` gives it.
         origin: who asked for the policy.
@@ -164,9 +162,9 @@ def _pick(kernel, variants, policy, table):
     if by_policy.keys() == {None}:
         return variants[0]
     if policy in table["policies"] or policy in _bare_paths(table["variants"]):
-        return by_policy.get(policy) or _first_of(DEFAULT_POLICY, kernel, by_policy, table)
+        return by_policy.get(policy) or _first_of(DEFAULT_POLICY, kernel, variants, table)
     alias = policy if policy in table["aliases"] else DEFAULT_POLICY
-    return _first_of(alias, kernel, by_policy, table)
+    return _first_of(alias, kernel, variants, table)
 
 
 def _bare_paths(variants):
@@ -175,20 +173,18 @@ def _bare_paths(variants):
             if variant.get("path") and not variant["policy"]}
 
 
-def _first_of(alias, kernel, by_policy, table):
-    """The alias's first policy among a kernel's that is defined at its site; None without one."""
+def _first_of(alias, kernel, variants, table):
+    """Of a kernel's variants, or those for a use of it, the alias's; None where it has none."""
     rule = table["aliases"][alias]
-    lists = rule.get("kernels", {})
-    for policy in lists.get(kernel) or lists.get(USES.get(kernel)) or rule["policies"]:
-        variant = by_policy.get(policy)
-        if variant is None:
-            continue
-        if (
-            rule.get("undefined")
-            or not variant.get("policy")
-            or variant["site"] in table["policies"][policy]["defined"]
-        ):
-            return variant
+    for path in table["paths"][kernel]:
+        forms = {variant["policy"]: variant for variant in variants if variant["path"] == path}
+        if None in forms:
+            return forms[None]
+        for policy in rule["policies"]:
+            variant = forms.get(policy)
+            if variant and (rule["undefined"]
+                            or variant["site"] in table["policies"][policy]["defined"]):
+                return variant
     return None
 
 

@@ -38,7 +38,7 @@ def test_comparable_kernels_have_several_variants():
 
 
 def test_names_are_policies_aliases_paths_and_symbols():
-    made = planned("combine", ["fast", "safe", "ld_nc_na", "ep_combine_vec_ld_na"])
+    made = planned("combine", ["fast", "ld_relaxed_sys", "ld_nc_na", "ep_combine_vec_ld_na"])
     assert [c.symbol for c in made.contenders] == [
         "ep_combine_bulk", "ep_combine_vec_ld_relaxed_sys", "ep_combine_vec_ld_nc_na",
         "ep_combine_vec_ld_na"]
@@ -128,7 +128,7 @@ def test_without_a_gpu(monkeypatch, capsys):
 
 def test_dry_run_runs_nothing(monkeypatch, capsys):
     monkeypatch.setattr(run, "run_ranks", None)
-    assert cli.main(["ab", "combine", "--policy", "fast,aggressive", "--dry-run",
+    assert cli.main(["ab", "combine", "--policy", "fast,ld_nc_na", "--dry-run",
                      "--executor", "emu", *OPTIONS]) == 0
     out = capsys.readouterr().out
     assert "combine (pull)" in out and "undefined at its load site" in out
@@ -320,15 +320,15 @@ def test_a_wrong_row_is_reported_and_nothing_else(kernel, array, monkeypatch, tm
 
     monkeypatch.setattr(Emu, "get", one_wrong)
     path = tmp_path / "ab.json"
-    assert cli.main(["ab", kernel, "--policy", "ld_na,safe", "--executor", "emu", *OPTIONS,
+    assert cli.main(["ab", kernel, "--policy", "ld_na,ld_volatile", "--executor", "emu", *OPTIONS,
                      "--json", str(path)]) == 1
     out = capsys.readouterr().out
     assert f"WRONG  ld_na: rank 1: {array}: first bad row 2, of 1 bad rows; column 3 is" in out
-    assert "WRONG  safe: rank 1" in out and "no figures" in out
+    assert "WRONG  ld_volatile: rank 1" in out and "no figures" in out
     assert "warp instr" not in out
     made = json.loads(path.read_text())
     assert [(w["name"], w["rank"], w["row"]) for w in made["wrong"]] == [("ld_na", 1, 2),
-                                                                        ("safe", 1, 2)]
+                                                                        ("ld_volatile", 1, 2)]
     assert not {"figures", "verdicts", "rows"} & made.keys()
     assert all("counts" not in variant for variant in made["variants"])
 
@@ -524,7 +524,7 @@ def test_without_the_assembler_one_line_says_so(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(sass.ptxas, "find", missing)
     path = tmp_path / "ab.json"
-    assert cli.main(["ab", "dispatch", "--policy", "ld_na,safe", "--executor", "emu", "--sass",
+    assert cli.main(["ab", "dispatch", "--policy", "ld_na,bulk", "--executor", "emu", "--sass",
                      "--json", str(path), *OPTIONS]) == 0
     assert "SASS: not compared: ptxas is not there\n" in capsys.readouterr().out
     made = json.loads(path.read_text())

@@ -19,7 +19,7 @@ AXES = {
     "num_ranks": [1, 2, 3, 4, 8],
     "hidden": [8, 528, 520, 2048, 7168],
     "num_topk": [1, 8, 9, 32],
-    "policy": ["fast", "safe", "aggressive", "ld_volatile", "bulk"],
+    "policy": ["fast", "ld_relaxed_sys", "ld_nc_na", "ld_volatile", "bulk"],
     "tokens": ["even", "uneven", "some zero"],
     "routing": ["random", "holes", "crowd"],
     "combine": ["pull", "push", "mixed", "pull x", "pull weights"],

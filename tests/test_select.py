@@ -6,9 +6,9 @@ import pytest
 from deepep_ptx import select
 
 
-def row(kernel, policy, site, arch="sm_80"):
-    return {"kernel": kernel, "policy": policy, "site": site, "arch": arch,
-            "symbol": f"ep_{kernel}" + (f"_vec_{policy}" if policy else "")}
+def row(kernel, path, policy, site, arch):
+    return {"kernel": kernel, "path": path, "policy": policy, "site": site, "arch": arch,
+            "symbol": "_".join(filter(None, ("ep", kernel, path, policy)))}
 
 
 @pytest.fixture
@@ -17,10 +17,10 @@ def table():
     policies = ["ld_na", "ld_relaxed_sys", "ld_volatile", "ld_nc_na"]
     variants = []
     for arch in ("sm_80", "sm_90"):
-        variants.append(row("layout", None, None, arch))
+        variants.append(row("layout", None, None, None, arch))
         for policy in policies:
-            variants.append(row("dispatch", policy, "source", arch))
-            variants.append(row("combine", policy, "peer", arch))
+            variants.append(row("dispatch", "vec", policy, "source", arch))
+            variants.append(row("combine", "vec", policy, "peer", arch))
     return {
         "variants": variants,
         "policies": {policy: {"defined": ["source", "peer"]} for policy in policies[:3]}
@@ -30,6 +30,7 @@ def table():
             "safe": {"policies": ["ld_relaxed_sys", "ld_volatile"], "undefined": False},
             "aggressive": {"policies": ["ld_nc_na"], "undefined": True},
         },
+        "paths": {"dispatch": ["vec"], "combine": ["vec"], "combine_push": ["vec"]},
     }
 
 
@@ -51,12 +52,18 @@ def test_policy(table, policy, dispatch, combine):
                       "combine_push": combine}
 
 
-def test_an_alias_may_have_another_variant_for_a_use(table):
-    table["aliases"]["fast"]["kernels"] = {"combine": ["ld_na"], "combine_push": ["ld_volatile"]}
-    chosen = policies_of(select.choose("fast", "sm_90", table))
-    assert (chosen["combine"], chosen["combine_push"]) == ("ld_na", "ld_volatile")
-    table["aliases"]["fast"]["kernels"] = {"combine": ["ld_volatile"]}      # of all uses
-    assert policies_of(select.choose("fast", "sm_90", table))["combine_push"] == "ld_volatile"
+@pytest.mark.parametrize("alias, form", [("fast", "ld_na"), ("safe", "ld_relaxed_sys"),
+                                         ("aggressive", "ld_nc_na")])
+def test_an_alias_of_load_forms_leaves_the_data_path_alone(table, alias, form):
+    """All take the first that a use has there; the form is for a path that has forms."""
+    table["variants"].append(row("combine", "bulk", None, "peer", "sm_90"))
+    table["paths"]["combine"] = ["bulk", "vec"]
+    chosen = select.choose(alias, "sm_90", table)
+    assert chosen["combine"]["symbol"] == "ep_combine_bulk"
+    assert chosen["combine_push"]["symbol"] == f"ep_combine_vec_{form}"
+    assert select.choose(alias, "sm_80", table)["combine"]["symbol"] == f"ep_combine_vec_{form}"
+    named = select.choose(form, "sm_90", table)              # a form by its own name takes its path
+    assert named["combine"]["symbol"] == f"ep_combine_vec_{form}"
 
 
 @pytest.mark.parametrize(("arch", "expected"), [
@@ -109,6 +116,15 @@ def test_bad_environment_policy_is_named(table):
     name, origin = select.requested_policy(None, {"DEEPEP_PTX_POLICY": "quick"})
     with pytest.raises(ValueError, match=r"^DEEPEP_PTX_POLICY: unknown policy 'quick'"):
         select.choose(name, "sm_90", table, origin)
+
+
+def test_shipped_aliases_differ_in_load_forms_alone():
+    chosen = {alias: select.choose(alias, "sm_90") for alias in select.load_table()["aliases"]}
+    paths = [{kernel: row["path"] for kernel, row in rows.items()} for rows in chosen.values()]
+    assert paths == [{"layout": None, "dispatch": "vec", "combine": "bulk", "combine_push": "vec",
+                      "copy": None, "abort": None}] * 3
+    assert chosen["aggressive"]["dispatch"]["policy"] == "ld_nc_na"
+    assert chosen["safe"]["combine_push"]["policy"] == "ld_relaxed_sys"
 
 
 @pytest.mark.parametrize("policy", ["fast", "safe", "aggressive"])

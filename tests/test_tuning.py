@@ -113,7 +113,7 @@ def test_no_tuning_file(path, text, says):
     (["entries", 0, "sms"], 1.5, "entries[0].sms: must be an integer, got 1.5"),
     (["entries", 0, "median_us"], 0, "entries[0].median_us: must be above 0, got 0"),
     (["entries", 0, "policy"], "quick", "entries[0].policy: must be a policy that sm_90 has, got"),
-    (["entries", 0, "policy"], "aggressive", None),
+    (["entries", 0, "policy"], "ld_nc_na", None),
     (["entries", 0, "knobs"], [], "entries[0].knobs: must be an object, got []"),
     (["entries", 0, "knobs"], {"stages": "4"}, "entries[0].knobs.stages: must be an integer, got "),
     (["entries", 0, "knobs"], {"stages": 1}, "entries[0].knobs.stages: must be in [2, "),

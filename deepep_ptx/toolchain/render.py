@@ -303,10 +303,10 @@ def index_document(table: Table, inputs: str, static_smem: dict[str, int]) -> di
             alias.name: {
                 "policies": list(alias.policies),
                 "undefined": alias.undefined,
-                "kernels": {kernel: list(order) for kernel, order in alias.kernels.items()},
             }
             for alias in table.aliases.values()
         },
+        "paths": {name: list(order) for name, order in table.paths.items()},
     }
 
 

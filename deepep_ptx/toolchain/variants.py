@@ -54,20 +54,13 @@ class Policy:
 
 @dataclass(frozen=True)
 class Alias:
-    """A user-facing choice: the first of `policies` that a kernel has and that suits its site.
-
-    A data path that has no policies (`bulk`) stands in the list under its own name.  `kernels` are
-    lists for single kernels, or uses of them, where measurements say otherwise.
+    """A user-facing choice of load forms: of a kernel's data path the first of `policies` that
+    there is and that suits its site; with `undefined` any site.
     """
 
     name: str
     policies: tuple[str, ...]
     undefined: bool
-    kernels: dict[str, tuple[str, ...]]
-
-    def order(self, kernel: str) -> tuple[str, ...]:
-        """Its list for one kernel, or use of one."""
-        return self.kernels.get(kernel, self.kernels.get(USES.get(kernel), self.policies))
 
 
 @dataclass(frozen=True)
@@ -112,11 +105,16 @@ class Variant:
 
 @dataclass(frozen=True)
 class Table:
-    """All of variants.toml, in file order."""
+    """All of variants.toml, in file order.
+
+    paths: kernel that has data paths, or use of one -> those that aliases take, the preferred one
+    first.
+    """
 
     variants: tuple[Variant, ...]
     policies: dict[str, Policy]
     aliases: dict[str, Alias]
+    paths: dict[str, tuple[str, ...]]
 
 
 class _Reader:
@@ -152,7 +150,7 @@ class _Reader:
         return value
 
     def read(self) -> Table:
-        self.known("", "table", self.document, ("policy", "alias", "arch", "kernel"))
+        self.known("", "table", self.document, ("policy", "alias", "path", "arch", "kernel"))
         self.arches = {
             name: self.arch(name, body) for name, body in self.document.get("arch", {}).items()
         }
@@ -167,9 +165,10 @@ class _Reader:
             for name, body in self.document.get("kernel", {}).items()
             for variant in self.kernel(name, body)
         ]
+        paths = self.paths(variants)
         for alias in aliases.values():
-            self.check_alias(alias, variants)
-        return Table(tuple(variants), self.policies, aliases)
+            self.check_alias(alias, paths, variants)
+        return Table(tuple(variants), self.policies, aliases, paths)
 
     def arch(self, name: str, body) -> str:
         where = f"arch.{name}"
@@ -191,15 +190,32 @@ class _Reader:
 
     def alias(self, name: str, body) -> Alias:
         where = f"alias.{name}"
-        keys = {"policies": list, "undefined": bool, "kernels": dict}
-        self.section(where, body, keys, ["policies"])
-        kernels = body.get("kernels", {})
-        self.known(where, "kernel", kernels, [*self.document.get("kernel", {}), *USES])
-        for order in (body["policies"], *kernels.values()):
-            self.of_type(where, "policies", order, list)
-            self.known(where, "policy", order, [*self.policies, *PATHS])
-        return Alias(name, tuple(body["policies"]), body.get("undefined", False),
-                     {kernel: tuple(order) for kernel, order in kernels.items()})
+        self.section(where, body, {"policies": list, "undefined": bool}, ["policies"])
+        self.known(where, "policy", body["policies"], self.policies)
+        return Alias(name, tuple(body["policies"]), body.get("undefined", False))
+
+    def paths(self, variants: list[Variant]) -> dict[str, tuple[str, ...]]:
+        """What aliases take of each kernel with data paths, and of each use of one."""
+        has: dict[str, dict[str, set[str]]] = {}         # kernel -> path -> archs
+        for variant in variants:
+            if variant.path:
+                has.setdefault(variant.kernel, {}).setdefault(variant.path, set()).add(variant.arch)
+        has |= {use: has[kernel] for use, kernel in USES.items() if kernel in has}
+        given = self.document.get("path", {})
+        self.known("path", "kernel", given, has)
+        paths = {}
+        for name, of_kernel in has.items():
+            order = given.get(name, given.get(USES.get(name), list(of_kernel)))
+            self.of_type("path", name, order, list)
+            self.known("path", f"path of {name}", order, of_kernel)
+            if len(of_kernel) > 1 and name not in given and USES.get(name) not in given:
+                raise self.error("path", f"{name} is missing: it has {', '.join(of_kernel)}")
+            archs = set().union(*of_kernel.values())
+            if missing := archs.difference(*map(of_kernel.get, order)):
+                raise self.error("path", f"{name} has none of {order} on "
+                                         f"{', '.join(sorted(missing))}")
+            paths[name] = tuple(order)
+        return paths
 
     def kernel(self, name: str, body) -> list[Variant]:
         """A kernel's variants; one with data paths has a sub-table for each, over common keys."""
@@ -271,24 +287,26 @@ class _Reader:
             for policy in (policies or [None])
         ]
 
-    def check_alias(self, alias: Alias, variants: list[Variant]) -> None:
-        """An alias that leaves a kernel without a variant would fail at run time, on one call."""
-        uses = {kernel: [kernel, *(use for use, of in USES.items() if of == kernel)]
-                for kernel in {variant.kernel for variant in variants}}
-        have: dict[tuple[str, str, str], set[str]] = {}
+    def check_alias(self, alias: Alias, paths: dict, variants: list[Variant]) -> None:
+        """An alias that leaves a kernel without a variant would fail at run time, on one call; so
+        it picks one of each path with load forms: the GPU may have no room for the others."""
+        forms: dict[tuple[str, str, str], list[Variant]] = {}
         for variant in variants:
-            if variant.path:
-                names = have.setdefault((variant.kernel, variant.site, variant.arch), set())
-                names.add(variant.policy or variant.path)
-        for (kernel, site, arch), names in have.items():
-            for use in uses[kernel]:
-                if not any(
-                    name in names
-                    and (alias.undefined or name in PATHS or site in self.policies[name].defined)
-                    for name in alias.order(use)
-                ):
+            if variant.policy:
+                key = variant.kernel, variant.path, variant.arch
+                forms.setdefault(key, []).append(variant)
+        for name, order in paths.items():
+            kernel = USES.get(name, name)
+            for (of, path, arch), group in forms.items():
+                if (of == kernel and path in order
+                        and not any(self.picks(alias, variant) for variant in group)):
                     raise self.error(f"alias.{alias.name}",
-                                     f"picks no policy for kernel {use} on {arch}")
+                                     f"picks no policy for kernel {name} on {arch}")
+
+    def picks(self, alias: Alias, variant: Variant) -> bool:
+        """Whether an alias may pick a variant."""
+        defined = variant.site in self.policies[variant.policy].defined
+        return variant.policy in alias.policies and (alias.undefined or defined)
 
 
 def parse(text: str, layout: Layout, name: str = TABLE) -> Table:

@@ -15,7 +15,7 @@ from deepep_ptx.tuning import kernel_of
 ITEMSIZES = {"bf16": 2, "fp8": 1}
 TOKENS = (8, 64, 512, 4096)
 SMS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 64)
-POLICIES = ("fast", "safe", "bulk")
+POLICIES = ("fast", "ld_relaxed_sys", "bulk")
 FIRST_ROUNDS = 5        # below, an interval says nothing
 WARMUP = 3              # rounds before those of each rung
 

@@ -65,7 +65,7 @@ def same_bits(got, want):
                           np.ascontiguousarray(want).view(np.uint8))
 
 
-@pytest.mark.parametrize("policy", ["fast", "safe", "bulk"])
+@pytest.mark.parametrize("policy", ["fast", "ld_relaxed_sys", "bulk"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bit_exact(layout, policy):
     devices = LAYOUTS[layout]

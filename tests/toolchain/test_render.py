@@ -230,8 +230,8 @@ def test_generate(tree):
     index = json.loads((tree.root / "deepep_ptx/_ptx/variants.json").read_text())
     assert index["variants"][0]["file"] == "sm_80/ep_copy_vec_ld_na.ptx"
     assert index["policies"]["ld_nc"]["defined"] == ["source"]
-    assert index["aliases"] == {"fast": {"policies": ["ld_nc", "ld_na"], "undefined": False,
-                                         "kernels": {}}}
+    assert index["aliases"] == {"fast": {"policies": ["ld_nc", "ld_na"], "undefined": False}}
+    assert index["paths"] == {"copy": ["vec"]}
 
     tree.replace("ptx/variants.toml", 'arch     = ["sm_80", "sm_90"]', 'arch     = ["sm_90"]')
     render.generate(tree.root)

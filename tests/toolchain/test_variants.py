@@ -53,6 +53,15 @@ def test_axes(tree):
             'fast = { policies = [] }\n\n[arch]',
             "[alias.fast]: picks no policy for kernel copy",
         ),
+        ("[arch]", '[path]\ncopy = ["vek"]\n\n[arch]',
+         "[path]: unknown path of copy 'vek'; did you mean 'vec'?"),
+        ("[arch]", '[path]\ncpy = ["vec"]\n\n[arch]', "unknown kernel 'cpy'; did you mean 'copy'?"),
+        ("[arch]", "[path]\ncopy = []\n\n[arch]", "[path]: copy has none of [] on sm_80, sm_90"),
+        (
+            "max_regs = 40",
+            'max_regs = 40\n[kernel.copy.bulk]\narch = ["sm_90"]\nthreads = 64\nmax_regs = 40',
+            "[path]: copy is missing: it has vec, bulk",
+        ),
     ],
 )
 def test_refused(tree, old, new, words):
@@ -69,6 +78,19 @@ def test_alias_needs_a_form_defined_at_the_site(tree):
         load(tree)
     tree.replace("ptx/variants.toml", '["ld_nc"] }', '["ld_nc"], undefined = true }')
     assert load(tree).aliases["fast"].undefined
+
+
+def test_an_alias_needs_a_form_of_every_path(tree):
+    """A GPU may have no room for the preferred one."""
+    tree.replace("ptx/variants.toml", "max_regs = 40",
+                 'max_regs = 40\n[kernel.copy.bulk]\narch = ["sm_90"]\nthreads = 64\nmax_regs = 40')
+    tree.replace("ptx/variants.toml", "[arch]", '[path]\ncopy = ["bulk", "vec"]\n\n[arch]')
+    assert load(tree).paths == {"copy": ("bulk", "vec")}
+    tree.replace("ptx/variants.toml", 'fast = { policies = ["ld_nc", "ld_na"] }',
+                 "fast = { policies = [] }")
+    tree.replace("ptx/variants.toml", 'arch     = ["sm_80", "sm_90"]\n', 'arch     = ["sm_90"]\n')
+    with pytest.raises(variants.TableError, match="picks no policy for kernel copy on sm_90"):
+        load(tree)
 
 
 def test_our_table():
