@@ -4,11 +4,19 @@
 import re
 
 from deepep_ptx.emu.decode import KernelImage, decode
-from deepep_ptx.emu.parse import parse
+from deepep_ptx.emu.parse import Module, parse
 from deepep_ptx.errors import PtxError
 from deepep_ptx.toolchain.render import Rendered
 
 _LINE_MAP = re.compile(r"^[ \t]*\.(?:file|loc)\b.*$", re.MULTILINE)
+
+
+def parse_rendered(rendered: Rendered) -> Module:
+    """The syntax tree of a text without its line map: errors, and positions, are of rendered lines.
+
+    Raises PtxError.
+    """
+    return parse(_LINE_MAP.sub("", rendered.text))
 
 
 def decode_rendered(rendered: Rendered) -> KernelImage:
@@ -16,10 +24,8 @@ def decode_rendered(rendered: Rendered) -> KernelImage:
 
     Raises RenderError at the source, with what brings the line in: macro, inclusions.
     """
-    # Without its line map an error names the rendered line, whose whole place is known.
-    text = _LINE_MAP.sub("", rendered.text)
     try:
-        module = parse(text)
+        module = parse_rendered(rendered)
         (entry,) = module.entries
         return decode(module, entry)
     except PtxError as error:

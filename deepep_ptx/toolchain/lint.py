@@ -12,6 +12,7 @@ from pathlib import Path
 from deepep_ptx.emu.decode import KernelImage
 from deepep_ptx.toolchain.front_end import decode_rendered
 from deepep_ptx.toolchain.preprocess import RenderError
+from deepep_ptx.toolchain.proxy_order import check_proxies
 from deepep_ptx.toolchain.ptxas import Assembly, AssemblyError, Sass, ToolError, Tools, assemble
 from deepep_ptx.toolchain.render import Rendered, render_with_origins
 from deepep_ptx.toolchain.variants import Table, Variant
@@ -142,6 +143,7 @@ def check_variant(variant: Variant, rendered: Rendered, root: Path, tools: Tools
                 *_check_payload(variant, rendered, assembly, root),
                 *_check_polls(rendered, assembly),
                 *_check_waits(rendered),
+                *check_proxies(variant, rendered),
             )
         ),
     ]
