@@ -5,3 +5,5 @@ otherwise: `DEEPEP_PTX_EXECUTOR=cuda python -m pytest tests/test_roundtrip.py`."
 import os
 
 os.environ.setdefault("DEEPEP_PTX_EXECUTOR", "emu")
+
+pytest_plugins = ["watchdog"]
