@@ -38,7 +38,8 @@ SOURCES := setup.py pyproject.toml ptx/variants.toml ptx/variants.lock \
 PYTEST_JOBS = $(shell $(PY) -c 'import xdist; print("-n 2")' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu-test gpu-bench build wheel gen lint lint-python lint-c lint-ptx check-gen counts lock clean ready
+.PHONY: help demo test sanitize gpu-test gpu-bench build wheel gen lint lint-python lint-c lint-ptx check-gen \
+        counts lock clean ready
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -48,6 +49,9 @@ demo: $(BUILT)  ## the main job: real text dispatched, computed on and combined,
 
 test: $(BUILT) $(DEV)  ## every test that this machine can run; ARGS="-k layout" and the like go to pytest
 	$(PY) -m pytest $(PYTEST_JOBS) $(ARGS)
+
+sanitize: $(DEV)  ## tests of the C code under ASan and UBSan, on a build of their own
+	$(PY) tools/sanitize.py --cc '$(CC)' -- -q $(PYTEST_JOBS) $(ARGS)
 
 gpu-test: $(BUILT) $(DEV)  ## what only GPUs can show, and the round trips of the CPU executor on them
 	$(PY) -m pytest tests/gpu $(ARGS)

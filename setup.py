@@ -108,6 +108,13 @@ class BuildPy(build_py):
 class BuildExt(build_ext):
     """Generates, runs Cython, and compiles what is older than anything it read."""
 
+    user_options = [*build_ext.user_options,
+                    ("sanitize=", None, "flags of the compiler's sanitizers (tools/sanitize.py)")]
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.sanitize = ""
+
     def finalize_options(self):
         from Cython.Build import cythonize
 
@@ -130,6 +137,9 @@ class BuildExt(build_ext):
         headers = [*(ROOT / "cysrc").rglob("*.h"), *(ROOT / "deepep_ptx/include").rglob("*.h")]
         for extension in self.extensions:
             extension.depends = relative([*headers, ROOT / "setup.py"])
+            if self.sanitize:
+                extension.extra_compile_args += [*self.sanitize.split(), "-O1", "-g1"]
+                extension.extra_link_args += self.sanitize.split()
         compile_one = self.compiler._compile
 
         def compile_if_stale(obj, src, ext, cc_args, extra_postargs, pp_opts):

@@ -112,8 +112,8 @@ _MODULES = [
     (module(".extern .shared .align 1048576 .b8 s[]; .shared .b8 t[4];"), 4,
      ".shared variables need 1048576 bytes"),
     # One register, predicate or temporary more than the executor's table has.
-    (HEADER + ENTRY + "{\n.reg .b32 z<32767>;\n"
-     + "".join(f"mov.u32 z{i}, 1;\n" for i in range(32767)) + "ret;\n}\n", 6 + 32767,
+    (HEADER + ENTRY + "{\n.reg .b64 d; .reg .v4 .b32 z<8192>;\n"
+     + "".join(f"ld.global.v4.b32 z{i}, [d];\n" for i in range(8192)) + "ret;\n}\n", 6 + 8192,
      "the registers used so far are 65534 words"),
 ]
 
