@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""PTX text -> KernelImage, once per process and text."""
+"""PTX text -> KernelImage, once for each of the last texts of the process."""
 
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from deepep_ptx.emu.decode import KernelImage, decode
 from deepep_ptx.emu.parse import parse
@@ -11,7 +11,7 @@ __all__ = ["KernelImage", "load_image"]
 _parse = lru_cache(maxsize=16)(parse)
 
 
-@cache
+@lru_cache(maxsize=256)
 def load_image(text, symbol=None, name="<ptx>"):
     """Parse and decode one entry of a PTX text.
 
