@@ -2,7 +2,6 @@
 """Runs in which every instruction of the shipped kernels is executed, but for those that
 tests/unexecuted.toml names, each with its reason; docs/coverage.md explains both."""
 
-import contextlib
 import os
 import tomllib
 from dataclasses import dataclass

@@ -314,7 +314,8 @@ def test_a_wrong_row_is_reported_and_nothing_else(kernel, array, monkeypatch, tm
 
     def one_wrong(self, given):
         got = honest(self, given)
-        if self.executor.rank == 1 and got.dtype == "bfloat16":
+        its = kernel == "dispatch" or len(got) == SMALL["tokens"]       # not the dispatch before it
+        if self.executor.rank == 1 and got.dtype == "bfloat16" and its:
             got.view("u2")[2, 3] ^= 1
         return got
 

@@ -40,9 +40,9 @@ def test_options_reach_the_settings():
 def test_a_wrong_bit_is_exit_code_1(monkeypatch, capsys):
     honest = demo.check
 
-    def one_wrong(job, outputs, bar):
+    def one_wrong(outputs, wanted, bar):
         outputs[1].arrays["recv_x"].view("u2")[0, 3] ^= 1
-        return honest(job, outputs, bar)
+        return honest(outputs, wanted, bar)
 
     monkeypatch.setattr(demo, "check", one_wrong)
     assert cli.main(["demo", *SMALL]) == 1

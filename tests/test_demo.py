@@ -297,8 +297,8 @@ def reference_outputs(job, settings):
             "num_recv_tokens_per_expert_list": np.array(r.num_recv_tokens_per_expert_list),
             "combined_x": x.copy(), "combined_topk_weights": weights,
         },
-        num_tokens_per_rank=r.is_token_in_rank.sum(axis=0), seconds={}, counters={}, symbols=(),
-        executor="emu", arch="sm_90", virtual_ns=0,
+        num_tokens=len(x), num_tokens_per_rank=r.is_token_in_rank.sum(axis=0), seconds={},
+        counters={}, symbols=(), executor="emu", arch="sm_90", virtual_ns=0, not_executed=[],
     ) for r, (x, weights) in zip(received, combined, strict=True)]
 
 
@@ -306,9 +306,9 @@ def test_check_finds_one_wrong_bit():
     for settings in SMALL, FP8:
         job = demo.prepare(demo.Settings(**settings))
         outputs = reference_outputs(job, job.settings)
-        assert demo.check(job, outputs, Bar()) == []
+        assert demo.check(outputs, demo.expected(job), Bar()) == []
         outputs[2].arrays["combined_x"].view(np.uint16)[1, 5] ^= 1
-        mismatch, = demo.check(job, outputs, Bar())
+        mismatch, = demo.check(outputs, demo.expected(job), Bar())
         assert (mismatch.rank, mismatch.name, mismatch.index) == (2, "combined_x", (1, 5))
 
 
@@ -317,7 +317,7 @@ def test_check_finds_one_wrong_bit_of_an_fp8_row(name, bits):
     job = demo.prepare(demo.Settings(**FP8))
     outputs = reference_outputs(job, job.settings)
     outputs[1].arrays[name].view(bits)[3, 1] ^= 1
-    mismatch, = demo.check(job, outputs, Bar())
+    mismatch, = demo.check(outputs, demo.expected(job), Bar())
     assert (mismatch.rank, mismatch.name, mismatch.index) == (1, name, (3, 1))
 
 

@@ -40,8 +40,9 @@ def add(commands):
         ab.add_argument(f"--{name}", type=int, metavar="N",
                         help=f"{what} (default: {gpu.get(name, 'GPUs, at least 2')}; "
                              f"emu: {emu[name]})")
-    ab.add_argument("--sms", type=int, default=16, metavar="N",
-                    help="CTAs of each kernel (default: %(default)s)")
+    ab.add_argument("--sms", type=int, metavar="N",
+                    help=f"CTAs of each kernel (default: {plan.SMS['cuda']}; emu: "
+                         f"{plan.SMS['emu']})")
     ab.add_argument("--combine", choices=plan.COMBINE_MODES,
                     help="of combine: rows pulled from the peers, or pushed by them (default: "
                          "pull)")

@@ -14,6 +14,7 @@ MIN_ROUNDS = 5          # below, an interval says nothing
 
 # The CPU executor runs each variant once.
 ROUNDS = {"cuda": {"rounds": 100, "warmup": 5}, "emu": {"rounds": 0, "warmup": 0}}
+SMS = {"cuda": 16, "emu": settings.EMU_SMS}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Plan:
 
 
 def make(kernel, policies, *, executor, arch, num_gpus=0, devices=None, ranks=None, tokens=None,
-         hidden=None, topk=None, experts=None, sms=16, rounds=None, warmup=None, seed=0,
+         hidden=None, topk=None, experts=None, sms=None, rounds=None, warmup=None, seed=0,
          timeout_s=10.0, combine=None, table=None):
     """The `Plan` of a comparison; None takes the executor's default.
 
@@ -108,6 +109,7 @@ def make(kernel, policies, *, executor, arch, num_gpus=0, devices=None, ranks=No
     shape = settings.shape_of(executor, num_gpus, devices, ranks=ranks, tokens=tokens,
                               hidden=hidden, topk=topk, experts=experts)
     settings.check_shape(**shape)
+    sms = SMS[executor] if sms is None else sms
     settings.check("sms", sms, 1)
     settings.check("seed", seed, 0)
     settings.check_timeout(timeout_s)

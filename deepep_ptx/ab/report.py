@@ -10,6 +10,7 @@ import numpy as np
 from deepep_ptx import __version__, measure, select
 from deepep_ptx.ab import sass
 from deepep_ptx.cli.tables import table
+from deepep_ptx.emu.coverage import paragraphs
 from deepep_ptx.measure import statistics, traffic
 from deepep_ptx.measure.machine import FLUSH_BYTES
 
@@ -63,6 +64,9 @@ def text(made):
     lines += _counts_table(made) if made["executor"] == "emu" else _times_table(made)
     if made["verdicts"]:
         lines += ["", *made["verdicts"]]
+    if made["executor"] == "emu":
+        lines += ["", *paragraphs({variant["name"]: variant["not_executed"]
+                                   for variant in made["variants"]})]
     return "\n".join([*lines, "", *_sass_lines(made)])
 
 
@@ -131,6 +135,7 @@ def _variant(plan, outcome, look, number):
     }
     if outcome.counts is not None:
         row["counts"] = outcome.counts[number]
+        row["not_executed"] = outcome.not_executed[number]
     if outcome.times is not None:
         row["times_us"] = np.round(outcome.times[number].astype(float), 3).tolist()
     return row

@@ -2,14 +2,15 @@
 """Runs a plan: every contender's results against the reference, then rounds of all of them."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
 
 from deepep_ptx import Buffer, run_ranks
+from deepep_ptx.emu.coverage import not_executed
 from deepep_ptx.errors import DeepEPError
-from deepep_ptx.measure.align import Aligner
+from deepep_ptx.measure.align import aligner
 from deepep_ptx.measure.bits import first_wrong
 from deepep_ptx.measure.garbage import collected
 from deepep_ptx.measure.machine import machine_of
@@ -23,6 +24,7 @@ class Outcome:
     counts: per contender and rank, a dict; None on GPUs.
     launched: per contender, the symbols of the measured call.
     device_name: the kind of device.
+    not_executed: per contender, of its kernel, see `emu.coverage`.
     """
 
     wrong: list
@@ -30,6 +32,7 @@ class Outcome:
     counts: list | None
     launched: list
     device_name: str
+    not_executed: list | None = None
 
 
 def run(plan, job):
@@ -43,7 +46,7 @@ def run(plan, job):
         results = run_ranks(_rank_main, plan.ranks, plan, job, plan.order(), bar,
                             executor=plan.executor, arch=plan.arch, seed=plan.seed,
                             devices=plan.devices)
-    wrong, _, launched, device_name = results[0]
+    wrong, _, launched, device_name, missed = results[0]
     measured = [result[1] for result in results]
     timed = plan.executor == "cuda" and not wrong
     counted = plan.executor == "emu" and not wrong
@@ -53,15 +56,17 @@ def run(plan, job):
         counts=[list(ranks) for ranks in zip(*measured, strict=True)] if counted else None,
         launched=launched,
         device_name=device_name,
+        not_executed=missed,
     )
 
 
 def _rank_main(comm, plan, job, order, bar):
-    """(all ranks' wrong arrays, what was measured per contender, launched symbols, device)."""
+    """(all ranks' wrong arrays, what was measured per contender, launched symbols, device, lines
+    not executed)."""
     machine = machine_of(comm.executor)
     with contextlib.ExitStack() as stack:
         stack.enter_context(collected())
-        align = stack.enter_context(Aligner(comm, machine, plan.timeout_s))
+        align = stack.enter_context(aligner(comm, machine, plan.timeout_s))
         arrays = Arrays.of(job, comm.rank, machine)
         buffers = [stack.enter_context(Buffer(
             comm, arena_limit_bytes=plan.arena_bytes, policy=contender.symbol,
@@ -77,7 +82,8 @@ def _rank_main(comm, plan, job, order, bar):
             wrong = _all_wrong(comm, [_checked(comm, job, call, bar) for call in calls])
         launched = [call.buffer.last_launch for call in calls]
         comm.barrier()
-    return wrong, measured, launched, comm.executor.device_name
+        missed = [not_executed(comm.executor, contender.symbol) for contender in plan.contenders]
+    return wrong, measured, launched, comm.executor.device_name, missed
 
 
 def _rounds(comm, plan, calls, order, bar):
@@ -94,14 +100,24 @@ def _rounds(comm, plan, calls, order, bar):
 
 
 def _checked(comm, job, call, bar):
-    """(the first wrong array or None, what was measured) of one call."""
-    got, measured = call.measured()
-    wanted = (job.of_dispatch if call.plan.kernel == "dispatch" else job.of_combine)(comm.rank)
+    """(the first wrong array or None, what was measured) of one call of all ranks."""
+    if comm.rank == 0:
+        bar.update()
+    if call.plan.kernel == "dispatch":
+        got, measured = call.measured()
+        wanted = job.of_dispatch(comm.rank)
+    else:
+        # What it combines comes first: of rows that are wrong it would get the blame.
+        received = call.dispatch()
+        wrong = first_wrong(call.contender.name, comm.rank, received, job.of_dispatch(comm.rank),
+                            call.machine)
+        if any(comm.allgather(wrong is not None)):
+            return wrong and replace(wrong, array=f"{wrong.array} of the dispatch before it"), None
+        got, measured = call.measured(received)
+        wanted = job.of_combine(comm.rank)
     wrong = first_wrong(call.contender.name, comm.rank, got, wanted, call.machine)
     for name in wanted:
         call.machine.spoil(got[name])
-    if comm.rank == 0:
-        bar.update()
     return wrong, measured
 
 
@@ -142,15 +158,16 @@ class Calls:
         self.layout = {"num_tokens_per_rank": per_rank, "num_tokens_per_expert": per_expert,
                        "is_token_in_rank": in_rank}
 
-    def measured(self):
+    def measured(self, received=None):
         """(name -> array of the call of the kernel, what the machine measured of it).
 
         Nothing is in the caches before it, and all ranks start it together.
+        received: of `dispatch`, for a combine; None: it is called.
         """
         call = self.dispatch
         if self.plan.kernel != "dispatch":
             self.comm.barrier()
-            call = self.combine_of(self.dispatch())
+            call = self.combine_of(received or self.dispatch())
         self.comm.barrier()
         result, measured = self.machine.measure(self.align, call)
         return result, self._of_kernel(measured) if self.machine.times else measured

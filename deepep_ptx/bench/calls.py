@@ -21,7 +21,10 @@ class Arrays:
 
 class Placed:
     """A dispatch of one rank's `Arrays` that stays: its layout, and if asked for its handle and
-    its rows in the arena, over which the experts' are written.  Made by all ranks together."""
+    its rows in the arena.  Made by all ranks together.
+
+    received: name -> array of it, {} without a handle; until `give_back`.
+    """
 
     def __init__(self, machine, buffer, arrays, experts, with_handle):
         per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(
@@ -29,12 +32,18 @@ class Placed:
         self.layout = {"num_tokens_per_rank": per_rank, "num_tokens_per_expert": per_expert,
                        "is_token_in_rank": in_rank, "topk_idx": arrays.topk_idx,
                        "topk_weights": arrays.topk_weights}
+        self.received = {}
         if not with_handle:
             return
-        self.rows, _, self.topk_weights, _, self.handle, _ = buffer.dispatch(
+        self.rows, topk_idx, self.topk_weights, _, self.handle, _ = buffer.dispatch(
             arrays.xs["bf16"], stream=machine.stream, **self.layout)
-        if arrays.y is not None:
+        self.received = _named_dispatch(self.rows, topk_idx, self.topk_weights, self.handle)
+
+    def give_back(self, machine, arrays):
+        """Write what the experts make of the rows over them."""
+        if self.received and arrays.y is not None:
             machine.store(self.rows, arrays.y)
+        self.received = {}
 
 
 class Call:
@@ -70,9 +79,7 @@ class Call:
         recv_x, recv_idx, recv_weights, _, handle, event = self.buffer.dispatch(
             self.arrays.xs[self.case.dtype], num_worst_tokens=worst_rows, **options,
             **self.placed.layout)
-        return _named_rows(recv_x) | {
-            "recv_topk_idx": recv_idx, "recv_topk_weights": recv_weights,
-            "recv_src_idx": handle.recv_src_idx, "rank_prefix_matrix": handle[0], "event": event}
+        return _named_dispatch(recv_x, recv_idx, recv_weights, handle) | {"event": event}
 
     def _cached(self, **options):
         recv_x, *_, event = self.buffer.dispatch(self.arrays.xs[self.case.dtype],
@@ -109,6 +116,12 @@ def arena_bytes(cases, ranks):
 def _slot_bytes(shape, dtype):
     itemsize, num_scales = (1, shape.hidden // FP8_GROUP) if dtype == "fp8" else (2, 0)
     return config.slot_bytes(shape.worst_rows, shape.hidden, shape.topk, itemsize, num_scales, 8)
+
+
+def _named_dispatch(recv_x, recv_idx, recv_weights, handle):
+    return _named_rows(recv_x) | {
+        "recv_topk_idx": recv_idx, "recv_topk_weights": recv_weights,
+        "recv_src_idx": handle.recv_src_idx, "rank_prefix_matrix": handle[0]}
 
 
 def _named_rows(recv_x):

@@ -39,7 +39,8 @@ def _add_intranode(benches):
     _list(run, "tokens", numbers, f"per rank (default: {gpu['tokens']}; emu: {emu['tokens']})")
     _list(run, "routing", names, f"of {', '.join(ROUTINGS)} (default: uniform)")
     _list(run, "policy", names, "as Buffer takes them (default: fast)")
-    _list(run, "sms", numbers, "CTAs of the calls (default: the buffer's own choice)")
+    _list(run, "sms", numbers, "CTAs of the calls (default: the buffer's own choice; emu: "
+                        f"{settings.EMU_SMS})")
     for name, what in (("hidden", "elements of a row"), ("topk", "experts per token"),
                        ("experts", "of all ranks"), ("ranks", "one for each GPU, or threads")):
         default = f"{gpu.get(name, 'GPUs, at least 2')}; emu: {emu[name]}"

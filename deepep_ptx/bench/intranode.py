@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from deepep_ptx import measure
 from deepep_ptx.bench import figures, peers, plot, report, rounds
+from deepep_ptx.emu.coverage import not_executed
 
 
 def rank_main(comm, plan):
@@ -28,6 +29,8 @@ def rank_main(comm, plan):
         bar.close()
         made = _record(made, plan, outcome, links)
         if comm.rank == 0:
+            if outcome.counts:
+                made["not_executed"] = not_executed(comm.executor)
             report.write(made, plan.out)
             print(report.text(made), flush=True)
         if times and plan.peers and plan.layout == "processes":

@@ -79,7 +79,7 @@ def make(*, executor, arch, num_gpus=0, layout=None, what=None, dtype=None, toke
                          f"{shape['hidden']}")
     if "local" in routings:
         settings.check("topk", shape["topk"], 1, shape["experts"] // ranks)
-    all_sms = _unique("sms", sms, [None])
+    all_sms = _unique("sms", sms, [settings.EMU_SMS if executor == "emu" else None])
     for number in all_sms:
         if number is not None:
             settings.check("sms", number, 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deepep_ptx import __version__, measure, select
 from deepep_ptx.cli.tables import table
+from deepep_ptx.emu.coverage import paragraphs
 from deepep_ptx.measure.machine import FLUSH_BYTES
 
 FORMAT = 2          # of the record; a change of what a name means makes it another
@@ -52,7 +53,8 @@ def text(made):
                                                     for one in made["wrong"]),
                           "no figures: a wrong result is not worth a time"])
     if made["executor"] == "emu":
-        return "\n".join([*_head_lines(made), "", *_counts_table(made["cases"])])
+        return "\n".join([*_head_lines(made), "", *_counts_table(made["cases"]), "",
+                          *paragraphs({"": made["not_executed"]})])
     return "\n".join([*_head_lines(made), *_rules(made), "", *times_table(made["cases"])])
 
 

@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from deepep_ptx import Buffer
 from deepep_ptx.bench import calls
 from deepep_ptx.comm import RankComm
 from deepep_ptx.errors import DeepEPError
-from deepep_ptx.measure.align import Aligner
+from deepep_ptx.measure.align import aligner
 from deepep_ptx.measure.bits import first_wrong
 from deepep_ptx.measure.garbage import collected
 from deepep_ptx.measure.inputs import Job
@@ -126,7 +127,7 @@ class Session:
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             stack.enter_context(collected())
-            self.aligner = stack.enter_context(Aligner(self.comm, self.machine, self.timeout_s))
+            self.aligner = stack.enter_context(aligner(self.comm, self.machine, self.timeout_s))
             self._buffers = {key: stack.enter_context(self._buffer(of_buffer))
                              for key, of_buffer in self._by_buffer().items()}
             self._stack = stack.pop_all()
@@ -140,12 +141,12 @@ class Session:
 
     def check(self):
         """Call every case once and compare its results; what is wrong on any rank is in `wrong`
-        then."""
+        then.  A case whose handle is of a dispatch that is wrong is not called, and wrong."""
         mine = []
         for shape, numbers in self._by_shape().items():
             job = self._job(shape, [self.cases[number] for number in numbers])
             arrays = calls.Arrays(job, self.comm.rank, self.machine)
-            placed = {}
+            placed, wrong = {}, {}
             for number in numbers:
                 case = self.cases[number]
                 key = _buffer_key(case)
@@ -153,8 +154,15 @@ class Session:
                     with_handle = any(_buffer_key(self.cases[n]) == key
                                       and self.cases[n].what in calls.HANDLE_WHATS
                                       for n in numbers)
+                    self.begin(case)
                     placed[key] = calls.Placed(self.machine, self._buffers[key], arrays,
                                                case.experts, with_handle)
+                    wrong[key] = self._wrong_handle(placed[key], job)
+                    placed[key].give_back(self.machine, arrays)
+                if wrong[key] is not None and case.what in calls.HANDLE_WHATS:
+                    mine += [dataclasses.replace(one, name=str(case)) for one in wrong[key]]
+                    self._step()
+                    continue
                 self.calls[number] = calls.Call(case, self.machine, self._buffers[key], arrays,
                                                 placed[key], shape.worst_rows)
                 mine += self._checked(number, calls.wanted(case, job, self.comm.rank))
@@ -236,6 +244,17 @@ class Session:
         for name in wanted:
             self.machine.spoil(got[name])
         return [wrong] if wrong else []
+
+    def _wrong_handle(self, placed, job):
+        """None where the dispatch of `placed` is right on all ranks, else what is wrong on this
+        one: [] or [Wrong]."""
+        mine = []
+        if placed.received:
+            one = first_wrong("", self.comm.rank, placed.received,
+                              job.of_dispatch(self.comm.rank, worst=False), self.machine)
+            if one:
+                mine = [dataclasses.replace(one, array=f"{one.array} of the dispatch before it")]
+        return mine if any(self.comm.allgather(mine != [])) else None
 
     def _job(self, shape, cases):
         dtypes = sorted({case.dtype for case in cases})

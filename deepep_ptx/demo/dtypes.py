@@ -7,6 +7,7 @@ import numpy as np
 
 from deepep_ptx.demo.experts import as_float32
 from deepep_ptx.demo.report import DemoReport, aligned, executor_line, headline, megabytes
+from deepep_ptx.emu.coverage import paragraphs
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class Errors:
 
 @dataclass(frozen=True, eq=False)
 class DtypesReport:
-    """What `compare_dtypes` found, by dtype.  `str(report)` is what the command prints."""
+    """What `compare_dtypes` found, by dtype.  `str(report)` is what the command prints.
+
+    errors: of the runs that came to their end.
+    """
 
     reports: dict[str, DemoReport]
     errors: dict[str, Errors]
@@ -36,10 +40,10 @@ class DtypesReport:
         first = next(iter(self.reports.values()))
         lines = [("rows", "combine", "rms error", "max error", "wire MB", "logical MB",
                   "dispatch s", "combine s", "bit-exact")]
-        lines += [(dtype, report.settings.combine,
-                   f"{self.errors[dtype].rms:.2e}", f"{self.errors[dtype].max:.2e}",
+        lines += [(dtype, report.settings.combine, *self._errors(dtype),
                    megabytes(report.wire_bytes), megabytes(report.logical_bytes),
-                   f"{report.wall_s['dispatch']:.3f}", f"{report.wall_s['combine']:.3f}",
+                   *(f"{report.wall_s[phase]:.3f}" if phase in report.wall_s else "-"
+                     for phase in ("dispatch", "combine")),
                    "yes" if report.bit_exact else "NO")
                   for dtype, report in self.reports.items()]
         clock = ("wall time of the CPU executor, which says nothing about a GPU's"
@@ -51,7 +55,16 @@ class DtypesReport:
             "errors        of the combined rows against float64, relative to their RMS there",
             f"seconds       {clock}",
             *(f"              {dtype}: {mismatch}" for dtype, report in self.reports.items()
-              for mismatch in report.mismatches)])
+              for mismatch in report.mismatches),
+            *self._not_executed()])
+
+    def _errors(self, dtype):
+        errors = self.errors.get(dtype)
+        return (f"{errors.rms:.2e}", f"{errors.max:.2e}") if errors else ("-", "-")
+
+    def _not_executed(self):
+        lines_of = {dtype: report.not_executed for dtype, report in self.reports.items()}
+        return [] if None in lines_of.values() else ["", *paragraphs(lines_of)]
 
 
 def exact_results(job, bar):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepep_ptx import Buffer, reference
-from deepep_ptx.demo.verdict import named_rows
+from deepep_ptx.demo.verdict import mismatches, named_rows
+from deepep_ptx.emu.coverage import not_executed
 
 ARENA_LINE = 128  # bytes: sizes of the arena are multiples of it
 PHASES = ("dispatch", "experts", "combine")
@@ -15,9 +16,13 @@ PHASES = ("dispatch", "experts", "combine")
 
 @dataclass(frozen=True, eq=False)
 class RankOutput:
-    """What one rank got from the buffer, copied out of the arena, and what it cost."""
+    """What one rank got from the buffer, copied out of the arena, and what it cost.
+
+    seconds: of the phases that were run.
+    """
 
     arrays: dict
+    num_tokens: int        # of its own
     num_tokens_per_rank: np.ndarray
     seconds: dict          # phase -> (start, end), time.perf_counter
     counters: dict         # empty on GPUs
@@ -25,10 +30,15 @@ class RankOutput:
     executor: str
     arch: str
     virtual_ns: int | None # None on GPUs
+    not_executed: list | None      # lines, of the whole run so far; see `emu.coverage`
 
 
-def rank_main(comm, job, bar):
-    """Run one rank of `run_ranks`; returns its `RankOutput`.  `bar` moves once for each phase."""
+def rank_main(comm, job, wanted, bar):
+    """Run one rank of `run_ranks`; returns its `RankOutput`.  `bar` moves once for each phase.
+
+    wanted: each rank's arrays by the reference.  Where those of dispatch are wrong on any rank,
+    nothing goes on with them: `arrays` are those of dispatch alone then.
+    """
     settings = job.settings
     topk_idx = job.topk_idxs[comm.rank]
     seconds = {}
@@ -66,6 +76,24 @@ def rank_main(comm, job, bar):
             "num_recv_tokens_per_expert_list": np.array(per_expert, dtype=np.int64),
         }
 
+        def output():
+            executor = comm.executor
+            return RankOutput(
+                arrays=arrays,
+                num_tokens=len(topk_idx),
+                num_tokens_per_rank=np.array(num_tokens_per_rank),
+                seconds=seconds,
+                counters=executor.counters(),
+                symbols=symbols,
+                executor=executor.name,
+                arch=executor.arch,
+                virtual_ns=executor.now if executor.name == "emu" else None,
+                not_executed=not_executed(executor),
+            )
+
+        if any(comm.allgather(mismatches(comm.rank, arrays, wanted[comm.rank]) != [])):
+            return output()
+
         def experts():
             x = tuple(part[rows] for part in recv_x) if isinstance(recv_x, tuple) else recv_x[rows]
             y = job.experts.apply(x, recv_topk_idx[rows], arrays["recv_topk_weights"],
@@ -82,17 +110,8 @@ def rank_main(comm, job, bar):
             "combine", lambda: buffer.combine(y, handle, topk_weights=weights))
         arrays["combined_x"] = np.array(combined_x)
         arrays["combined_topk_weights"] = np.array(combined_topk_weights)
-        executor = comm.executor
-        return RankOutput(
-            arrays=arrays,
-            num_tokens_per_rank=np.array(num_tokens_per_rank),
-            seconds=seconds,
-            counters=executor.counters(),
-            symbols=symbols + buffer.last_launch,
-            executor=executor.name,
-            arch=executor.arch,
-            virtual_ns=executor.now if executor.name == "emu" else None,
-        )
+        symbols += buffer.last_launch
+        return output()
 
 
 def dispatch_row_bytes(settings):

@@ -9,6 +9,7 @@ import numpy as np
 from deepep_ptx.demo.ranks import PHASES, combine_row_bytes, dispatch_row_bytes
 from deepep_ptx.demo.settings import Settings
 from deepep_ptx.demo.verdict import Mismatch
+from deepep_ptx.emu.coverage import paragraphs
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class DemoReport:
     expert_load: np.ndarray
     vocabulary_size: int | None # None: the input was a file
     virtual_ns: int | None      # of the whole run, on the CPU executor's clock
-    wall_s: dict                # phase -> seconds
+    wall_s: dict                # phase -> seconds, of those that were run
+    not_executed: list | None   # lines of the kernels that ran, see `emu.coverage`; None on GPUs
     mismatches: list[Mismatch] = field(default_factory=list)
 
     @property
@@ -54,7 +56,7 @@ class DemoReport:
     @property
     def communication_s(self):
         """Wall seconds of layout, dispatch and combine."""
-        return self.wall_s["dispatch"] + self.wall_s["combine"]
+        return self.wall_s["dispatch"] + self.wall_s.get("combine", 0)
 
     @property
     def ns_per_warp_instruction(self):
@@ -82,7 +84,8 @@ def make_report(job, outputs, mismatches, check_s):
     """The `DemoReport` of a run's outputs."""
     prefix = outputs[0].arrays["rank_prefix_matrix"].astype(np.int64)
     wall_s = {phase: max(o.seconds[phase][1] for o in outputs)
-              - min(o.seconds[phase][0] for o in outputs) for phase in PHASES}
+              - min(o.seconds[phase][0] for o in outputs)
+              for phase in PHASES if phase in outputs[0].seconds}
     return DemoReport(
         settings=job.settings,
         executor=outputs[0].executor,
@@ -97,6 +100,7 @@ def make_report(job, outputs, mismatches, check_s):
         virtual_ns=(None if outputs[0].virtual_ns is None
                     else max(output.virtual_ns for output in outputs)),
         wall_s={**wall_s, "check": check_s},
+        not_executed=outputs[-1].not_executed,
         mismatches=mismatches,
     )
 
@@ -109,7 +113,7 @@ def figures(rank, output, settings):
     counters = output.counters
     return RankFigures(
         rank=rank,
-        num_tokens=len(output.arrays["combined_x"]),
+        num_tokens=output.num_tokens,
         num_sent=int(output.num_tokens_per_rank.sum()),
         num_recv=num_recv,
         num_experts_hit=len(hits),
@@ -191,11 +195,12 @@ def _summary(report):
     pace = ""
     if report.executor == "emu":
         pace = f"; {report.ns_per_warp_instruction:.1f} ns per warp instruction"
+    took = ", ".join(f"{f'combine ({s.combine})' if phase == 'combine' else phase} {wall:.2f} s"
+                     for phase, wall in wall_s.items())
     lines = [
         f"executor      {executor_line(report)}",
         f"kernels       {' '.join(dict.fromkeys(report.symbols))}",
-        f"wall time     dispatch {wall_s['dispatch']:.2f} s, experts {wall_s['experts']:.2f} s, "
-        f"combine ({s.combine}) {wall_s['combine']:.2f} s, check {wall_s['check']:.2f} s{pace}",
+        f"wall time     {took}{pace}",
         f"bit-exact     {'yes' if report.bit_exact else 'NO'}",
     ]
     if report.virtual_ns is not None:
@@ -204,4 +209,9 @@ def _summary(report):
     if s.dtype == "fp8":
         lines.insert(1, "rows          fp8 (e4m3) with a float32 scale per 128 elements, back in "
                         "bf16")
-    return lines + [f"              {mismatch}" for mismatch in report.mismatches]
+    lines += [f"              {mismatch}" for mismatch in report.mismatches]
+    if "combine" not in wall_s:
+        lines.append("combine       not run: it would begin with what dispatch got wrong")
+    if report.not_executed is not None:
+        lines += ["", *paragraphs({"": report.not_executed})]
+    return lines

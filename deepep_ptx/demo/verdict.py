@@ -26,18 +26,22 @@ class Mismatch:
         return f"rank {self.rank}: {self.name} {place} is {self.got}, reference {self.want}"
 
 
-def check(job, outputs, bar):
-    """Compare every rank's arrays with the reference's.
+def check(outputs, wanted, bar):
+    """Compare every rank's arrays with the reference's, `wanted`.
 
     Returns the first `Mismatch` of each array that differs, by rank; an empty list if none does.
     """
-    mismatches = []
-    for rank, (output, wanted) in enumerate(zip(outputs, expected(job), strict=True)):
-        found = [compare(rank, name, output.arrays[name], array)
-                 for name, array in wanted.items()]
-        mismatches += [mismatch for mismatch in found if mismatch]
+    found = []
+    for rank, (output, arrays) in enumerate(zip(outputs, wanted, strict=True)):
+        found += mismatches(rank, output.arrays, arrays)
         bar.update()
-    return mismatches
+    return found
+
+
+def mismatches(rank, arrays, wanted):
+    """The first `Mismatch` of each of a rank's `arrays` that differs from its like in `wanted`."""
+    found = [compare(rank, name, array, wanted[name]) for name, array in arrays.items()]
+    return [mismatch for mismatch in found if mismatch]
 
 
 def expected(job):

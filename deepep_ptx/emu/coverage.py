@@ -6,9 +6,16 @@ nobody took was not.
 """
 
 import itertools
+import textwrap
 from dataclasses import dataclass
 
 from deepep_ptx.emu.kernel import load_image
+
+# Role files that only a refused call or a wait that gives up comes to.
+OF_ERRORS = frozenset(f"ptx/role/{name}.inc" for name in (
+    "abort_rank", "claim_call", "give_up", "refuse_capacity", "refuse_dispatch", "report", "stuck",
+    "tell_peers"))
+WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -76,3 +83,35 @@ def _runs(numbers):
 
 def _span(run):
     return str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}"
+
+
+# -- what tools say ---------------------------------------------------------------------------
+
+def not_executed(executor, symbol=None):
+    """Lines that the run of `executor` has not executed so far, in the words of `ranges`: of the
+    kernel `symbol`, or of none of the kernels that ran; without files that are of errors alone.
+    None on GPUs, where nobody looks."""
+    if executor.name != "emu":
+        return None
+    found = coverage(executor.world.ran())
+    kernels = [kernel for kernel in found.values() if symbol in (None, kernel.symbol)]
+    executed = frozenset().union(*(kernel.lines - kernel.nowhere for kernel in kernels))
+    lines = frozenset().union(*(kernel.lines for kernel in kernels)) - executed
+    return ranges(line for line in lines if line[0] not in OF_ERRORS)
+
+
+def paragraphs(lines_of):
+    """Lines of text that say what was not executed.
+
+    lines_of: whose lines, "" where there is nobody else -> what `not_executed` gave; those with the
+    same lines are told together.
+    """
+    together = {}
+    for name, lines in lines_of.items():
+        together.setdefault(tuple(lines), []).append(name)
+    yield "not executed, files of errors alone left out; the results say nothing about these lines:"
+    for lines, names in together.items():
+        whose = [f"{', '.join(names)}:"] if any(names) else []
+        yield from textwrap.wrap("  ".join([*whose, *(lines or ["none"])]), WIDTH,
+                                 initial_indent="  ", subsequent_indent="    ",
+                                 break_long_words=False, break_on_hyphens=False)

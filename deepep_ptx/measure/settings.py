@@ -9,11 +9,12 @@ from deepep_ptx.runtime import ARCHS, EXECUTORS, MAX_RANKS
 EXIT_CODES = "exit codes: 0 = done, 1 = a wrong bit or a failed run, 2 = bad input"
 
 # What is taken where nothing is asked for.  The CPU executor counts, and counts are exact on small
-# shapes.
+# shapes; with so few SMs, each loop over tokens, and over parts of rows, is entered.
 SHAPES = {
     "cuda": {"tokens": 4096, "hidden": 7168, "topk": 8, "experts": 256},
-    "emu": {"ranks": 4, "tokens": 32, "hidden": 1024, "topk": 4, "experts": 16},
+    "emu": {"ranks": 4, "tokens": 40, "hidden": 1920, "topk": 4, "experts": 16},
 }
+EMU_SMS = 2
 
 
 def executor_of(asked):
