@@ -3,11 +3,25 @@
 
 import difflib
 import functools
-import json
+from pathlib import Path
 
+import deepep_ptx
 from deepep_ptx import select
+from deepep_ptx.rendered import read_figures
+from deepep_ptx.toolchain import variants
 from deepep_ptx.toolchain.lock import FIGURES
-from deepep_ptx.toolchain.render import digest
+from deepep_ptx.toolchain.render import current, digest
+
+STALE = "the rendered PTX is not what ptx/ holds now"
+
+
+def is_stale(root=None):
+    """Whether the sources in a clone have changed since the text that runs was rendered from them.
+
+    root: of the clone; None: of this package.  Without sources nothing is stale.
+    """
+    root = Path(deepep_ptx.__file__).parents[1] if root is None else root
+    return (root / variants.TABLE).is_file() and not current(root)
 
 
 def archs():
@@ -78,7 +92,7 @@ def describe(variant):
         "defined": select.is_defined(variant),
         **{key: variant[key] for key in ("symbol", "threads", "smem", "smem_per_rank", "rings",
                                          "stages", "stage_bytes")},
-        "static_smem": figures.get("shared"),
+        "static_smem": variant.get("static_smem", figures.get("shared")),
         "registers": figures.get("registers"),
         "spills": figures.get("spills"),
         "picked_by": [alias for alias in select.load_table()["aliases"]
@@ -89,7 +103,7 @@ def describe(variant):
 @functools.cache
 def _load_figures():
     path = select.rendered() / FIGURES
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return select.whole(read_figures, path) if path.is_file() else {}
 
 
 def figures_tools():

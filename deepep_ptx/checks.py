@@ -37,3 +37,22 @@ def check_shape(value, name):
         raise TypeError(f"{name}: must be None or a sequence of integers, "
                         f"got {type(value).__name__}") from None
     return tuple(check_int(length, name, 0) for length in lengths)
+
+
+MAX_ELEMENTS = 1 << 32      # of the rows that a tool makes for all ranks: 8 GiB of bfloat16
+
+
+def check_size(names, num_ranks, num_tokens, hidden, extra_rows=0):
+    """Raise ValueError unless a tool can make num_tokens rows of `hidden` elements for each rank,
+    and `extra_rows`.
+
+    names: what num_tokens and hidden are called; the larger one gets the blame.
+    """
+    rows = num_ranks * num_tokens + extra_rows
+    if rows * hidden <= MAX_ELEMENTS:
+        return
+    most = max(0, MAX_ELEMENTS // hidden - extra_rows) // num_ranks, MAX_ELEMENTS // rows
+    name, value, most = max(zip(names, (num_tokens, hidden), most, strict=True),
+                            key=lambda argument: argument[1])
+    raise ValueError(f"{name}: must be at most {most} with so much of the rest, got {value}; the "
+                     f"rows of all ranks may have {MAX_ELEMENTS} elements")

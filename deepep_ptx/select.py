@@ -3,11 +3,12 @@
 
 import difflib
 import functools
-import json
 import os
 import re
 from importlib import resources
 
+from deepep_ptx.errors import DeepEPError
+from deepep_ptx.rendered import read_index
 from deepep_ptx.toolchain.variants import MIN_STAGES, STAGE_EXTRA, USES
 
 DEFAULT_POLICY = "fast"
@@ -17,8 +18,13 @@ _DEEPEP_SWITCH = {"1": "safe", "0": "aggressive"}
 
 @functools.cache
 def load_table():
-    """The shipped table: {"variants": [...], "policies": ..., "aliases": ..., "paths": ...}."""
-    return json.loads((rendered() / "variants.json").read_text())
+    """The shipped table: {"variants": [...], "policies": ..., "aliases": ..., "paths": ...}.
+
+    Raises:
+        DeepEPError: the file is damaged.
+        FileNotFoundError: it is not there.
+    """
+    return whole(read_index, rendered() / "variants.json")
 
 
 def rendered():
@@ -27,8 +33,17 @@ def rendered():
 
 
 def read_text(variant):
-    """The rendered PTX of a variant."""
-    return (rendered() / variant["file"]).read_text()
+    """The rendered PTX of a variant; raises as `load_table`."""
+    return whole(lambda path: path.read_text(encoding="utf-8"), rendered() / variant["file"])
+
+
+def whole(read, path):
+    """What `read` makes of a file of the package; `DeepEPError` where it is damaged."""
+    try:
+        return read(path)
+    except ValueError as error:
+        raise DeepEPError(f"{path}: {error}; build again: pip install ., or make build in a "
+                          "clone") from error
 
 
 def is_policy_requested(argument=None, environ=None):

@@ -37,6 +37,7 @@ class Rates:
     memory: rows copied inside the GPU, with SMs enough.
     fixed_us: op -> of a call, whatever its size.
     source: where the figures are from.
+    num_sms: of the GPU; None where the kind is not known.
     """
 
     sm: dict
@@ -45,6 +46,7 @@ class Rates:
     memory: float
     fixed_us: dict
     source: str
+    num_sms: int | None = None
 
 
 _H100 = Rates(
@@ -57,6 +59,7 @@ _H100 = Rates(
     memory=1395.0,
     fixed_us={"dispatch": 16.0, "combine_pull": 17.0, "combine_push": 25.5},
     source="2xH100 SXM, NVLink NV18, 2026-11-25: docs/tuning.md",
+    num_sms=132,
 )
 # Name of the device -> its rates.
 RATES = {
@@ -70,7 +73,7 @@ def rates_from_link(link, source):
     """`Rates` of a GPU of which only the link's rate for stores is known: all else is to it as on
     an H100, but for crowds, of which nothing is known."""
     times = link / _H100.link["dispatch"]
-    return replace(_H100, source=source, crowded={}, memory=times * _H100.memory,
+    return replace(_H100, source=source, num_sms=None, crowded={}, memory=times * _H100.memory,
                    sm={key: times * rate for key, rate in _H100.sm.items()},
                    link={op: times * rate for op, rate in _H100.link.items()})
 

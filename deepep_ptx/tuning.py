@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepep_ptx import select
+from deepep_ptx.documents import read_json
 from deepep_ptx.errors import TuningError
 from deepep_ptx.knobs import KNOBS, accepted, values_of
 from deepep_ptx.sm_model import OPS
@@ -137,11 +138,12 @@ def load(path, origin="tuning"):
             raise _error(path, origin, field, has, needed)
 
     try:
-        document = json.loads(path.read_bytes())
+        document = read_json(path)
     except OSError as error:
         raise _error(path, origin, "file", error.strerror, "one that can be read") from error
     except ValueError as error:
-        raise _error(path, origin, "file", str(error), "JSON") from error
+        raise TuningError(f"{origin}: {path}: file: {error}", file=str(path), field="file",
+                          has=str(error), needed="JSON") from error
     need(isinstance(document, dict), "file", type(document).__name__, "an object")
     schema = document.get("schema")
     need(schema == SCHEMA, "schema", schema, f"{SCHEMA}, what this version reads")
@@ -187,6 +189,7 @@ def _record(values, field, kind, need):
         accepted = (int, float) if wanted is float else wanted
         need(isinstance(value, accepted) and not isinstance(value, bool), f"{field}.{name}", value,
              _WORDS[wanted])
+        need(wanted is not str or value.isprintable(), f"{field}.{name}", value, "printable")
     return kind(**values)
 
 

@@ -4,6 +4,16 @@ otherwise: `DEEPEP_PTX_EXECUTOR=cuda python -m pytest tests/test_roundtrip.py`."
 
 import os
 
+import pytest
+
 os.environ.setdefault("DEEPEP_PTX_EXECUTOR", "emu")
 
 pytest_plugins = ["watchdog"]
+
+
+def pytest_configure(config):
+    """Tests of rendered text that is not what ptx/ holds would say yes to something else."""
+    from deepep_ptx import catalogue
+
+    if catalogue.is_stale():
+        raise pytest.UsageError(f"{catalogue.STALE}: make gen")

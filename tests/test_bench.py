@@ -156,7 +156,7 @@ def test_rows_are_random_and_finite():
     (["--layout", "threads"], "--layout: only on GPUs"),
     (["--timeout-s", "0"], "--timeout-s: must be above 0"),
     (["--seed", "-1"], "--seed: must be at least 0"),
-    (["--out", "no/such/x.json"], "--out: cannot write no/such/x.json: no such directory"),
+    (["--out", "no/such/x.json"], "--out: cannot write no/such/x.json: there is no directory "),
     (["--plot", "x.png"], "--plot: only on GPUs: there are no times to draw"),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(options, start, capsys):

@@ -61,6 +61,8 @@ def test_a_wrong_bit_is_exit_code_1(monkeypatch, capsys):
     (["--experts", "0"], "--experts: must be a positive multiple of --ranks (2), got 0; try "
                          "--experts 2\n"),
     (["--groups", "3"], "--groups: must divide"),
+    (["--tokens", "1000000000"], "--tokens: must be at most 134217726 with"),
+    (["--hidden", "1000000000"], "--hidden: must be at most "),
     (["--policy", "ld_wishful"], "--policy: "),
     (["--scheduler", "hope"], "--scheduler: "),
     (["--text", "no/such/file"], "--text: cannot read"),
@@ -220,3 +222,47 @@ def test_a_policy_of_other_targets_is_not_unknown(capsys):
     assert cli.main(["info", "--arch", "sm_80", "--policy", "bulk"]) == 2
     assert capsys.readouterr().err.startswith(
         "deepep-ptx: --policy: 'bulk' has no variant that runs on sm_80, only on sm_90")
+
+
+@pytest.mark.parametrize(("argv", "prog"), [
+    (["demo", "--no-such"], "deepep-ptx demo"),
+    (["ab", "dispatch", "--policy", "ld_na,bulk", "--no-such"], "deepep-ptx ab"),
+    (["bench", "intranode", "--no-such"], "deepep-ptx bench intranode"),
+    (["variants", "--no-such", "3"], "deepep-ptx variants"),
+    (["--no-such"], "deepep-ptx"),
+])
+def test_what_a_command_does_not_know_points_to_its_own_help(argv, prog, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f"; see {prog} --help\n")
+
+
+@pytest.mark.parametrize("command", ["variants", "info", "render ep_abort"])
+def test_output_that_cannot_be_written_is_one_line(command):
+    done = subprocess.run(f"{sys.executable} -m deepep_ptx {command} >/dev/full", shell=True,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == "deepep-ptx: cannot write the output: No space left on device\n"
+
+
+def test_no_memory_is_one_line(monkeypatch, capsys):
+    def hungry(**settings):
+        return np.empty(1 << 60, np.uint8)
+
+    monkeypatch.setattr(demo, "run", hungry)
+    assert cli.main(["demo"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("deepep-ptx: not enough memory: Unable to allocate")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [
+    ["ab", "dispatch", "--policy", "ld_na,bulk", "--dry-run", "--json"],
+    ["bench", "intranode", "--executor", "emu", "--out"],
+])
+def test_records_that_cannot_be_written_are_refused_before_anything_runs(argv, tmp_path, capsys):
+    for path, why in ((tmp_path, "it is a directory"),
+                      (tmp_path / "no" / "x.json", f"there is no directory {tmp_path / 'no'}")):
+        assert cli.main([*argv, str(path)]) == 2
+        assert capsys.readouterr().err == f"deepep-ptx: {argv[-1]}: cannot write {path}: {why}\n"

@@ -178,7 +178,9 @@ def test_estimates_grow_with_the_work():
     ({"hidden": 12}, "--hidden: must be a positive multiple of 8 (16 bytes), got 12"),
     ({"tokens": ()}, "--tokens: must name at least one number"),
     ({"tokens": (0,)}, "--tokens: must be at least 1, got 0"),
-    ({"sms": (-1,)}, "--sms: must be at least 1, got -1"),
+    ({"sms": (-1,)}, "--sms: must be 1..132, got -1"),
+    ({"sms": (16, 1000)}, "--sms: must be 1..132, got 1000"),
+    ({"tokens": (64, 10**8)}, "--tokens: must be at most "),
     ({"knobs": {"stage_bytes": [0]}}, "--stage-bytes: must be a multiple of 16 in [16, 1"),
     ({"rounds": 4}, "--rounds: must be at least 5, got 4"),
     ({"seed": -1}, "--seed: must be at least 0, got -1"),
@@ -360,8 +362,22 @@ def test_without_a_gpu_nothing_is_tuned(monkeypatch, capsys):
 
 
 def test_out_must_have_a_directory(two_h100s):
-    with pytest.raises(ValueError, match="^--out: there is no directory "):
+    with pytest.raises(ValueError, match="^--out: cannot write .*: there is no directory "):
         tune("--out", str(two_h100s / "none" / "t.json"))
+
+
+@pytest.mark.parametrize(("argv", "start"), [
+    (["--out", "."], "--out: cannot write .: it is a directory"),
+    (["--out", "no/such/t.json"], "--out: cannot write no/such/t.json: there is no directory "),
+    (["--budget-s", "-1"], "--budget-s: must be 0..1e+09, got -1.0"),
+    (["--budget-s", "nan"], "--budget-s: must be 0..1e+09, got nan"),
+    (["--sms", "1000"], "--sms: must be 1..132, got 1000"),
+    (["--hidden", "1000000000"], "--hidden: must be at most "),
+])
+def test_a_dry_run_refuses_what_a_run_would(argv, start, capsys):
+    assert cli.main(["tune", "--dry-run", *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"deepep-ptx: {start}") and captured.err.count("\n") == 1
 
 
 # -- reports ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="rewrite the lock (make lock)")
     root, write = _tree.ROOT, parser.parse_args().write
-    generate(root)
+    generate(root, figures=not write)
     table = variants.load(root, params.load(root))
     if write:
         changed = write_if_changed(root / lock.LOCK, lock.text_of(table, root, ptxas.find()))

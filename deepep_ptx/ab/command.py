@@ -64,12 +64,11 @@ def add(commands):
 def command(args):
     """Run `ab`; returns its exit code."""
     ask_for_queues()            # ranks may share a GPU
+    settings.check_out("json", args.json)
     planned = _plan(args)
     if args.dry_run:
         print(report.dry_run(planned))
         return 0
-    if args.json and not args.json.parent.is_dir():
-        raise ValueError(f"--json: there is no directory {args.json.parent}")
     if planned.executor == "cuda" and not _cuda.device_count():
         raise DeepEPError(f"--executor: 'cuda' cannot be used: {_cuda.why_not()}")
     look = _look(planned)

@@ -2,7 +2,6 @@
 """`deepep-ptx bench`: options in, tables, records and exit codes out."""
 
 import os
-from pathlib import Path
 
 from deepep_ptx import _cuda, picture
 from deepep_ptx.bench import intranode, launch, overlap, plan
@@ -135,8 +134,7 @@ def _overlap(args):
 def check_files(args):
     """Raise ValueError unless the record and the picture can be written."""
     picture.require(args.plot)
-    if args.out and not Path(args.out).absolute().parent.is_dir():
-        raise ValueError(f"--out: cannot write {args.out}: no such directory")
+    settings.check_out("out", args.out)
 
 
 def torchrun_options(devices):

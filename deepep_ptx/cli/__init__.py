@@ -17,6 +17,8 @@ from deepep_ptx.errors import DeepEPError, KernelFault, RankError
 # Command = module of this package: `add(commands)` adds its parser and sets `command`, a function
 # of the parsed arguments that returns the exit code.
 COMMANDS = ("demo", "info", "variants", "render", "ab", "bench", "tune", "doctor", "env")
+# Commands that say themselves whether the rendered text is stale, or have nothing to do with it.
+LOOK_FOR_THEMSELVES = ("doctor", "env")
 
 
 def main(argv=None):
@@ -27,12 +29,14 @@ def main(argv=None):
     try:
         try:
             args = parser(names).parse_args(argv)
-            return args.command(args)
+            try:
+                return args.command(args)
+            finally:
+                _say_if_stale(argv[0])
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the report has read enough; leave nothing to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()          # whoever read the report has read enough
         return 1
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
@@ -45,6 +49,12 @@ def main(argv=None):
     except (ImportError, FileNotFoundError) as error:
         # Not built, or not whole.
         return _complain(f"{error}; `deepep-ptx doctor` looks for the cause", 1)
+    except MemoryError as error:
+        return _complain(f"not enough memory: {error or 'take fewer tokens, or shorter rows'}", 1)
+    except OSError as error:
+        if error.filename is None:      # of an open file: what is printed
+            _drop_output()
+        return _complain(f"cannot write {error.filename or 'the output'}: {error.strerror}", 1)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,6 +62,13 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        # Here, and not by the top parser, so that the error names this parser's --help.
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
 
     def error(self, message):
         text = message.removeprefix("argument ")
@@ -66,6 +83,23 @@ def parser(names=COMMANDS):
     for name in names:
         importlib.import_module(f"{__name__}.{name}").add(commands)
     return top
+
+
+def _drop_output():
+    """Leave nothing to flush at exit, where nobody takes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say_if_stale(command):
+    """What was reported is about the text in the package; where a clone holds another, say so."""
+    if command in LOOK_FOR_THEMSELVES:
+        return
+    from deepep_ptx import catalogue
+
+    if catalogue.is_stale():
+        sys.stdout.flush()
+        print(f"deepep-ptx: warning: {catalogue.STALE}, and all of this is about the older text: "
+              "`make gen`", file=sys.stderr)
 
 
 def settings_of(args):

@@ -15,8 +15,8 @@ columns:
              that other ranks wrote or write
   defined    whether PTX defines that form at that site
   smem       shared memory of a CTA in bytes: fixed, + what a launch adds for each rank
-  regs       registers of a thread, spills: bytes, as ptxas gave them; - where no figure ships that
-             is about this very text
+  regs       registers of a thread, spills: bytes, as ptxas gave them; these, and smem, are - where
+             no figure ships that is about this very text
   picked by  the policies fast, safe and aggressive, on that arch
 """
 
@@ -42,9 +42,11 @@ def _variants(args):
 
 
 def _cells(row):
-    fixed = row["smem"] + (row["static_smem"] or 0)
-    per_rank = f"+{row['smem_per_rank']}/rank" if row["smem_per_rank"] else ""
+    smem = None
+    if row["static_smem"] is not None:
+        per_rank = f"+{row['smem_per_rank']}/rank" if row["smem_per_rank"] else ""
+        smem = f"{row['smem'] + row['static_smem']}{per_rank}"
     cells = [row["kernel"], row["arch"], row["path"], row["policy"], row["site"],
              {True: "yes", False: "NO", None: None}[row["defined"]], row["symbol"], row["threads"],
-             f"{fixed}{per_rank}", row["registers"], row["spills"], ", ".join(row["picked_by"])]
+             smem, row["registers"], row["spills"], ", ".join(row["picked_by"])]
     return ["-" if cell is None else str(cell) for cell in cells]

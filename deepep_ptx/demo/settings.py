@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, fields
 
 from deepep_ptx import corpus, gating
-from deepep_ptx.checks import as_int
+from deepep_ptx.checks import as_int, check_size
 from deepep_ptx.reference import FP8_GROUP
 
 ARCHS = ("sm_80", "sm_90")
@@ -83,6 +83,8 @@ class Settings:
         if self.num_experts < 1 or self.num_experts % self.num_ranks:
             raise ValueError(f"num_experts: must be a positive multiple of num_ranks "
                              f"({self.num_ranks}), got {self.num_experts}; {self._way_out()}")
+        check_size(("num_tokens", "hidden"), self.num_ranks, self.num_tokens, self.hidden,
+                   self.num_experts)
 
     def check_rows(self):
         """Raise ValueError unless rows of this dtype can be made and combined as wished."""

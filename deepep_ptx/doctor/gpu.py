@@ -17,17 +17,13 @@ _SHARE_LIMIT_S = 60
 _NVSHMEM = ("nvidia-nvshmem-cu12", "nvidia-nvshmem-cu13", "nvshmem4py-cu12", "nvshmem4py-cu13")
 
 
-def needs_gpu(name):
-    """A check that is a warning where there is no GPU."""
-    def wrap(check):
-        @functools.wraps(check)
-        def checked(machine):
-            if machine.gpus:
-                yield from check(machine)
-            else:
-                yield Result(name, WARNING, NO_GPU)
-        return checked
-    return wrap
+def needs_gpu(check):
+    """A check that has nothing to say where there is no GPU, which `driver` says."""
+    @functools.wraps(check)
+    def checked(machine):
+        if machine.gpus:
+            yield from check(machine)
+    return checked
 
 
 def driver(machine):
@@ -54,7 +50,7 @@ def _cuda(version):
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-@needs_gpu("gpus")
+@needs_gpu
 def gpus(machine):
     """Each GPU, against the oldest that text ships for."""
     for number, gpu in enumerate(machine.gpus):
@@ -67,7 +63,7 @@ def gpus(machine):
             yield Result(f"gpu {number}", OK, text)
 
 
-@needs_gpu("peers")
+@needs_gpu
 def peers(machine):
     """Whether every GPU reaches the memory of every other."""
     links = machine.driver["links"]
@@ -81,7 +77,7 @@ def peers(machine):
                      if links else "one GPU")
 
 
-@needs_gpu("nvlink")
+@needs_gpu
 def nvlink(machine):
     """Whether the ways between GPUs carry atomics: NVLink does, PCIe does not."""
     links = [link for link in machine.driver["links"] if link["access"]]
@@ -103,7 +99,7 @@ def _pairs(links):
                      if a < b or (b, a) not in ways)
 
 
-@needs_gpu("ipc")
+@needs_gpu
 def ipc(machine):
     """Whether one process reads what another has on GPU 0: ranks as processes need it."""
     reached = {link["to"] for link in machine.driver["links"]
@@ -125,7 +121,7 @@ def ipc(machine):
                                 f"{'each GPU that reaches it' if len(devices) > 1 else 'it'}")
 
 
-@needs_gpu("/dev/shm")
+@needs_gpu
 def shared_memory(machine):
     """Room for what torch.distributed and MPI keep there; this package keeps nothing there."""
     folder = machine.root / "dev/shm"

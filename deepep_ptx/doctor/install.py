@@ -11,7 +11,8 @@ from pathlib import Path
 import deepep_ptx
 from deepep_ptx import catalogue, select
 from deepep_ptx.doctor.result import OK, PROBLEM, WARNING, Result
-from deepep_ptx.toolchain import ptxas, render
+from deepep_ptx.errors import DeepEPError
+from deepep_ptx.toolchain import ptxas
 
 EXTENSIONS = ("_arguments", "_array", "_buffer", "_call", "_cuda", "_dlpack", "_emu", "_errors",
               "_executor", "_lending", "_results", "_torch")
@@ -106,15 +107,17 @@ def kernels(machine):
     except ImportError as error:
         yield Result("kernels", PROBLEM, f"nothing to compare them with: {error}", _BUILD_AGAIN)
         return
+    except DeepEPError as error:
+        yield Result("kernels", PROBLEM, str(error))
+        return
     wrong = [f"{variant['arch']}/{variant['symbol']}"
              for variant, text in zip(table, texts, strict=True)
              if {variant["param_bytes"], _param_bytes(text)} != {param_bytes(variant["kernel"])}]
-    root = Path(deepep_ptx.__file__).parents[1]
     if wrong:
         yield Result("kernels", PROBLEM, f"parameter blocks of other sizes in the extensions and "
                                          f"the PTX: {', '.join(wrong)}", _BUILD_AGAIN)
-    elif (root / "ptx/variants.toml").is_file() and not render.current(root):
-        yield Result("kernels", WARNING, "the rendered PTX is not what ptx/ holds now", "make gen")
+    elif catalogue.is_stale():
+        yield Result("kernels", WARNING, catalogue.STALE, "make gen")
     else:
         yield Result("kernels", OK, f"{len(table)} variants for {', '.join(catalogue.archs())}, "
                                     "parameter sizes as in the extensions")

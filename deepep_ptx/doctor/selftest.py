@@ -15,7 +15,7 @@ def cpu(machine):
     return _round_trip(machine, "cpu self test", "emu", 2, _CPU_LIMIT_S)
 
 
-@needs_gpu("gpu self test")
+@needs_gpu
 def gpu(machine):
     """A round trip over all GPUs, or of two ranks on one."""
     ranks = min(_MAX_RANKS, max(2, len(machine.gpus)))

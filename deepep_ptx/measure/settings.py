@@ -2,8 +2,10 @@
 """What `deepep-ptx ab`, `bench` and `tune` share: defaults, exit codes, and what is refused."""
 
 import os
+from pathlib import Path
 
 from deepep_ptx import _cuda, reference
+from deepep_ptx.checks import check_size
 from deepep_ptx.runtime import ARCHS, EXECUTORS, MAX_RANKS
 
 EXIT_CODES = "exit codes: 0 = done, 1 = a wrong bit or a failed run, 2 = bad input"
@@ -74,6 +76,7 @@ def check_shape(ranks, tokens, hidden, topk, experts):
         raise ValueError(f"--hidden: must be a positive multiple of 8 (16 bytes), got {hidden}")
     if experts % ranks:
         raise ValueError(f"--experts: must be a multiple of --ranks ({ranks}), got {experts}")
+    check_size(("--tokens", "--hidden"), ranks, tokens, hidden)
 
 
 def check_timeout(timeout_s):
@@ -87,6 +90,23 @@ def check(name, value, low, high=None):
     if value < low or (high is not None and value > high):
         accepted = f"at least {low}" if high is None else f"{low}..{high}"
         raise ValueError(f"--{name}: must be {accepted}, got {value}")
+
+
+def check_out(name, path):
+    """Raise ValueError unless option `name` names a file that can be written; None: it was not
+    given."""
+    if path is None:
+        return
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir():
+        why = "it is a directory"
+    elif not folder.is_dir():
+        why = f"there is no directory {folder}"
+    elif not os.access(path if Path(path).exists() else folder, os.W_OK):
+        why = "permission denied"
+    else:
+        return
+    raise ValueError(f"--{name}: cannot write {path}: {why}")
 
 
 def refuse(why, **options):

@@ -7,11 +7,15 @@ from deepep_ptx.toolchain import isa_header, lock, params, render
 from deepep_ptx.toolchain.files import write_if_changed
 
 
-def generate(root: Path) -> list[Path]:
-    """Bring the generated files of the source tree `root` up to date; return those rewritten."""
+def generate(root: Path, figures: bool = True) -> list[Path]:
+    """Bring the generated files of the source tree `root` up to date; return those rewritten.
+
+    figures: of the lock as well, which has to be whole for it.
+    """
     root = Path(root)
     changed = params.generate(root)
     isa = root / "cysrc/gen/isa.h"
     if write_if_changed(isa, isa_header.header_text()):
         changed.append(isa)
-    return changed + render.generate(root) + lock.ship(root)
+    changed += render.generate(root)
+    return changed + lock.ship(root) if figures else changed

@@ -6,11 +6,12 @@ Read from what render.generate wrote last: bring that up to date first.
 """
 
 import json
-import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from deepep_ptx.documents import check_fields, read_toml
+from deepep_ptx.toolchain.errors import ToolchainError
 from deepep_ptx.toolchain.files import write_if_changed
 from deepep_ptx.toolchain.ptxas import Tools, assemble
 from deepep_ptx.toolchain.render import OUTPUT, digest
@@ -18,6 +19,11 @@ from deepep_ptx.toolchain.variants import Table, Variant
 
 LOCK = "ptx/variants.lock"
 FIGURES = "figures.json"
+_ENTRY = {"sha256": str, "registers": int, "spills": int, "shared": int, "sass": dict}
+
+
+class LockError(ToolchainError):
+    """variants.lock cannot be read; the text starts with its name."""
 
 
 def entry(variant: Variant, text: str, tools: Tools | None) -> dict:
@@ -70,6 +76,21 @@ def _inline(value) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
+def read(path: Path) -> dict:
+    """The lock file's contents: ptxas, nvdisasm, arch -> symbol -> entry. Raises LockError."""
+    try:
+        locked = read_toml(path)
+        check_fields(locked, {"ptxas": str, "nvdisasm": str}, "the file")
+        for arch in locked.keys() - {"ptxas", "nvdisasm"}:
+            check_fields(locked, {arch: dict}, "the file")
+            for symbol, line in locked[arch].items():
+                check_fields(line, _ENTRY, f"{arch}/{symbol}")
+                check_fields(line["sass"], dict.fromkeys(line["sass"], int), f"{symbol}: sass")
+    except (OSError, ValueError) as error:
+        raise LockError(f"{LOCK}: {error}; `make lock` writes it anew") from error
+    return locked
+
+
 def ship(root: Path) -> list[Path]:
     """Write the lock's figures beside the rendered PTX, for users without the sources.
 
@@ -79,7 +100,7 @@ def ship(root: Path) -> list[Path]:
     lock, shipped = Path(root) / LOCK, Path(root) / OUTPUT / FIGURES
     if not lock.is_file():
         return []
-    locked = tomllib.loads(lock.read_text(encoding="utf-8"))
+    locked = read(lock)
     figures = {
         "ptxas": locked.pop("ptxas"),
         "nvdisasm": locked.pop("nvdisasm"),
@@ -99,7 +120,7 @@ def check(table: Table, root: Path, tools: Tools | None) -> tuple[list[str], str
 
     Figures are compared only with the programs that wrote them: another ptxas gives others.
     """
-    locked = tomllib.loads((Path(root) / LOCK).read_text(encoding="utf-8"))
+    locked = read(Path(root) / LOCK)
     wrote = (locked.pop("ptxas"), locked.pop("nvdisasm"))
     note = None
     if tools is None:

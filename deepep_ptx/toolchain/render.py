@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepep_ptx.rendered import read_index
 from deepep_ptx.toolchain import params, preprocess, variants
 from deepep_ptx.toolchain.files import write_if_changed
 from deepep_ptx.toolchain.preprocess import Place, RenderError
@@ -314,8 +315,8 @@ def current(root: Path) -> bool:
     """Whether deepep_ptx/_ptx holds every variant, rendered from what `root` holds now."""
     folder = Path(root) / OUTPUT
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        index = read_index(folder / INDEX)
+    except (FileNotFoundError, ValueError):     # not there, or damaged
         return False
     return index["inputs"] == inputs_digest(root) and all(
         (folder / entry["file"]).is_file() for entry in index["variants"]

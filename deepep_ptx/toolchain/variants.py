@@ -3,11 +3,11 @@
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepep_ptx.documents import toml_of
 from deepep_ptx.toolchain.errors import ToolchainError
 from deepep_ptx.toolchain.params import Layout
 
@@ -309,15 +309,15 @@ class _Reader:
         return variant.policy in alias.policies and (alias.undefined or defined)
 
 
-def parse(text: str, layout: Layout, name: str = TABLE) -> Table:
+def parse(text: str | bytes, layout: Layout, name: str = TABLE) -> Table:
     """Read the text of variants.toml; parameter sizes come from `layout`. Raises TableError."""
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        document = toml_of(text.encode() if isinstance(text, str) else text)
+    except ValueError as error:
         raise TableError(f"{name}: {error}") from error
     return _Reader(document, layout, name).read()
 
 
 def load(root: Path, layout: Layout) -> Table:
     """Read variants.toml of the source tree `root`. Raises TableError, OSError."""
-    return parse((Path(root) / TABLE).read_text(encoding="utf-8"), layout)
+    return parse((Path(root) / TABLE).read_bytes(), layout)

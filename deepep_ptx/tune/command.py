@@ -10,7 +10,7 @@ from deepep_ptx.cli.options import names, numbers
 from deepep_ptx.cuda_ranks import ask_for_queues
 from deepep_ptx.errors import DeepEPError
 from deepep_ptx.knobs import KNOBS
-from deepep_ptx.measure.settings import EXIT_CODES, SHAPES
+from deepep_ptx.measure.settings import EXIT_CODES, SHAPES, check_out
 from deepep_ptx.runtime import ARCHS
 from deepep_ptx.sm_model import OPS, RATES
 from deepep_ptx.tune import plan, report
@@ -20,6 +20,8 @@ from deepep_ptx.tune.state import State
 from deepep_ptx.tune.sweep import sweep
 from deepep_ptx.tuning import save
 from deepep_ptx.tuning_files import default_path
+
+MAX_BUDGET_S = 1e9
 
 
 def add(commands):
@@ -80,13 +82,15 @@ def command(args, machine=None):
         print(compare(*args.compare))
         return 0
     ask_for_queues()            # ranks may share a GPU
+    check_out("out", args.out)
+    if args.budget_s is not None and not 0 <= args.budget_s <= MAX_BUDGET_S:
+        raise ValueError(f"--budget-s: must be 0..{MAX_BUDGET_S:g}, got "
+                         f"{args.budget_s}")
     planned = _plan(args)
     if args.dry_run:
         print(report.dry_run(planned))
         return 0
     out = args.out or default_path(planned.gpu, planned.ranks)
-    if args.out and not out.parent.is_dir():
-        raise ValueError(f"--out: there is no directory {out.parent}")
     state = State.begin(out.with_name(f"{out.name}.state"), planned, args.resume)
     calls = sum(map(planned.num_calls, planned.cases))
     # A bar only on a terminal.

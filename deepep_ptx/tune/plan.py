@@ -148,10 +148,10 @@ def make(*, gpu, arch, num_gpus, devices=None, ranks=None, ops=OPS, dtypes=("bf1
             raise ValueError(f"--{option}: must name at least one number")
         for value in values:
             if name not in KNOBS:
-                settings.check(option, value, 1)
+                settings.check(option, value, 1, rates_of(gpu).num_sms if name == "sms" else None)
             elif value not in values_of(name):
                 raise ValueError(f"--{option}: must be {accepted(name)}, got {value}")
-    settings.check_shape(**shape | {"tokens": min(tokens)})
+    settings.check_shape(**shape | {"tokens": max(tokens)})
     if "fp8" in dtypes and shape["hidden"] % reference.FP8_GROUP:
         raise ValueError(f"--hidden: must be a multiple of {reference.FP8_GROUP} with fp8, got "
                          f"{shape['hidden']}")

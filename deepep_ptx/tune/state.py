@@ -3,6 +3,7 @@
 
 import json
 
+from deepep_ptx.documents import check_fields, read_json
 from deepep_ptx.tuning import write_whole
 
 
@@ -37,15 +38,16 @@ class State:
     @staticmethod
     def _read(path, plan):
         try:
-            document = json.loads(path.read_bytes())
-            was, finished = document["plan"], document["finished"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            document = read_json(path)
+            check_fields(document, {"plan": dict, "finished": dict}, "the file")
+        except (OSError, ValueError) as error:
             raise ValueError(f"--resume: {path} is no state of a run ({error}); remove it") \
                 from error
+        was, finished = document["plan"], document["finished"]
         for name, value in plan.items():
             if was.get(name) != value:
                 raise ValueError(f"--resume: {path} is of another plan: its {name} is "
-                                 f"{was.get(name)}, this one's {value}")
+                                 f"{was.get(name)!r}, this one's {value!r}")
         return finished
 
     def add(self, case, result):
