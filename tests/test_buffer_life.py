@@ -478,6 +478,32 @@ def test_host_error_inside_a_call_aborts_the_peers():
         assert error.wait == "call record" and waited < 10e9
 
 
+def test_a_host_that_gives_up_ends_its_call_without_a_launch():
+    """Which may queue behind the call.  Hosts' waits have a limit here, those of kernels none."""
+    def main(comm):
+        buffer = Buffer(comm, timeout_s=None)
+        x, idx, weights = tokens(comm.rank)
+        handle = dispatch(buffer, x, idx, weights)[4]
+        if comm.rank == 1:
+            return buffer                   # it does not come
+        if comm.rank == 0:
+            variant = buffer.variants["abort"] | {"threads": 2048}
+            buffer._core.load_kernel("abort", variant, select.read_text(variant))
+            error = raised(buffer.dispatch, x, handle=handle)
+            start = comm.executor.now
+            assert isinstance(raised(buffer.check), DeepEPError)
+            return error, comm.executor.now - start
+        word, _ = comm.executor.host_alloc(8)
+        raised(comm.executor.wait_word, word, 1, timeout_s=0.2)
+        event = buffer.dispatch(x, handle=handle, async_finish=True)[5]
+        return raised(event.current_stream_wait), buffer
+
+    (error, waited), _, (told, _) = run_ranks(main, 3, timeout_s=0.5)
+    assert isinstance(error, DeepEPTimeoutError), error
+    assert waited < 1e6
+    assert isinstance(told, DeepEPTimeoutError) and told.peer == 0, told
+
+
 def load_dispatch(buffer, **changes):
     variant = buffer.variants["dispatch"] | changes
     buffer._core.load_kernel("dispatch", variant, select.read_text(variant))

@@ -119,7 +119,8 @@ MISSING = {
     "totals precede their ticket": Missing(
         PLAIN | {"num_ranks": 1, "finish": "event"}, "role/tell_host.inc",
         "bar.sync        1, NUM_META_WARPS * 32;",
-        late=Late("role/tell_host.inc", "mov.u32         i, i_meta;", "setp.ge.u32 q, i_meta, 32")),
+        late=Late("role/tell_host.inc", "PART_OF(i, i_first, i_meta, n_bits)",
+                  "setp.ge.u32 q, i_meta, 32")),
     "a peer's counts of experts": Missing(TWO | {"finish": "event"}, "role/tell_host.inc", RAISED,
                                           NOT_RAISED),
     "a list of ranks is written": Missing(LONELY, "role/list_rows.inc", WARP_BARRIER),

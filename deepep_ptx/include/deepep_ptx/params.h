@@ -204,7 +204,8 @@ struct ep_status_record {                    /* ptx: STAT */
 struct ep_status_ring {                      /* ptx: RING */
     uint32_t next;           /* records ever written                                            */
     uint32_t aborted;        /* 1: the rank has aborted, whether there was room for a record    */
-    uint32_t reserved[14];
+    uint32_t stop;           /* 1, by the host: it has given up, the rank's waits shall end      */
+    uint32_t reserved[13];
     struct ep_status_record record[EP_STATUS_RECORDS];
 };
 
