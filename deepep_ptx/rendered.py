@@ -27,7 +27,7 @@ def read_index(path):
     for name, policy in index["policies"].items():
         check_fields(policy, {"defined": list}, f"policy {name}")
     for name, alias in index["aliases"].items():
-        check_fields(alias, {"policies": list}, f"alias {name}")
+        check_fields(alias, {"policies": list, "undefined": bool}, f"alias {name}")
         _check_names(alias["policies"], f"alias {name}", "policies")
     for kernel, order in index["paths"].items():
         _check_names(order, f"kernel {kernel}", "data paths")

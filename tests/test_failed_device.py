@@ -26,7 +26,8 @@ fail_after = ctypes.CDLL("libcuda.so.1").null_break
 fail_after.argtypes = ctypes.c_int, ctypes.c_uint64
 
 from deepep_ptx import Buffer
-from deepep_ptx._cuda import CudaExecutor
+from deepep_ptx._cuda import CudaExecutor, TimedEvent
+from deepep_ptx._executor import Event
 from deepep_ptx.arrays import BFLOAT16
 from deepep_ptx.errors import DeepEPError
 from tests.array_libraries import DeviceArrays
@@ -87,6 +88,17 @@ def counts(stream):
             if after[function] != before[function]}
 
 
+def idle_events():
+    # cuEventCreate and cuEventDestroy of an event that keeps its time, then of two others.
+    found = []
+    for kind in TimedEvent, Event, Event:
+        before = calls_made()
+        kind(executor)
+        after = calls_made()
+        found.append([after[name] - before[name] for name in ("cuEventCreate", "cuEventDestroy")])
+    return found
+
+
 print(json.dumps(eval(sys.argv[1])))
 """
 
@@ -140,3 +152,8 @@ def test_the_end_of_a_result(stream, lasting):
         made.pop(cheap, 0)
     assert made.pop("cuEventRecord") == 1
     assert made == ({} if lasting else {"cuStreamWaitEvent": 1, "cuStreamGetCaptureInfo": 2})
+
+
+def test_events_that_are_given_out_again():
+    """Not those that keep their time, which nobody else needs."""
+    assert in_script("idle_events()") == [[1, 1], [1, 0], [0, 0]]
