@@ -7,7 +7,8 @@ from deepep_ptx.documents import check_fields, read_json
 _TEXT = (str, type(None))
 _ROW = {"kernel": str, "arch": str, "path": _TEXT, "policy": _TEXT, "site": _TEXT, "symbol": str,
         "file": str, "source": str, "params": str, "param_bytes": int, "threads": int, "smem": int,
-        "static_smem": int, "smem_per_rank": int, "rings": int, "stages": int, "stage_bytes": int, "max_regs": int}
+        "static_smem": int, "smem_per_rank": int, "rings": int, "stages": int, "stage_bytes": int,
+        "max_regs": int}
 _FIGURES = {"sha256": str, "registers": int, "spills": int, "shared": int}
 
 
