@@ -124,22 +124,32 @@ cdef class CoreBuffer:
     def heap_handle(self):
         """The heap's handle, for the other ranks' `open_heap`."""
         cdef char handle[EP_HANDLE_BYTES]
+        cdef int code
         memset(handle, 0, EP_HANDLE_BYTES)
-        check(ep_buffer_heap_handle(self.core, handle), self.executor)
+        with nogil:
+            code = ep_buffer_heap_handle(self.core, handle)
+        check(code, self.executor)
         return handle[:EP_HANDLE_BYTES]
 
     def open_heap(self, uint32_t rank, bytes handle not None):
         """Map rank's heap."""
         self.check_peer(rank, handle)
-        check(ep_buffer_open_heap(self.core, rank, <const char *>handle), self.executor)
+        cdef const char *c_handle = handle
+        cdef int code
+        with nogil:
+            code = ep_buffer_open_heap(self.core, rank, c_handle)
+        check(code, self.executor)
 
     def add_segment(self, uint64_t nbytes):
         """Append `nbytes` to the arena; returns (index, handle)."""
         cdef char handle[EP_HANDLE_BYTES]
         cdef uint32_t index = 0
         cdef ep_dptr_t base = 0
+        cdef int code
         memset(handle, 0, EP_HANDLE_BYTES)
-        check(ep_buffer_add_segment(self.core, nbytes, &index, &base, handle), self.executor)
+        with nogil:
+            code = ep_buffer_add_segment(self.core, nbytes, &index, &base, handle)
+        check(code, self.executor)
         view = self.executor.host_view(base, nbytes)
         if view is not None:        # else arrays show device addresses
             self.views[index] = view
@@ -148,7 +158,10 @@ cdef class CoreBuffer:
 
     def idle_segments(self):
         """Bit i of the result: nothing of segment i is in use."""
-        return ep_buffer_idle_segments(self.core)
+        cdef uint32_t idle
+        with nogil:
+            idle = ep_buffer_idle_segments(self.core)
+        return idle
 
     def unmap_segment(self, uint32_t index):
         """Unmap segment `index` of all peers; after a barrier, `drop_segment`."""
@@ -166,7 +179,11 @@ cdef class CoreBuffer:
         self.check_peer(rank, handle)
         if index >= EP_MAX_SEGMENTS:
             raise ValueError(f"index: must be in [0, {EP_MAX_SEGMENTS - 1}], got {index}")
-        check(ep_buffer_open_segment(self.core, rank, index, <const char *>handle), self.executor)
+        cdef const char *c_handle = handle
+        cdef int code
+        with nogil:
+            code = ep_buffer_open_segment(self.core, rank, index, c_handle)
+        check(code, self.executor)
 
     cdef int check_peer(self, uint32_t rank, bytes handle) except -1:
         if rank >= self.num_ranks:
@@ -421,8 +438,10 @@ cdef class CoreBuffer:
 
     def make_landing(self, uint64_t nbytes):
         """Whether landing has at least `nbytes`, once what is free has been taken for it."""
-        cdef int made = 0
-        check(ep_buffer_make_landing(self.core, nbytes, &made), self.executor)
+        cdef int made = 0, code
+        with nogil:
+            code = ep_buffer_make_landing(self.core, nbytes, &made)
+        check(code, self.executor)
         return made != 0
 
     def look(self, size_t stream):
