@@ -6,7 +6,7 @@ import argparse
 
 import _tree
 
-from deepep_ptx.toolchain import lint, params, ptxas, variants
+from deepep_ptx.toolchain import lint, params, ptxas, roles, variants
 from deepep_ptx.toolchain.generate import generate
 
 
@@ -15,12 +15,16 @@ def main() -> int:
     root = _tree.ROOT
     generate(root)
     tools = ptxas.find()
-    table = variants.load(root, params.load(root))
-    findings = [*lint.check_sources(root), *lint.check_variants(table, root, tools)]
+    work = lint.rendered_variants(variants.load(root, params.load(root)), root)
+    findings = [
+        *lint.check_sources(root),
+        *roles.check_roles(root, [rendered for _, rendered in work]),
+        *lint.check_variants(work, root, tools),
+    ]
     for finding in findings:
         print(finding)
     print(
-        f"ptxlint: {len(table.variants)} variants, ptxas {tools.ptxas_version}, "
+        f"ptxlint: {len(work)} variants, ptxas {tools.ptxas_version}, "
         f"{len(findings)} findings"
     )
     return 1 if findings else 0

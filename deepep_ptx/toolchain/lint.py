@@ -149,12 +149,15 @@ def check_variant(variant: Variant, rendered: Rendered, root: Path, tools: Tools
     ]
 
 
-def check_variants(table: Table, root: Path, tools: Tools) -> list[str]:
-    """Findings about all variants, in table order. Raises RenderError.
+def rendered_variants(table: Table, root: Path) -> list[tuple[Variant, Rendered]]:
+    """All variants with their texts, in table order. Raises RenderError."""
+    return [(variant, render_with_origins(variant, root)) for variant in table.variants]
 
-    Two at a time: a thread waits for a tool. Rendering stays in this one: pcpp has global state.
-    """
-    work = [(variant, render_with_origins(variant, root)) for variant in table.variants]
+
+def check_variants(
+    work: list[tuple[Variant, Rendered]], root: Path, tools: Tools
+) -> list[str]:
+    """Findings about variants, in their order; two at a time: a thread waits for a tool."""
     with ThreadPoolExecutor(2) as pool:
         results = pool.map(lambda item: check_variant(*item, root, tools), work)
         return [finding for findings in results for finding in findings]

@@ -21,7 +21,7 @@ def rendered_table(tree):
 
 
 def findings(tree, tools):
-    return lint.check_variants(table_of(tree), tree.root, tools)
+    return lint.check_variants(lint.rendered_variants(table_of(tree), tree.root), tree.root, tools)
 
 
 # -- sources ------------------------------------------------------------------

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""A role's banner says what the role shares with whoever includes it: ptxlint compares."""
+
+import pytest
+
+from deepep_ptx.toolchain import params, render, roles, variants
+from tests.weakened import ROOT, copy_sources, weaken
+
+
+def findings(root, kernel):
+    """Place -> text, of the roles that this kernel has."""
+    params.generate(root)
+    table = variants.load(root, params.load(root))
+    texts = [render.render_with_origins(v, root) for v in table.variants
+             if str(v) == f"sm_90/ep_{kernel}_bulk"]
+    found = [finding.partition(": ")[::2] for finding in roles.check_roles(root, texts)]
+    return {place: text for place, text in found if text != "no kernel has this role"}
+
+
+@pytest.fixture
+def ours(tmp_path):
+    """A copy of this tree's sources."""
+    return copy_sources(tmp_path)
+
+
+def test_ours():
+    table = variants.load(ROOT, params.load(ROOT))
+    texts = [render.render_with_origins(variant, ROOT) for variant in table.variants]
+    assert list(roles.check_roles(ROOT, texts)) == []
+
+
+@pytest.mark.parametrize("kernel, file, old, new, found", [
+    # said too little: a register, one that a macro uses, one of a role inside
+    ("dispatch", "load_chunk.inc", "a_x, n_rows,", "a_x,",
+     {"ptx/role/load_chunk.inc:7": "used, and not in the banner: n_rows"}),
+    ("combine", "list_sources.inc", "; a_pos; s_source,", "; s_source,",
+     {"ptx/role/list_sources.inc:6": "used, and not in the banner: a_pos"}),
+    ("combine", "stuck.inc", "; s_failed\n", "\n",
+     {"ptx/role/stuck.inc:8": "used, and not in the banner: s_failed"}),
+    ("dispatch", "load_chunk.inc", "i_load, i_load_byte the", "i_load the",
+     {"ptx/role/load_chunk.inc:7": "used, and not in the banner: i_load_byte"}),
+    # said too much
+    ("dispatch", "stuck.inc", "a_mbar, r_parity of", "a_mbar, p_lead, r_parity of",
+     {"ptx/role/stuck.inc:8": "in the banner, and not used: p_lead"}),
+    ("dispatch", "stuck.inc", "COMM_REGS; a_mbar", "COMM_REGS, RING_REGS; a_mbar",
+     {"ptx/role/stuck.inc:8": "the banner has RING_REGS, of which the role uses nothing"}),
+    # what was its own is whatever the kernel has of that name
+    ("combine", "take_weights.inc", "    .reg .b32       i;\n", "",
+     {"ptx/role/take_weights.inc:5": "used, and not in the banner: i"}),
+])
+def test_planted(ours, kernel, file, old, new, found):
+    weaken(ours, f"ptx/role/{file}", old, new)
+    assert findings(ours, kernel) == found
+
+
+def test_a_role_that_nobody_includes(ours):
+    (ours / "ptx/role/idle.inc").write_text("// SPDX-License-Identifier: MIT\n{\n}\n")
+    assert "ptx/role/idle.inc:1: no kernel has this role" in list(roles.check_roles(ours, []))
