@@ -35,11 +35,11 @@ def timeout_ns(timeout_s):
         return FOREVER
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, numbers.Real):
         raise TypeError(f"timeout_s: must be seconds or None, got {type(timeout_s).__name__}")
-    if math.isinf(timeout_s) and timeout_s > 0:
+    if timeout_s == math.inf:
         return FOREVER
     if not 1e-9 <= timeout_s <= 1e9:
         raise ValueError(f"timeout_s: must be None, infinity or in [1e-9, 1e9], got {timeout_s}")
-    return int(timeout_s * 1e9)
+    return int(float(timeout_s) * 1e9)      # a float of fewer bits may end below 1e9
 
 
 def check_config(config):

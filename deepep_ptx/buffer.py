@@ -29,7 +29,7 @@ from .arguments import check_config, checked_group, event_of, timeout_ns
 from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, Call
 from .arrays.library import default_library, library_of, library_of_dtype
 from .arrays.streams import Stream
-from .checks import check_int, check_shape
+from .checks import as_bool, check_int, check_shape
 from .comm import all_or_none
 from .errors import DeepEPError, DestroyedError
 from .event import EventHandle, EventOverlap
@@ -123,7 +123,8 @@ class Buffer:
         self.variants = self.tuning = knobs = None
 
         def check():
-            nonlocal knobs, num_nvl_bytes, arena_limit_bytes
+            nonlocal knobs, num_nvl_bytes, arena_limit_bytes, explicitly_destroy
+            explicitly_destroy = as_bool(explicitly_destroy, "explicitly_destroy")
             num_nvl_bytes, arena_limit_bytes = _checked_arena(num_nvl_bytes, arena_limit_bytes)
             if not (zero_copy is None or isinstance(zero_copy, (bool, int))):
                 raise TypeError("zero_copy: must be True, False or None, got "
@@ -131,7 +132,7 @@ class Buffer:
             if check_int(num_rdma_bytes, "num_rdma_bytes", 0):
                 raise NotImplementedError("num_rdma_bytes: must be 0, all ranks share one NVLink "
                                           f"domain; got {num_rdma_bytes}")
-            if low_latency_mode:
+            if as_bool(low_latency_mode, "low_latency_mode"):
                 raise NotImplementedError("low_latency_mode: must be False in this release")
             check_int(num_qps_per_rank, "num_qps_per_rank", 1)
             timeout_ns(timeout_s)
@@ -349,7 +350,7 @@ class Buffer:
                 much.
         """
         core = self._live_core()
-        if use_rdma_buffer:
+        if as_bool(use_rdma_buffer, "use_rdma_buffer"):
             raise ValueError("use_rdma_buffer: must be False, this buffer has no RDMA memory")
         if not (self.num_nvl_bytes or self.arena_limit_bytes):
             raise ValueError("num_nvl_bytes: must be given for get_local_buffer_tensor; an arena "
@@ -444,6 +445,8 @@ class Buffer:
     def _launch(self, call, num_sms, ring, previous_event, async_finish, allocate_on_comm_stream):
         """The `Launch` of a call, whose results `call` then allocates."""
         core = self._core
+        async_finish = as_bool(async_finish, "async_finish")
+        allocate_on_comm_stream = as_bool(allocate_on_comm_stream, "allocate_on_comm_stream")
         previous = None
         if previous_event is not None:
             previous = event_of(previous_event, core.executor)
@@ -463,8 +466,8 @@ class Buffer:
             self._results.begin(call, previous is None)
         self._library = call.library
         self.last_num_sms = num_sms
-        return Launch(call.stream, previous, num_sms, waits, bool(async_finish) and not waits,
-                      graph, *ring)
+        return Launch(call.stream, previous, num_sms, waits, async_finish and not waits, graph,
+                      *ring)
 
     def _host_waits(self, call, async_finish):
         """Whether the host waits for the end of a call that is not captured."""

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: MIT
 """What a buffer's ranks give each other, checked: the group is somebody else's code."""
 
-import operator
+from deepep_ptx.checks import as_int
 
 
 class CheckedGroup:
     """`group`, as `as_comm` gives it, of which nothing is believed unseen.
 
-    rank, size: ints.  executor, ranks_per_node: the group's, which may have none of the latter.
+    rank, size: ints.  executor, ranks_per_node: the group's; without the latter all ranks are of
+    one.
+
+    Raises:
+        TypeError: one of the numbers is no integer.
     """
 
     def __init__(self, group):
         self.group = group
-        self.rank = operator.index(group.rank)
-        self.size = operator.index(group.size)
+        self.rank = as_int(group.rank, "group: rank")
+        self.size = as_int(group.size, "group: size")
         self.executor = getattr(group, "executor", None)
-        self.ranks_per_node = getattr(group, "ranks_per_node", self.size)
+        self.ranks_per_node = as_int(getattr(group, "ranks_per_node", self.size),
+                                     "group: ranks_per_node")
 
     def __repr__(self):
         return f"<CheckedGroup of {self.group!r}>"
@@ -30,7 +35,8 @@ class CheckedGroup:
         if not isinstance(everybody, (list, tuple)) or len(everybody) != self.size:
             raise self.refusal(f"{everybody!r}")
         for rank, entry in enumerate(everybody):
-            if type(entry) is not tuple or len(entry) != 2 or entry[0] != rank:
+            if (type(entry) is not tuple or len(entry) != 2 or type(entry[0]) is not int
+                    or entry[0] != rank):
                 raise self.refusal(f"{entry!r} as entry {rank}")
         return [entry[1] for entry in everybody]
 

@@ -29,6 +29,22 @@ def check_int(value, name, low, high=None):
     return number
 
 
+def check_choice(value, name, accepted):
+    """`value`, which is one of `accepted`, texts or None; else `ValueError`."""
+    if not (value is None or isinstance(value, str)) or value not in accepted:
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, accepted))}")
+    return value
+
+
+def as_bool(value, name):
+    """`value` as a bool; `TypeError` for what is neither true nor false, as an array."""
+    try:
+        return bool(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: must be True or False, got {type(value).__name__}: "
+                        f"{error}") from error
+
+
 def check_shape(value, name):
     """`value` as a tuple of ints, each at least 0; errors as above."""
     try:

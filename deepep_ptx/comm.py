@@ -6,6 +6,8 @@ A group has `rank`, `size`, `allgather(obj)` and `barrier()`.  `run_ranks` gives
 four.
 """
 
+import numbers
+
 from deepep_ptx.checked_group import CheckedGroup
 from deepep_ptx.errors import DeepEPError
 from deepep_ptx.groups import from_mpi, from_torch
@@ -89,7 +91,8 @@ def all_or_none(group, step, *args):
         raise
     everybody = group.allgather((result, None))
     for rank, entry in enumerate(everybody):
-        if type(entry) is not tuple or len(entry) != 2:
+        if (type(entry) is not tuple or len(entry) != 2
+                or not (entry[1] is None or isinstance(entry[1], str))):
             raise group.refusal(f"{entry!r} of rank {rank}, which is in another collective")
         if entry[1] is not None:
             raise DeepEPError(f"rank {rank} failed: {entry[1]}")
@@ -97,4 +100,4 @@ def all_or_none(group, step, *args):
 
 
 def _is_integer(value):
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -10,6 +10,7 @@ import time
 
 from deepep_ptx._cuda import device_count
 from deepep_ptx._emu import MAX_RANKS, World
+from deepep_ptx.checks import as_int, check_choice
 from deepep_ptx.comm import RankComm
 from deepep_ptx.cuda_ranks import CudaWorld
 from deepep_ptx.errors import Aborted, KernelFault, RankError
@@ -67,11 +68,11 @@ def run_ranks(
     """
     if not callable(fn):
         raise TypeError(f"fn: expected a function of (comm, *args), got {type(fn).__name__}")
-    _check_choice("executor", executor, EXECUTORS)
-    _check_choice("arch", arch, (None, *ARCHS))
+    check_choice(executor, "executor", EXECUTORS)
+    check_choice(arch, "arch", (None, *ARCHS))
     if executor is None:
         executor = os.environ.get("DEEPEP_PTX_EXECUTOR") or ("cuda" if device_count() else "emu")
-        _check_choice("DEEPEP_PTX_EXECUTOR", executor, EXECUTORS[1:])
+        check_choice(executor, "DEEPEP_PTX_EXECUTOR", EXECUTORS[1:])
     # Also on GPUs: it checks the arguments that both take.
     world = World(num_ranks, scheduler=scheduler, checks=checks, seed=seed, timeout_s=timeout_s)
     num_ranks = world.num_ranks
@@ -190,17 +191,12 @@ def _raise_failure(world, outcomes):
         del failure, cause, fault, error     # else the traceback and its frame keep each other
 
 
-def _check_choice(name, value, accepted):
-    if value not in accepted:
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, accepted))}")
-
-
 def _checked_devices(devices, num_ranks):
     if devices is None:
         return None
     try:
-        numbers = [device.__index__() for device in devices]
-    except (TypeError, AttributeError):
+        numbers = [as_int(device, "devices") for device in devices]
+    except TypeError:
         raise TypeError(
             f"devices: expected {num_ranks} device indices, one per rank, or None; got {devices!r}"
         ) from None
@@ -214,11 +210,7 @@ def _checked_devices(devices, num_ranks):
 def _checked_node(ranks_per_node, num_ranks):
     if ranks_per_node is None:
         return num_ranks
-    if not hasattr(ranks_per_node, "__index__"):
-        raise TypeError(
-            f"ranks_per_node: expected an integer or None, got {type(ranks_per_node).__name__}"
-        )
-    number = ranks_per_node.__index__()
+    number = as_int(ranks_per_node, "ranks_per_node")
     if not 1 <= number <= num_ranks or num_ranks % number:
         raise ValueError(f"ranks_per_node: must divide num_ranks = {num_ranks}, got {number}")
     return number

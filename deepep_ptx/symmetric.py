@@ -77,9 +77,27 @@ def add_segment(group, core, nbytes):
 
     try:
         all_or_none(group, open_all, all_or_none(group, add))
-    except BaseException:           # all ranks come here, whatever one of them has met
-        _drop(group, core, mine)
+    except BaseException as error:  # all ranks come here, whatever one of them has met
+        try:
+            _drop(group, core, mine)
+        except Exception as untold:     # a group that tells ranks different things
+            error.add_note(f"and the segment was not given back: {type(untold).__name__}: {untold}")
         raise
+
+
+def _gather(group, mine):
+    # Who is told something else of itself goes to other collectives than the others, or to none.
+    everybody = group.allgather(mine)
+    own = everybody[group.rank]
+    if not _is_about(own) or own != mine:
+        raise group.refusal(f"{own!r} of this rank")
+    return everybody
+
+
+def _is_about(entry):
+    """Whether it is what a rank gives that gathers: a word, and a number or None."""
+    return (type(entry) is tuple and len(entry) == 2 and type(entry[0]) is str
+            and type(entry[1]) in (int, type(None)))
 
 
 def gather(group, what, number):
@@ -88,20 +106,26 @@ def gather(group, what, number):
     Raises:
         DeepEPError: another rank is in another collective: it made another call.
     """
-    everybody = group.allgather((what, number))
+    everybody = _gather(group, (what, number))
     for rank, entry in enumerate(everybody):
-        if not (isinstance(entry, tuple) and len(entry) == 2 and entry[0] == what):
+        if not _is_about(entry) or entry[0] != what:
             raise DeepEPError(f"rank {rank} takes no part in {what}: its call was another one, or "
                               "had other arguments; call reset() on all ranks")
-        if type(entry[1]) is not int or not 0 <= entry[1] <= MOST:
+        if entry[1] is None or not 0 <= entry[1] <= MOST:
             raise group.refusal(f"{entry!r} of rank {rank}")
     return [entry[1] for entry in everybody]
 
 
 def meet_for_reset(group):
     """Returns when all ranks are here; one that waits for others elsewhere raises there first."""
-    while any(entry != ("a reset", None) for entry in group.allgather(("a reset", None))):
-        pass
+    mine = "a reset", None
+    everybody = [None]
+    while any(entry != mine for entry in everybody):
+        everybody = _gather(group, mine)
+        # Others may be in a `gather`.
+        for rank, entry in enumerate(everybody):
+            if not _is_about(entry):
+                raise group.refusal(f"{entry!r} of rank {rank}, which is in another collective")
 
 
 def grow(group, core, needed_bytes):

@@ -162,5 +162,5 @@ def test_a_rank_that_a_world_does_not_have(rank):
                  lambda: world.executor(rank)):
         with pytest.raises(ValueError, match=r"^rank: must be in \[0, 1\], got "):
             call()
-    with pytest.raises(TypeError, match=r"^rank: expected an integer"):
+    with pytest.raises(TypeError, match=r"^rank: must be an integer"):
         world.skip_rank("1")

@@ -802,7 +802,7 @@ def test_world_executor_waits_in_the_callers_thread():
         ({"devices": [0]}, ValueError, "devices: must be 2 device indices"),
         ({"devices": 3}, TypeError, "devices: expected 2 device indices"),
         ({"ranks_per_node": 3}, ValueError, "ranks_per_node: must divide num_ranks = 2"),
-        ({"ranks_per_node": 0.5}, TypeError, "ranks_per_node: expected an integer"),
+        ({"ranks_per_node": 0.5}, TypeError, "ranks_per_node: must be an integer"),
     ],
 )
 def test_bad_arguments(keywords, kind, text):
@@ -819,7 +819,7 @@ def test_bad_num_ranks(num_ranks):
 def test_bad_function_and_count():
     with pytest.raises(TypeError, match="fn: "):
         run_ranks(3, 2)
-    with pytest.raises(TypeError, match="num_ranks: expected an integer"):
+    with pytest.raises(TypeError, match="num_ranks: must be an integer"):
         run_ranks(lambda comm: None, "2")
 
 

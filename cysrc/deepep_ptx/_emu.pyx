@@ -31,6 +31,7 @@ from deepep_ptx._executor cimport (
     EP_ERR_ABORTED, EP_ERR_ARGUMENT, EP_ERR_MEMORY, EP_ERR_TIMEOUT, EP_HANDLE_BYTES, EP_OK,
 )
 
+from deepep_ptx.checks import check_choice, check_int
 from deepep_ptx.errors import Aborted, DeepEPError, DeepEPTimeoutError, KernelFault
 
 cdef extern from "Python.h":
@@ -53,23 +54,6 @@ cdef uint32_t ROUNDS_PER_LOOK = 256
 cdef uint64_t MAX_U32 = 0xffffffff
 
 
-def _choice(name, value, accepted):
-    if value not in accepted:
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, accepted))}")
-    return accepted[value]
-
-
-def _integer(name, value, low, high):
-    try:
-        number = value.__index__()
-    except AttributeError:
-        raise TypeError(f"{name}: expected an integer in [{low}, {high}], "
-                        f"got {type(value).__name__}") from None
-    if not low <= number <= high:
-        raise ValueError(f"{name}: must be in [{low}, {high}], got {number}")
-    return number
-
-
 def _generation(arch):
     return int(arch.removeprefix("sm_").rstrip("af"))
 
@@ -80,6 +64,8 @@ def limit_ns(name, seconds):
         return FOREVER
     try:
         value = float(seconds)
+    except OverflowError:
+        value = float("inf")
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected seconds or None, got {seconds!r}") from None
     if not 0 < value < 1e10:
@@ -188,14 +174,14 @@ cdef class World:
                   instruction_limit=INSTRUCTION_LIMIT, timeout_s=None):
         cdef emu_options options
         memset(&options, 0, sizeof(options))
-        options.num_ranks = _integer("num_ranks", num_ranks, 1, MAX_RANKS)
-        options.sms_per_rank = _integer("sms_per_rank", sms_per_rank, 1, 1024)
-        options.cta_smem = _integer("cta_smem", cta_smem, 0, CTA_SMEM)
-        options.scheduler = _choice("scheduler", scheduler, SCHEDULERS)
-        options.checks = _choice("checks", checks, CHECKS)
-        options.seed = _integer("seed", seed, 0, 2**64 - 1)
-        options.stall_limit = _integer("stall_limit", stall_limit, 1, 2**63)
-        options.instruction_limit = _integer("instruction_limit", instruction_limit, 1, 2**63)
+        options.num_ranks = check_int(num_ranks, "num_ranks", 1, MAX_RANKS)
+        options.sms_per_rank = check_int(sms_per_rank, "sms_per_rank", 1, 1024)
+        options.cta_smem = check_int(cta_smem, "cta_smem", 0, CTA_SMEM)
+        options.scheduler = SCHEDULERS[check_choice(scheduler, "scheduler", SCHEDULERS)]
+        options.checks = CHECKS[check_choice(checks, "checks", CHECKS)]
+        options.seed = check_int(seed, "seed", 0, 2**64 - 1)
+        options.stall_limit = check_int(stall_limit, "stall_limit", 1, 2**63)
+        options.instruction_limit = check_int(instruction_limit, "instruction_limit", 1, 2**63)
         self.num_ranks = options.num_ranks
         self.cta_smem = options.cta_smem
         self.scheduler = scheduler
@@ -235,7 +221,7 @@ cdef class World:
         return 0
 
     cdef uint32_t valid_rank(self, rank) except? 0xffffffff:
-        return _integer("rank", rank, 0, self.num_ranks - 1)
+        return check_int(rank, "rank", 0, self.num_ranks - 1)
 
     def fault(self):
         """The `KernelFault` that ended the run, or None."""
@@ -260,7 +246,7 @@ cdef class World:
         """`nbytes` of uninitialised device memory of `rank`; returns its address there."""
         cdef uint32_t r = self.valid_rank(rank)
         cdef ep_dptr_t va = 0
-        self.check(host_alloc(self.host, r, _integer("nbytes", nbytes, 1, 2**40), name.encode(),
+        self.check(host_alloc(self.host, r, check_int(nbytes, "nbytes", 1, 2**40), name.encode(),
                               &va), r)
         return va
 
@@ -284,7 +270,7 @@ cdef class World:
         `rank`."""
         cdef uint32_t r = self.valid_rank(rank)
         cdef ep_dptr_t out = 0
-        self.check(host_map_peer(self.host, r, _integer("owner", owner, 0, self.num_ranks - 1),
+        self.check(host_map_peer(self.host, r, check_int(owner, "owner", 0, self.num_ranks - 1),
                                  va, 0, &out), r)
         return out
 
@@ -300,7 +286,7 @@ cdef class World:
     def read(self, rank, va, nbytes):
         """`nbytes` bytes at `va` of `rank`, as the kernels left them so far."""
         cdef uint32_t r = self.valid_rank(rank)
-        cdef Py_ssize_t size = _integer("nbytes", nbytes, 0, 2**40)
+        cdef Py_ssize_t size = check_int(nbytes, "nbytes", 0, 2**40)
         cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
         self.check(host_copy_out(self.host, r, PyBytes_AS_STRING(out), va, size, NULL), r)
         return out
@@ -354,7 +340,7 @@ cdef class World:
         if host_holder(self.host) >= 0:
             raise RuntimeError("World.run: ranks of this world have threads")
         if max_virtual_ns is not None:
-            until = host_now(self.host) + _integer("max_virtual_ns", max_virtual_ns, 0, 2**62)
+            until = host_now(self.host) + check_int(max_virtual_ns, "max_virtual_ns", 0, 2**62)
         while True:
             with nogil:
                 result = host_run(self.host, until, ROUNDS_PER_LOOK, touched)
@@ -505,9 +491,9 @@ cdef int fill_launch(ep_launch *launch, World world, Kernel kernel, bytes params
     launch.kernel = kernel.kernel
     launch.params = PyBytes_AS_STRING(params)
     launch.param_bytes = len(params)
-    launch.grid = _integer("grid", grid, 1, MAX_U32)
-    launch.block = _integer("block", block, 1, 1024)
-    launch.smem = _integer("smem", smem, 0, MAX_U32)
+    launch.grid = check_int(grid, "grid", 1, MAX_U32)
+    launch.block = check_int(block, "block", 1, 1024)
+    launch.smem = check_int(smem, "smem", 0, MAX_U32)
     return 0
 
 
@@ -617,7 +603,7 @@ cdef class EmuExecutor(Executor):
         cdef size_t where = address
         if nbytes:
             self.world.check(host_map(self.world.host, self.rank, <void *>where,
-                                      _integer("nbytes", nbytes, 1, 2**48), bool(writable),
+                                      check_int(nbytes, f"{name}: bytes", 1, 2**48), writable,
                                       name.encode(), &va), self.rank)
         return va
 
@@ -644,7 +630,7 @@ cdef class EmuExecutor(Executor):
     def written(self, dptr, nbytes):
         """These bytes were stored through a `host_view`: kernels may read them."""
         self.world.check(host_written(self.world.host, self.rank, dptr,
-                                      _integer("nbytes", nbytes, 0, 2**40)), self.rank)
+                                      check_int(nbytes, "nbytes", 0, 2**40)), self.rank)
 
     @property
     def place(self):
@@ -675,7 +661,7 @@ cdef class EmuExecutor(Executor):
         """
         cdef void *host = NULL
         cdef ep_dptr_t va = 0
-        self.call(self.table.host_alloc(self.table.self, _integer("nbytes", nbytes, 1, 2**40),
+        self.call(self.table.host_alloc(self.table.self, check_int(nbytes, "nbytes", 1, 2**40),
                                         name.encode(), &host, &va))
         return <uint64_t><size_t>host, va
 
@@ -691,7 +677,7 @@ cdef class EmuExecutor(Executor):
 
     def copy_out(self, dptr, nbytes, *, stream=0):
         """Wait for `stream`, then return `nbytes` bytes of device memory."""
-        cdef Py_ssize_t size = _integer("nbytes", nbytes, 0, 2**40)
+        cdef Py_ssize_t size = check_int(nbytes, "nbytes", 0, 2**40)
         cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
         cdef char *dst = PyBytes_AS_STRING(out)
         cdef ep_dptr_t src = dptr
@@ -704,8 +690,8 @@ cdef class EmuExecutor(Executor):
 
     def fill(self, dptr, value, nbytes, *, stream=0):
         """Set `nbytes` bytes to `value` in [0, 255], in stream order."""
-        self.call(self.table.fill(self.table.self, dptr, _integer("value", value, 0, 255),
-                                  _integer("nbytes", nbytes, 0, 2**40), <void *><size_t>stream))
+        self.call(self.table.fill(self.table.self, dptr, check_int(value, "value", 0, 255),
+                                  check_int(nbytes, "nbytes", 0, 2**40), <void *><size_t>stream))
 
     def export_memory(self, dptr):
         """A handle (bytes) of the allocation that starts at `dptr`."""
@@ -820,8 +806,8 @@ cdef class EmuExecutor(Executor):
         """CTAs of `kernel` that run on this rank's device at the same time."""
         cdef uint32_t ctas = 0
         self.call(self.table.max_resident(self.table.self, kernel.kernel,
-                                          _integer("block", block, 1, 1024),
-                                          _integer("smem", smem, 0, MAX_U32), &ctas))
+                                          check_int(block, "block", 1, 1024),
+                                          check_int(smem, "smem", 0, MAX_U32), &ctas))
         return ctas
 
     cdef int call(self, int code) except -1:
