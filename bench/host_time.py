@@ -29,7 +29,7 @@ from pathlib import Path
 import null_gpu
 import torch
 
-from deepep_ptx import Buffer, __version__, measure
+from deepep_ptx import Buffer, __version__, catalogue, measure
 from deepep_ptx.comm import as_comm
 
 WARM_UP = 20        # series
@@ -59,6 +59,7 @@ def main():
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(record, indent=1) + "\n")
+    catalogue.warn_if_stale()
     return 0
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from deepep_ptx import Buffer, __version__
+from deepep_ptx import Buffer, __version__, catalogue
 
 MODES = {"lent": None, "views": True, "copies": False}
 FLUSH_BYTES = 256 << 20
@@ -131,6 +131,7 @@ def main():
                 "version": __version__, "ranks": len(everybody),
                 **{k: v for k, v in vars(args).items() if k != "out"}, "medians": medians,
             }, indent=1) + "\n")
+        catalogue.warn_if_stale()
     distributed.destroy_process_group()
 
 

@@ -3,6 +3,7 @@
 
 import difflib
 import functools
+import sys
 from pathlib import Path
 
 import deepep_ptx
@@ -22,6 +23,14 @@ def is_stale(root=None):
     """
     root = Path(deepep_ptx.__file__).parents[1] if root is None else root
     return (root / variants.TABLE).is_file() and not current(root)
+
+
+def warn_if_stale():
+    """Say on stderr, once a figure or a verdict was printed, that it is about the older text."""
+    if is_stale():
+        sys.stdout.flush()
+        print(f"deepep-ptx: warning: {STALE}, and all of this is about the older text: `make gen`",
+              file=sys.stderr)
 
 
 def archs():

@@ -7,7 +7,7 @@ import functools
 import json
 from pathlib import Path
 
-from deepep_ptx import run_ranks, select
+from deepep_ptx import catalogue, run_ranks, select
 from deepep_ptx.bench import rounds
 from deepep_ptx.bench.case import FP8_WHATS, WHATS, Case
 from deepep_ptx.bench.figures import counts_of
@@ -71,6 +71,7 @@ def main():
     now = {}
     for of in data_paths():
         now |= counted(*of)
+    catalogue.warn_if_stale()
     if write:
         RECORD.write_text(json.dumps(now, indent=1) + "\n")
         print(f"counts: {RECORD.name} has {len(now)} calls")

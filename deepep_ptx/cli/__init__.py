@@ -32,7 +32,8 @@ def main(argv=None):
             try:
                 return args.command(args)
             finally:
-                _say_if_stale(argv[0])
+                if argv[0] not in LOOK_FOR_THEMSELVES:
+                    importlib.import_module("deepep_ptx.catalogue").warn_if_stale()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -88,18 +89,6 @@ def parser(names=COMMANDS):
 def _drop_output():
     """Leave nothing to flush at exit, where nobody takes it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _say_if_stale(command):
-    """What was reported is about the text in the package; where a clone holds another, say so."""
-    if command in LOOK_FOR_THEMSELVES:
-        return
-    from deepep_ptx import catalogue
-
-    if catalogue.is_stale():
-        sys.stdout.flush()
-        print(f"deepep-ptx: warning: {catalogue.STALE}, and all of this is about the older text: "
-              "`make gen`", file=sys.stderr)
 
 
 def settings_of(args):

@@ -81,7 +81,7 @@ def read(path: Path) -> dict:
     try:
         locked = read_toml(path)
         check_fields(locked, {"ptxas": str, "nvdisasm": str}, "the file")
-        for arch in locked.keys() - {"ptxas", "nvdisasm"}:
+        for arch in filter(lambda name: name not in ("ptxas", "nvdisasm"), locked):
             check_fields(locked, {arch: dict}, "the file")
             for symbol, line in locked[arch].items():
                 check_fields(line, _ENTRY, f"{arch}/{symbol}")

@@ -8,6 +8,8 @@ import re
 import pytest
 
 from deepep_ptx.toolchain import lint, lock, params, render, variants
+from deepep_ptx.toolchain.errors import ToolchainError
+from deepep_ptx.toolchain.generate import generate
 from tests.weakened import copy_sources, weaken
 
 
@@ -243,6 +245,26 @@ def test_drift_of_figures_shows_what_differs(tree, tools):
         f"{arch}/ep_copy_vec_ld_na: LDG.E.128 3 -> 0, LDG.E.NA.LTC256B.128 0 -> 2"
         for arch in ("sm_80", "sm_90")
     ]
+
+
+@pytest.mark.parametrize(("old", "new", "says"), [
+    ("[sm_90]", "<<<<<<< HEAD\n[sm_90]", "must be TOML: Invalid statement (at line "),
+    ("[sm_90]", "x = " + "[" * 20_000 + "\n[sm_90]", "must be TOML: it is nested too deeply"),
+    ("ptxas = ", "assembler = ", "the file has no ptxas"),
+    ("registers = ", "register = ", "sm_80/ep_copy_vec_ld_na has no registers"),
+    ("spills = 0", 'spills = "0"', "sm_80/ep_copy_vec_ld_na: spills is '0'"),
+])
+def test_a_damaged_lock_is_an_error_that_names_it(tree, tools, old, new, says):
+    table = rendered_table(tree)
+    text = lock.text_of(table, tree.root, tools)
+    assert old in text
+    tree.write(lock.LOCK, text.replace(old, new))
+    for use in (lock.ship, lambda root: lock.check(table, root, tools)):
+        with pytest.raises(ToolchainError) as caught:
+            use(tree.root)
+        assert str(caught.value).startswith(f"ptx/variants.lock: {says}"), caught.value
+        assert str(caught.value).endswith("; `make lock` writes it anew")
+    generate(tree.root, figures=False)          # what `make lock` begins with
 
 
 def test_figures_ship_with_the_hash_of_their_text(tree, tools):
