@@ -61,8 +61,8 @@ def run(plan, job):
 
 
 def _rank_main(comm, plan, job, order, bar):
-    """(all ranks' wrong arrays, what was measured per contender, launched symbols, device, lines
-    not executed)."""
+    """(all ranks' wrong arrays, what was measured per contender, launched symbols, device, and on
+    rank 0 lines not executed)."""
     machine = machine_of(comm.executor)
     with contextlib.ExitStack() as stack:
         stack.enter_context(collected())
@@ -82,7 +82,10 @@ def _rank_main(comm, plan, job, order, bar):
             wrong = _all_wrong(comm, [_checked(comm, job, call, bar) for call in calls])
         launched = [call.buffer.last_launch for call in calls]
         comm.barrier()
-        missed = [not_executed(comm.executor, contender.symbol) for contender in plan.contenders]
+        missed = None
+        if comm.rank == 0:
+            missed = [not_executed(comm.executor, contender.symbol)
+                      for contender in plan.contenders]
     return wrong, measured, launched, comm.executor.device_name, missed
 
 

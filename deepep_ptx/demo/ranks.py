@@ -30,7 +30,7 @@ class RankOutput:
     executor: str
     arch: str
     virtual_ns: int | None # None on GPUs
-    not_executed: list | None      # lines, of the whole run so far; see `emu.coverage`
+    not_executed: list | None      # lines, of the whole run, on rank 0; see `emu.coverage`
 
 
 def rank_main(comm, job, wanted, bar):
@@ -88,7 +88,7 @@ def rank_main(comm, job, wanted, bar):
                 executor=executor.name,
                 arch=executor.arch,
                 virtual_ns=executor.now if executor.name == "emu" else None,
-                not_executed=not_executed(executor),
+                not_executed=not_executed(executor) if comm.rank == 0 else None,
             )
 
         if any(comm.allgather(mismatches(comm.rank, arrays, wanted[comm.rank]) != [])):

@@ -100,7 +100,7 @@ def make_report(job, outputs, mismatches, check_s):
         virtual_ns=(None if outputs[0].virtual_ns is None
                     else max(output.virtual_ns for output in outputs)),
         wall_s={**wall_s, "check": check_s},
-        not_executed=outputs[-1].not_executed,
+        not_executed=outputs[0].not_executed,
         mismatches=mismatches,
     )
 
