@@ -9,7 +9,7 @@ from importlib import resources
 
 from deepep_ptx.errors import DeepEPError
 from deepep_ptx.rendered import read_index
-from deepep_ptx.toolchain.variants import MIN_STAGES, STAGE_EXTRA, USES
+from deepep_ptx.toolchain.variants import USES, least_smem
 
 DEFAULT_POLICY = "fast"
 _POLICY_VARIABLES = ("DEEPEP_PTX_POLICY", "DISABLE_AGGRESSIVE_PTX_INSTRS")
@@ -121,12 +121,6 @@ def is_defined(variant):
         return None
     defined = load_table()["policies"]
     return not variant["policy"] or variant["site"] in defined[variant["policy"]]["defined"]
-
-
-def least_smem(variant, num_ranks):
-    """Bytes of shared memory without which a CTA of `variant` does not run."""
-    return (variant["static_smem"] + variant["smem"] + num_ranks * variant["smem_per_rank"]
-            + variant["rings"] * MIN_STAGES * (variant["stage_bytes"] + STAGE_EXTRA))
 
 
 def _fitting(kernels, policy, origin, cta_smem, num_ranks):

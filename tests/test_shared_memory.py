@@ -47,7 +47,7 @@ def test_variants_that_take_more_are_not_chosen():
 
 def test_a_variant_takes_more_with_more_ranks():
     (row,) = (v for v in select.load_table()["variants"] if v["symbol"] == "ep_dispatch_bulk")
-    least = select.least_smem(row, 8)
+    least = variants.least_smem(row, 8)
     assert symbols("bulk", cta_smem=least, num_ranks=8)["dispatch"] == "ep_dispatch_bulk"
     with pytest.raises(ValueError, match=rf"^policy: 'bulk' has no variant for {least} bytes of "
                        rf"shared memory per CTA; ep_dispatch_bulk takes {least + 64}$"):

@@ -15,11 +15,13 @@ from deepep_ptx.toolchain.preprocess import RenderError
 from deepep_ptx.toolchain.proxy_order import check_proxies
 from deepep_ptx.toolchain.ptxas import Assembly, AssemblyError, Sass, ToolError, Tools, assemble
 from deepep_ptx.toolchain.render import Rendered, render_with_origins
-from deepep_ptx.toolchain.variants import Table, Variant
+from deepep_ptx.toolchain.tickets import Ticket, check_tickets, tickets_of
+from deepep_ptx.toolchain.variants import Table, Variant, least_smem
 
 SPDX = "// SPDX-License-Identifier: MIT"
 MACRO_LINES = 8
 WAIT_LINES = 16  # a wait carries its time limit and its abort test
+SM_REGISTERS = 1 << 16
 
 _OPCODE = r"\s*(?:@!?[%$\w]+\s+)?"
 _STRONG_LOAD = re.compile(_OPCODE + r"ld\.(?:acquire|relaxed|volatile)\b\S*\.global\b")
@@ -129,6 +131,7 @@ def check_variant(variant: Variant, rendered: Rendered, root: Path, tools: Tools
     try:
         assembly = assemble(rendered.text, variant.arch, tools)
         image = decode_rendered(rendered)
+        tickets = tickets_of(rendered)
     except AssemblyError as error:
         return [f"{_place(rendered, line, variant)}: {text}" for line, text in error.messages]
     except ToolError as error:
@@ -144,9 +147,38 @@ def check_variant(variant: Variant, rendered: Rendered, root: Path, tools: Tools
                 *_check_polls(rendered, assembly),
                 *_check_waits(rendered),
                 *check_proxies(variant, rendered),
+                *check_tickets(tickets, assembly),
             )
         ),
+        *(
+            finding
+            for target, cta_smem in variant.also.items()
+            if least_smem(vars(variant) | {"static_smem": image.shared_bytes}, 1) <= cta_smem
+            for finding in _check_target(variant, rendered, target, tickets, tools)
+        ),
     ]
+
+
+def _check_target(
+    variant: Variant, rendered: Rendered, target: str, tickets: list[Ticket], tools: Tools
+) -> Iterator[str]:
+    """Findings about a variant on a GPU that is not of its arch, but runs it."""
+    try:
+        assembly = assemble(rendered.text, target, tools)
+    except AssemblyError as error:
+        for line, text in error.messages:
+            yield f"{_place(rendered, line, variant)}: for {target}: {text}"
+        return
+    except ToolError as error:
+        yield f"{variant}: for {target}: {error}"
+        return
+    if assembly.spills:
+        yield f"{variant}: for {target}: {assembly.spills} bytes of spills"
+    if assembly.registers * variant.threads > SM_REGISTERS:
+        yield (f"{variant}: for {target}: {assembly.registers} registers of each of "
+               f"{variant.threads} threads: an SM has {SM_REGISTERS}")
+    for line, text in check_tickets(tickets, assembly):
+        yield f"{_place(rendered, line, variant)}: for {target}: {text}"
 
 
 def rendered_variants(table: Table, root: Path) -> list[tuple[Variant, Rendered]]:
@@ -216,6 +248,11 @@ def _check_polls(rendered: Rendered, assembly: Assembly) -> Iterator[tuple[int, 
     """
     lines = rendered.text.splitlines()
     loops = _ptx_loops(lines)
+    after = [_successors(i, assembly.sass) for i in range(len(assembly.sass))]
+    before: list[list[int]] = [[] for _ in after]
+    for i, successors in enumerate(after):
+        for successor in successors:
+            before[successor].append(i)
     for number, line in enumerate(lines, start=1):
         if not _STRONG_LOAD.match(line):
             continue
@@ -226,7 +263,7 @@ def _check_polls(rendered: Rendered, assembly: Assembly) -> Iterator[tuple[int, 
         if not any(
             sass.line == number
             and "STRONG" in sass.opcode
-            and _repeated(i, assembly.sass, first, last)
+            and _repeated(i, assembly.sass, after, before, first, last)
             for i, sass in enumerate(assembly.sass)
         ):
             yield number, f"strong load of a loop is not repeated in SASS: {line.strip()}"
@@ -280,16 +317,21 @@ def _ptx_loops(lines: list[str]) -> list[tuple[int, int]]:
     return loops
 
 
-def _repeated(load: int, sass: tuple[Sass, ...], first: int, last: int) -> bool:
-    """Whether instruction `load` lies on a cycle with a branch from PTX lines first to last."""
-    after = _reach(load, [_successors(i, sass) for i in range(len(sass))])
-    before: list[list[int]] = [[] for _ in sass]
-    for i in range(len(sass)):
-        for successor in _successors(i, sass):
-            before[successor].append(i)
+def _repeated(
+    load: int,
+    sass: tuple[Sass, ...],
+    after: list[list[int]],
+    before: list[list[int]],
+    first: int,
+    last: int,
+) -> bool:
+    """Whether instruction `load` lies on a cycle with a branch from PTX lines first to last.
+
+    after, before: of each instruction, those that may follow it, and those that it may follow.
+    """
     return any(
         sass[i].opcode.startswith("BRA") and sass[i].line and first <= sass[i].line <= last
-        for i in after & _reach(load, before)
+        for i in _reach(load, after) & _reach(load, before)
     )
 
 

@@ -38,12 +38,14 @@ class Tools:
 
 @dataclass(frozen=True)
 class Sass:
-    """One machine instruction; `line` is the PTX text's, `targets` are instruction numbers."""
+    """One machine instruction; `line` is the PTX text's, `targets` are instruction numbers,
+    `operands` as the disassembler prints them."""
 
     opcode: str
     line: int | None
     targets: tuple[int, ...]
     falls_through: bool
+    operands: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ _ENDS = ("EXIT", "RET", "BRA")
 def _parse(listing: str) -> tuple[Sass, ...]:
     line = None
     labels: dict[str, int] = {}
-    found: list[tuple[str, int | None, list[str], bool]] = []
+    found: list[tuple[str, int | None, list[str], bool, str]] = []
     for text in listing.splitlines():
         if match := _LINE.match(text):
             line = int(match[1])
@@ -149,8 +151,10 @@ def _parse(listing: str) -> tuple[Sass, ...]:
             ends = opcode.split(".")[0] in _ENDS and not guard
             # A branch may carry its condition as an operand: only the bare form always jumps.
             jumps = not ends or not operands.strip() or operands.strip().startswith("`")
-            found.append((opcode, line, _TARGET.findall(operands), not (ends and jumps)))
+            found.append(
+                (opcode, line, _TARGET.findall(operands), not (ends and jumps), operands.strip())
+            )
     return tuple(
-        Sass(opcode, line, tuple(labels[t] for t in targets if labels[t] < len(found)), falls)
-        for opcode, line, targets, falls in found
+        Sass(opcode, line, tuple(labels[t] for t in targets if labels[t] < len(found)), *more)
+        for opcode, line, targets, *more in found
     )

@@ -3,7 +3,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,13 @@ _RING_KEYS = ("rings", "stages", "stage_bytes")
 _MAX_THREADS = 1024
 
 
+def least_smem(variant: Mapping, num_ranks: int) -> int:
+    """Bytes of shared memory without which a CTA of `variant`, a row of variants.json, does not run
+    in a group of `num_ranks`."""
+    return (variant["static_smem"] + variant["smem"] + num_ranks * variant["smem_per_rank"]
+            + variant["rings"] * MIN_STAGES * (variant["stage_bytes"] + STAGE_EXTRA))
+
+
 class TableError(ToolchainError):
     """variants.toml cannot be read; the text starts with the file and the table's name."""
 
@@ -70,7 +77,8 @@ class Variant:
     `kernel_id` is its EP_KERNEL_* constant, `sass` what its policy's load must become.  A launch
     takes `smem` + num_ranks * `smem_per_rank` bytes of dynamic shared memory, and for each of
     `rings` rings 16 bytes for a mbarrier and `stage_bytes` per stage; `stages` and `stage_bytes`
-    are defaults.
+    are defaults.  `also` are the GPUs beside its arch's that it may
+    run on, with the bytes of shared memory that a CTA can have there.
     """
 
     kernel: str
@@ -93,6 +101,7 @@ class Variant:
     defines: dict[str, int]
     site: str | None
     sass: str | None
+    also: dict[str, int]
 
     @property
     def file(self) -> str:
@@ -172,7 +181,11 @@ class _Reader:
 
     def arch(self, name: str, body) -> str:
         where = f"arch.{name}"
-        self.section(where, body, {"version": str}, ["version"])
+        self.section(where, body, {"version": str, "also": dict}, ["version"])
+        for target, cta_smem in body.get("also", {}).items():
+            if not re.fullmatch(r"sm_\d+", target):
+                raise self.error(where, f"also has {target!r}, not of the form 'sm_86'")
+            self.of_type(where, f"also.{target}", cta_smem, int)
         if not re.fullmatch(r"\d+\.\d+", body["version"]):
             raise self.error(where, f"version is {body['version']!r}, not of the form '7.8'")
         return body["version"]
@@ -282,6 +295,7 @@ class _Reader:
                 defines=dict(body.get("defines", {})),
                 site=body.get("site"),
                 sass=self.policies[policy].sass[arch] if policy else None,
+                also=self.document["arch"][arch].get("also", {}),
             )
             for arch in body["arch"]
             for policy in (policies or [None])

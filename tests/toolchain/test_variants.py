@@ -46,6 +46,9 @@ def test_axes(tree):
         ('sm_80 = "LDG.E.128.CONSTANT", ', "", "sass lacks sm_80, which copy takes"),
         ("UNROLL = 2", 'UNROLL = "2"', "defines.UNROLL is '2', not of type int"),
         ('version = "7.4"', 'version = "7"', "not of the form '7.8'"),
+        ('"7.4"', '"7.4", also = ["sm_86"]', "also is ['sm_86'], not of type dict"),
+        ('"7.4"', '"7.4", also = { "86" = 1 }', "also has '86', not of the form 'sm_86'"),
+        ('"7.4"', '"7.4", also = { sm_86 = "1" }', "also.sm_86 is '1', not of type int"),
         ("[arch]", "[arches]", "unknown table 'arches'; did you mean 'arch'?"),
         ("[arch]", "[arch", "ptx/variants.toml: "),
         (
