@@ -146,6 +146,13 @@ def test_cases_and_candidates():
     assert {one.sms for one in found} == {4, 8, 16}
 
 
+def test_a_path_that_shared_memory_has_no_room_for_is_left_out():
+    made = planned(policies=("fast", "bulk"), cta_smem=99 << 10)
+    assert {one.policy for one in made.candidates["dispatch"]} == {"ld_na", "bulk"}
+    assert {one.policy for one in made.candidates["combine_pull"]} == {"ld_na"}
+    assert {one.policy for one in made.candidates["combine_push"]} == {"ld_na"}
+
+
 def test_undefined_loads_are_left_out_where_they_are_undefined():
     made = planned(policies=("ld_nc_na", "bulk"))
     assert {one.policy for one in made.candidates["dispatch"]} == {"ld_nc_na", "bulk"}
@@ -241,7 +248,7 @@ class Bar:
 def two_h100s(monkeypatch, tmp_path):
     """The command believes that it is on two of them; the user's files are in tmp_path."""
     class Gpu:
-        device_name, arch = GPU, "sm_90"
+        device_name, arch, cta_smem = GPU, "sm_90", 227 << 10
 
     monkeypatch.setattr(_cuda, "device_count", lambda: 2)
     monkeypatch.setattr(_cuda, "CudaExecutor", lambda device: Gpu)

@@ -123,9 +123,9 @@ def _plan(args):
     num_gpus = _cuda.device_count()
     if num_gpus:
         first = _cuda.CudaExecutor(0)
-        gpu, arch = first.device_name, first.arch
+        gpu, arch, cta_smem = first.device_name, first.arch, first.cta_smem
     elif args.dry_run:
-        (gpu, *_), arch, num_gpus = RATES, ARCHS[-1], args.ranks or 2
+        (gpu, *_), arch, num_gpus, cta_smem = RATES, ARCHS[-1], args.ranks or 2, None
         print(f"no GPU here ({_cuda.why_not()}): as on {num_gpus} of the kind that was measured")
     else:
         raise DeepEPError(f"tune: times calls on GPUs, and none is usable: {_cuda.why_not()}")
@@ -133,7 +133,8 @@ def _plan(args):
     options = {name: getattr(args, name) for name in (
         "devices", "ranks", "ops", "dtypes", "tokens", "hidden", "topk", "experts", "sms",
         "policies", "rounds", "seed", "timeout_s")}
-    return plan.make(gpu=gpu, arch=arch, num_gpus=num_gpus, knobs=knobs, **options)
+    return plan.make(gpu=gpu, arch=arch, num_gpus=num_gpus, cta_smem=cta_smem, knobs=knobs,
+                     **options)
 
 
 def _joined(values):

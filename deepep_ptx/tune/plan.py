@@ -2,6 +2,7 @@
 """What a tuning run measures: cases, the candidates of each, rounds, and what they cost."""
 
 import dataclasses
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -121,13 +122,14 @@ class Plan:
         return made
 
 
-def make(*, gpu, arch, num_gpus, devices=None, ranks=None, ops=OPS, dtypes=("bf16",),
+def make(*, gpu, arch, num_gpus, cta_smem=None, devices=None, ranks=None, ops=OPS, dtypes=("bf16",),
          tokens=TOKENS, hidden=None, topk=None, experts=None, sms=SMS, policies=POLICIES, knobs=(),
          rounds=40, seed=0, timeout_s=10.0):
     """The `Plan` of a run.
 
     Args:
-        gpu, arch: name and target of the GPUs.  num_gpus: on this machine.
+        gpu, arch: name and target of the GPUs.  num_gpus: on this machine.  cta_smem: bytes of
+            shared memory that a CTA can have, None: as much as variants take.
         devices: GPU of each rank; None: in turn.  ranks: None: as many as devices, else as GPUs.
         ops, dtypes, tokens, sms, policies: all combinations; combines are of bf16 only.
         hidden, topk, experts: of all calls; None: as `deepep-ptx bench` has them.
@@ -162,19 +164,21 @@ def make(*, gpu, arch, num_gpus, devices=None, ranks=None, ops=OPS, dtypes=("bf1
                   for number in sorted(set(tokens)) if dtype == "bf16" or op == "dispatch")
     if not cases:
         raise ValueError("--dtypes: must have bf16 for combine, which adds nothing else")
+    choose = functools.partial(select.choose, arch=arch, origin="--policies", cta_smem=cta_smem,
+                               num_ranks=len(devices))
     return Plan(gpu=gpu, arch=arch, devices=devices, cases=cases,
-                candidates={op: _candidates(op, arch, sorted(set(sms)), policies, dict(knobs))
+                candidates={op: _candidates(op, choose, sorted(set(sms)), policies, dict(knobs))
                             for op in dict.fromkeys(case.op for case in cases)},
                 hidden=shape["hidden"], topk=shape["topk"], experts=shape["experts"],
                 rounds=rounds, seed=seed, timeout_s=timeout_s)
 
 
-def _candidates(op, arch, sms, policies, knobs):
+def _candidates(op, choose, sms, policies, knobs):
     """All combinations; a policy whose loads PTX does not define in the op's kernel is left out,
-    and of several names for one variant the first stays."""
+    and of several names for one variant the first stays.  choose: `select.choose` of a policy."""
     variants = {}
     for policy in policies:
-        kernel = select.choose(policy, arch, origin="--policies")[kernel_of(op)]
+        kernel = choose(policy)[kernel_of(op)]
         if select.is_defined(kernel):
             variants.setdefault(kernel["symbol"], kernel)
     if not variants:
