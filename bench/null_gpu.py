@@ -48,8 +48,8 @@ class Copies:
         self.executor = executor
 
     def allgather(self, obj):
-        """What each rank would give."""
-        return [obj] * self.size
+        """What each rank would give: `obj` behind its own number (deepep_ptx/checked_group.py)."""
+        return [(rank, obj[1]) for rank in range(self.size)]
 
     def barrier(self):
         """Everybody is there."""

@@ -47,6 +47,10 @@ class EventOverlap:
     """
 
     def __init__(self, event=None, extra_tensors=None, hook_after_wait=None):
+        if not (event is None or hasattr(event, "current_stream_wait")
+                or hasattr(event, "cuda_event")):
+            raise TypeError("event: must be None, an EventHandle or an event with cuda_event, got "
+                            f"{type(event).__name__}")
         self.event = event
         self.extra_tensors = extra_tensors
         self.hook_after_wait = None

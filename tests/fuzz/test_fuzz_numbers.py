@@ -95,6 +95,15 @@ def test_handles_of_other_items(value):
 
 
 @pytest.mark.parametrize("value", NO_INTEGERS.values(), ids=NO_INTEGERS)
+def test_other_events(value):
+    if value is None:
+        EventOverlap(value).current_stream_wait()
+    else:
+        with pytest.raises(TypeError, match="^event: must be None, an EventHandle or an event"):
+            EventOverlap(value)
+
+
+@pytest.mark.parametrize("value", NO_INTEGERS.values(), ids=NO_INTEGERS)
 def test_other_hooks(value):
     if value is None or callable(value):
         assert EventOverlap(hook_after_wait=value).event is None
