@@ -45,5 +45,6 @@ def check_fields(value, fields, where):
     for name, kind in fields.items():
         if name not in value:
             raise ValueError(f"{where} has no {name}")
-        if not isinstance(value[name], kind) or (kind is not bool and isinstance(value[name], bool)):
+        is_bool = isinstance(value[name], bool)         # which is an int to Python
+        if not isinstance(value[name], kind) or is_bool != (kind is bool):
             raise ValueError(f"{where}: {name} is {value[name]!r:.60}")
