@@ -181,7 +181,9 @@ def one_round(comm, buffer, case, inputs):
     assert per_rdma_rank is None
     topk = {} if case["topk_data"] == "none" else {"topk_idx": topk_idx,
                                                     "topk_weights": topk_weights}
-    later = {"async_finish": case["finish"] == "event", "num_sms": case["num_sms"]}
+    # Eight ranks that share a GPU have fewer.
+    num_sms = case["num_sms"] and min(case["num_sms"], buffer._max_sms)
+    later = {"async_finish": case["finish"] == "event", "num_sms": num_sms}
     recv_x, recv_topk_idx, recv_topk_weights, expert_list, handle, event = buffer.dispatch(
         inputs.xs[rank], num_tokens_per_rank=per_rank, is_token_in_rank=in_rank,
         num_tokens_per_expert=per_expert, num_worst_tokens=worst_tokens(case, inputs), **topk,
