@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """torchrun --nproc-per-node N tests/consumers/torchrun_main.py CONSUMER [PROGRAM ...]
 
-Programs of a consumer, all without names, one process per GPU over torch.distributed.
+Programs of a consumer, all without names, one process per rank over torch.distributed.
 
-vLLM gives a gloo group of CPUs, the others give the nccl group.
+vLLM gives a gloo group of CPUs, the others give the nccl group, or where ranks share GPUs, which
+NCCL refuses, a gloo group too.
 """
 
 import importlib
@@ -23,9 +24,11 @@ from torch import distributed  # noqa: E402
 def main(consumer, *names):
     from tests.consumers import common
 
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    num_gpus = torch.cuda.device_count()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % num_gpus)
     torch.cuda.set_device(device)
-    distributed.init_process_group("nccl")
+    shared = int(os.environ["LOCAL_WORLD_SIZE"]) > num_gpus
+    distributed.init_process_group("gloo" if shared else "nccl")
     cpus = distributed.new_group(backend="gloo")
     group = cpus if consumer == "vllm" else distributed.group.WORLD
     place = common.Place(group, distributed.get_rank(), distributed.get_world_size(), device,
