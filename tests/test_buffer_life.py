@@ -170,18 +170,26 @@ def test_without_zero_copy_results_are_copies():
         assert used == 0 and copied > 0
 
 
-def test_last_launch_names_the_variants():
+@pytest.mark.parametrize("switch, form", [("1", "ld_relaxed_sys"), ("0", "ld_nc_na")])
+def test_last_launch_names_the_variants(switch, form, monkeypatch):
+    """DeepEP's switch is about load forms: a combine that pulls keeps its bulk copies."""
+    monkeypatch.delenv("DEEPEP_PTX_POLICY", raising=False)
+    monkeypatch.setenv("DISABLE_AGGRESSIVE_PTX_INSTRS", switch)
+
     def main(comm):
-        with Buffer(comm, policy="safe") as buffer:
+        with Buffer(comm) as buffer:
             recv_x, _, _, _, handle, _ = dispatch(buffer, *tokens(comm.rank))
             after_dispatch = buffer.last_launch
             buffer.combine(recv_x, handle)
-            return after_dispatch, buffer.last_launch
+            after_pull = buffer.last_launch
+            buffer.combine(recv_x.copy(), handle)
+            return after_dispatch, after_pull, buffer.last_launch
 
-    for after_dispatch, after_combine in run_ranks(main, 2):
+    for after_dispatch, after_pull, after_push in run_ranks(main, 2):
         # recv_src_idx, which the handle keeps, is copied
-        assert after_dispatch == ("ep_dispatch_vec_ld_relaxed_sys", "ep_copy")
-        assert after_combine == ("ep_combine_vec_ld_relaxed_sys",)
+        assert after_dispatch == (f"ep_dispatch_vec_{form}", "ep_copy")
+        assert after_pull == ("ep_combine_bulk",)
+        assert after_push == (f"ep_combine_vec_{form}",)
 
 
 # -- no room ----------------------------------------------------------------------------------
