@@ -182,7 +182,10 @@ def _check_target(
 
 
 def rendered_variants(table: Table, root: Path) -> list[tuple[Variant, Rendered]]:
-    """All variants with their texts, in table order. Raises RenderError."""
+    """All variants with their texts, in table order. Raises RenderError.
+
+    One after the other: pcpp has global state.
+    """
     return [(variant, render_with_origins(variant, root)) for variant in table.variants]
 
 

@@ -25,7 +25,8 @@ def ours(tmp_path):
 
 def test_ours():
     table = variants.load(ROOT, params.load(ROOT))
-    texts = [render.render_with_origins(variant, ROOT) for variant in table.variants]
+    texts = [render.render_with_origins(variant, ROOT) for variant in table.variants
+             if variant.policy in (None, "ld_na") and variant.arch == "sm_90"]
     assert list(roles.check_roles(ROOT, texts)) == []
 
 
