@@ -154,8 +154,8 @@ cdef Kernel wrap_kernel(World world, host_kernel *kernel, str symbol, int param_
 cdef class World:
     """`num_ranks` virtual GPUs of one run.
 
-    sms_per_rank: SMs of each.  cta_smem: bytes of shared memory that a CTA can have; an SM has 1 KiB
-    more.  scheduler: "rr" (every warp in turn; bulk copies are done at the end
+    sms_per_rank: SMs of each.  cta_smem: bytes of shared memory that a CTA can have, at most 227
+    KiB; an SM has 1 KiB more.  scheduler: "rr" (every warp in turn; bulk copies are done at the end
     of the round), "random" (any order and pace, of copies and CTAs too) or "late-async" (like "rr",
     but bulk copies are as late as they may be); in the last two, lanes that came apart stay so
     until a `.sync` instruction brings them together.  checks: "all", or "off" to leave out the
