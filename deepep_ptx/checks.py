@@ -38,6 +38,8 @@ def check_choice(value, name, accepted):
 
 def as_bool(value, name):
     """`value` as a bool; `TypeError` for what is neither true nor false, as an array."""
+    if value is True or value is False:
+        return value
     try:
         return bool(value)
     except (TypeError, ValueError) as error:

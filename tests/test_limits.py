@@ -103,6 +103,8 @@ def test_the_limits_are_those_of_32_bits():
      "x: hidden must be at most 16777215, got 16777216"),
     ("dispatch", {"x": declared((3, 1 << 33), np.int64)},
      "x: hidden must be at most 16777215, got 8589934592"),
+    ("dispatch", {"x": np.lib.stride_tricks.as_strided(np.zeros(16, np.uint8), (1, 1 << 61))},
+     "x: hidden must be at most 16777215, got 2305843009213693952"),
     ("dispatch", {"x": (np.zeros((3, 16), np.uint8), declared((3, 1 << 24), np.uint8))},
      "x[1]: num_scales must be at most 16777215, got 16777216"),
     ("dispatch", {"x": np.zeros((3, 16), np.uint8), "num_worst_tokens": MAX_CHOICE_ROWS + 1},
