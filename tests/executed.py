@@ -167,6 +167,41 @@ def overlapping(comm, use):
         life.check_round(buffer, comm.size)
 
 
+SPIN = """
+.version 7.4
+.target sm_80
+.address_size 64
+.visible .entry spin(.param .align 8 .b8 p[8])
+{
+    .reg .b32 n;  .reg .pred q;
+    ld.param.u32    n, [p];
+$again:
+    sub.u32         n, n, 1;
+    setp.ne.u32     q, n, 0;
+    @q bra          $again;
+    ret;
+}
+"""
+
+
+def late_rank(comm):
+    """Rank 1 is busy for thousands of polls of the others; then all is right."""
+    executor = comm.executor
+    busy = executor.load("spin", SPIN, 8)
+    with Buffer(comm) as buffer:
+        x, idx, weights = life.tokens(comm.rank)
+        layout = buffer.get_dispatch_layout(idx, life.E)
+        recv_x, *_, handle, _ = buffer.dispatch(
+            x, num_tokens_per_rank=layout[0], is_token_in_rank=layout[3],
+            num_tokens_per_expert=layout[2], topk_idx=idx, topk_weights=weights)
+        for call in (partial(buffer.dispatch, x, handle=handle),
+                     partial(buffer.combine, recv_x, handle)):
+            if comm.rank:
+                executor.launch(busy, (100_000).to_bytes(8, "little"), 1, 1)
+            call()
+        life.check_round(buffer, comm.size)
+
+
 def slow_push(comm, with_weights):
     """Rank 1 pushes long rows to rank 0, which has little patience."""
     x = np.zeros((0 if comm.rank else 3, LONG), life.BF16)
@@ -247,6 +282,7 @@ def scenes(arch, policy):
         yield partial(run_ranks, dead_handles, 2, use)
         yield partial(run_ranks, overlapping, 2, use)
 
+    yield partial(run_ranks, late_rank, 2)
     yield life.test_timeout_and_reset
     yield test_graphs.test_a_replay_that_a_rank_leaves_out_ends_by_its_limit
     for call in ("dispatch", "cached dispatch", "combine"):
