@@ -3,6 +3,7 @@
 anybody uses it."""
 
 from deepep_ptx.documents import check_fields, read_json
+from deepep_ptx.toolchain.variants import USES
 
 _TEXT = (str, type(None))
 _ROW = {"kernel": str, "arch": str, "path": _TEXT, "policy": _TEXT, "site": _TEXT, "symbol": str,
@@ -30,6 +31,8 @@ def read_index(path):
     for name, alias in index["aliases"].items():
         check_fields(alias, {"policies": list, "undefined": bool}, f"alias {name}")
         _check_names(alias["policies"], f"alias {name}", "policies")
+    uses = USES.keys() | {row["kernel"] for row in index["variants"] if row["path"]}
+    check_fields(index["paths"], dict.fromkeys(uses, list), "paths")
     for kernel, order in index["paths"].items():
         _check_names(order, f"kernel {kernel}", "data paths")
     for row in index["variants"]:

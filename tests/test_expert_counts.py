@@ -5,8 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, reference, run_ranks, select
-from tests.weakened import Reader, copy_sources, weaken
+from deepep_ptx import Buffer, reference, run_ranks
 
 T, H, K = 5, 8, 2
 
@@ -39,20 +38,3 @@ def test_counts(num_ranks, num_local):
 
     assert run_ranks(main, num_ranks, executor="emu", checks="off") == [
         r.num_recv_tokens_per_expert_list for r in received]
-
-
-def test_a_call_whose_host_does_not_wait_needs_none(monkeypatch, tmp_path):
-    """They may be missing: nobody waits for them."""
-    sources = copy_sources(tmp_path)
-    weaken(sources, "ptx/role/open_dispatch.inc", "@p_cached mov.u32 n_local, 0;",
-           "mov.u32         n_local, 0;")
-    monkeypatch.setattr(select, "read_text", Reader(sources))
-
-    def main(comm):
-        with Buffer(comm, 1 << 16, timeout_s=0.5) as buffer:
-            inputs = [inputs_of(rank, 8) for rank in range(comm.size)]
-            result = dispatch(buffer, *inputs[comm.rank], 8, num_worst_tokens=comm.size * T)
-            received = reference.dispatch(*map(list, zip(*inputs, strict=True)), 8)[comm.rank]
-            np.testing.assert_array_equal(result[0][:received.num_recv], received.recv_x)
-
-    run_ranks(main, 2, executor="emu")

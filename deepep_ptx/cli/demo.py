@@ -33,6 +33,8 @@ def add(commands):
     run.add_argument("--compare-dtypes", action="store_true",
                      help="run the job with bf16 and with fp8 rows, and print the error of each "
                           "against float64, its bytes and its time")
+    run.add_argument("--lines", action="store_true",
+                     help="list the source lines of the kernels that were not executed")
     run.set_defaults(command=_demo)
 
 
@@ -63,4 +65,6 @@ def _demo(args):
     run = demo.compare_dtypes if args.compare_dtypes else demo.run
     report = run(**settings_of(args))
     print(report)
+    if args.lines:
+        print("", *report.lines_not_executed(), sep="\n")
     return 0 if report.bit_exact else 1

@@ -7,7 +7,7 @@ import numpy as np
 
 from deepep_ptx.demo.experts import as_float32
 from deepep_ptx.demo.report import DemoReport, aligned, executor_line, headline, megabytes
-from deepep_ptx.emu.coverage import paragraphs
+from deepep_ptx.emu.coverage import brief, paragraphs
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,17 @@ class DtypesReport:
             f"seconds       {clock}",
             *(f"              {dtype}: {mismatch}" for dtype, report in self.reports.items()
               for mismatch in report.mismatches),
-            *self._not_executed()])
+            *(f"not executed  {dtype}: {brief(report.not_executed)}"
+              for dtype, report in self.reports.items() if report.not_executed is not None)])
 
     def _errors(self, dtype):
         errors = self.errors.get(dtype)
         return (f"{errors.rms:.2e}", f"{errors.max:.2e}") if errors else ("-", "-")
 
-    def _not_executed(self):
+    def lines_not_executed(self):
+        """Lines of text: what each job did not execute; none on GPUs."""
         lines_of = {dtype: report.not_executed for dtype, report in self.reports.items()}
-        return [] if None in lines_of.values() else ["", *paragraphs(lines_of)]
+        return [] if None in lines_of.values() else list(paragraphs(lines_of))
 
 
 def exact_results(job, bar):

@@ -9,7 +9,7 @@ import numpy as np
 from deepep_ptx.demo.ranks import PHASES, combine_row_bytes, dispatch_row_bytes
 from deepep_ptx.demo.settings import Settings
 from deepep_ptx.demo.verdict import Mismatch
-from deepep_ptx.emu.coverage import paragraphs
+from deepep_ptx.emu.coverage import brief, paragraphs
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class DemoReport:
     wall_s: dict                # phase -> seconds, of those that were run
     not_executed: list | None   # lines of the kernels that ran, see `emu.coverage`; None on GPUs
     mismatches: list[Mismatch] = field(default_factory=list)
+
+    def lines_not_executed(self):
+        """Lines of text; none on GPUs."""
+        return [] if self.not_executed is None else list(paragraphs({"": self.not_executed}))
 
     @property
     def bit_exact(self):
@@ -213,5 +217,5 @@ def _summary(report):
     if "combine" not in wall_s:
         lines.append("combine       not run: it would begin with what dispatch got wrong")
     if report.not_executed is not None:
-        lines += ["", *paragraphs({"": report.not_executed})]
+        lines.append(f"not executed  {brief(report.not_executed)}")
     return lines

@@ -100,6 +100,14 @@ def not_executed(executor, symbol=None):
     return ranges(line for line in lines if line[0] not in OF_ERRORS)
 
 
+def brief(lines):
+    """What `not_executed` gave, in half a line."""
+    spans = [span.partition("-") for line in lines
+             for span in line.rpartition(":")[2].split(",")]
+    number = sum(int(last or first) - int(first) + 1 for first, _, last in spans)
+    return f"{number} lines of the kernels, about which this says nothing; --lines lists them"
+
+
 def paragraphs(lines_of):
     """Lines of text that say what was not executed.
 
