@@ -115,6 +115,13 @@ def choose(policy, arch, table=None, origin="policy", *, cta_smem=None, num_rank
     return chosen
 
 
+def runs(name, arch, cta_smem=None, num_ranks=1):
+    """Whether `choose` takes `name`, a policy or a data path: some kernel has it here."""
+    return any(name == (variant["policy"] or variant["path"])
+               and (cta_smem is None or least_smem(variant, num_ranks) <= cta_smem)
+               for variants in _by_kernel(load_table(), arch).values() for variant in variants)
+
+
 def is_defined(variant):
     """Whether PTX defines a variant's payload loads at their site; None without a site."""
     if variant["site"] is None:

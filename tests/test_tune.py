@@ -55,6 +55,16 @@ class FakeBench:
         return self.over_after is not None and len(self.measured) >= self.over_after
 
 
+def test_default_policies_are_those_that_run_on_the_gpu():
+    def policies(**options):
+        made = planned(policies=None, ops=("dispatch",), sms=(8,), **options)
+        return {candidate.policy for candidate in made.candidates["dispatch"]}
+
+    assert policies() == {"ld_na", "ld_relaxed_sys", "bulk"}
+    assert policies(arch="sm_80") == {"ld_na", "ld_relaxed_sys"}
+    assert policies(cta_smem=40 << 10) == {"ld_na", "ld_relaxed_sys"}
+
+
 def candidates(*sms):
     return [Candidate(number, "bulk") for number in sms]
 

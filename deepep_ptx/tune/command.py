@@ -49,9 +49,10 @@ def add(commands):
                       help="GPU of each rank (default: in turn)")
     tune.add_argument("--sms", type=numbers, default=list(plan.SMS), metavar="N[,...]",
                       help=f"CTAs to try (default: {_joined(plan.SMS)})")
-    tune.add_argument("--policies", type=names, default=list(plan.POLICIES), metavar="A[,...]",
+    tune.add_argument("--policies", type=names, metavar="A[,...]",
                       help="policies, aliases, data paths or symbols to try; those whose loads PTX "
-                           f"does not define are left out (default: {_joined(plan.POLICIES)})")
+                           f"does not define are left out (default: {_joined(plan.POLICIES)}, as "
+                           "far as the GPU has them)")
     for name in KNOBS:
         tune.add_argument(f"--{name.replace('_', '-')}", type=numbers, metavar="N[,...]",
                           help=f"{name.replace('_', ' ')} of the bulk kernels to try (default: "

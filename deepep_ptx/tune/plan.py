@@ -16,7 +16,7 @@ from deepep_ptx.tuning import kernel_of
 ITEMSIZES = {"bf16": 2, "fp8": 1}
 TOKENS = (8, 64, 512, 4096)
 SMS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 64)
-POLICIES = ("fast", "ld_relaxed_sys", "bulk")
+POLICIES = ("fast", "ld_relaxed_sys", "bulk")       # as far as the GPU has them
 FIRST_ROUNDS = 5        # below, an interval says nothing
 WARMUP = 3              # rounds before those of each rung
 
@@ -123,7 +123,7 @@ class Plan:
 
 
 def make(*, gpu, arch, num_gpus, cta_smem=None, devices=None, ranks=None, ops=OPS, dtypes=("bf16",),
-         tokens=TOKENS, hidden=None, topk=None, experts=None, sms=SMS, policies=POLICIES, knobs=(),
+         tokens=TOKENS, hidden=None, topk=None, experts=None, sms=SMS, policies=None, knobs=(),
          rounds=40, seed=0, timeout_s=10.0):
     """The `Plan` of a run.
 
@@ -131,7 +131,8 @@ def make(*, gpu, arch, num_gpus, cta_smem=None, devices=None, ranks=None, ops=OP
         gpu, arch: name and target of the GPUs.  num_gpus: on this machine.  cta_smem: bytes of
             shared memory that a CTA can have, None: as much as variants take.
         devices: GPU of each rank; None: in turn.  ranks: None: as many as devices, else as GPUs.
-        ops, dtypes, tokens, sms, policies: all combinations; combines are of bf16 only.
+        ops, dtypes, tokens, sms, policies: all combinations; combines are of bf16 only.  policies:
+            None: POLICIES.
         hidden, topk, experts: of all calls; None: as `deepep-ptx bench` has them.
         knobs: name -> values of launch parameters of the bulk data path; none: the kernels' own.
         rounds: of a candidate that is never dropped.
@@ -164,6 +165,9 @@ def make(*, gpu, arch, num_gpus, cta_smem=None, devices=None, ranks=None, ops=OP
                   for number in sorted(set(tokens)) if dtype == "bf16" or op == "dispatch")
     if not cases:
         raise ValueError("--dtypes: must have bf16 for combine, which adds nothing else")
+    if policies is None:
+        policies = [name for name in POLICIES
+                    if name == "fast" or select.runs(name, arch, cta_smem, len(devices))]
     choose = functools.partial(select.choose, arch=arch, origin="--policies", cta_smem=cta_smem,
                                num_ranks=len(devices))
     return Plan(gpu=gpu, arch=arch, devices=devices, cases=cases,
