@@ -16,11 +16,11 @@ def forget(comm):
     """Let go of cores of this rank that all ranks have left by now."""
     kept = _kept(comm)
     for core in list(kept):
-        if core.executor is comm.executor and core.is_last:
+        if core.executor.place == comm.executor.place and core.is_last:
             kept.pop(core, None)        # a finaliser in another thread may have been first
 
 
 def _kept(comm):
     if comm.executor.name == "cuda":
         return _on_gpus
-    return getattr(comm.group, "__dict__", {}).setdefault("left", {})
+    return getattr(comm.group, "__dict__", {}).setdefault("_deepep_ptx_left", {})

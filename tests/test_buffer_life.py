@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, reference, run_ranks, select, symmetric
+from deepep_ptx import Buffer, leaving, reference, run_ranks, select, symmetric
 from deepep_ptx.config import slot_bytes
 from deepep_ptx.errors import (
     CapacityError,
@@ -586,23 +586,59 @@ def test_destroy_without_a_rank_that_has_returned(finding):
             assert "rank 1 has returned" in str(errors[rank])
 
 
-def test_ctrl_c_during_destroy():
-    """Also then the buffer is gone."""
-    class Group:
-        def __init__(self, comm):
-            self.rank, self.size, self.executor = comm.rank, comm.size, comm.executor
-            self.allgather = comm.allgather
+class OtherGroup:
+    """One of the caller's, over the run's."""
 
-        def barrier(self):
-            raise KeyboardInterrupt
+    def __init__(self, comm, executor=None):
+        self.rank, self.size = comm.rank, comm.size
+        self.executor = executor or comm.executor
+        self.allgather, self.meet = comm.allgather, comm.barrier
+        self.interrupted = None             # number of the barrier from now on that Ctrl-C ends
 
+    def barrier(self):
+        if self.interrupted is not None:
+            self.interrupted -= 1
+            if self.interrupted == 0:
+                raise KeyboardInterrupt
+        self.meet()
+
+
+@pytest.mark.parametrize("barrier", [1, 2])
+def test_ctrl_c_during_destroy(barrier):
+    """Also then the buffer is gone, and nothing that it leaves touches what is unmapped."""
     def main(comm):
-        buffer = Buffer(Group(comm))
+        group = OtherGroup(comm)
+        buffer = Buffer(group)
+        group.interrupted = barrier
         with pytest.raises(KeyboardInterrupt):
             buffer.destroy()
-        return raised(buffer.stats)
+        assert isinstance(raised(buffer.stats), DestroyedError)
+        comm.barrier()
+        with Buffer(comm) as another:       # runs what was queued
+            dispatch(another, *tokens(comm.rank))
 
-    assert isinstance(run_ranks(main, 1)[0], DestroyedError)
+    run_ranks(main, 2)
+
+
+@pytest.mark.parametrize("each_its_own", [False, True], ids=["one executor", "one per buffer"])
+def test_dropped_buffers_are_not_kept(each_its_own, monkeypatch):
+    """Beyond the newest, whose peers may not have left yet.  Groups of torch and MPI make an
+    executor for each buffer."""
+    kept = {}
+    monkeypatch.setattr(leaving, "_kept", lambda comm: kept.setdefault(comm.rank, {}))
+
+    def main(comm):
+        for _ in range(5):
+            own = comm.executor.world.executor(comm.rank) if each_its_own else None
+            buffer = Buffer(OtherGroup(comm, own))
+            dispatch(buffer, *tokens(comm.rank))
+            comm.barrier()
+            del buffer
+            gc.collect()
+            comm.barrier()
+            assert len(kept[comm.rank]) <= 1
+
+    run_ranks(main, 2)
 
 
 # -- the end ----------------------------------------------------------------------------------

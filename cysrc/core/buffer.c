@@ -214,6 +214,7 @@ void ep_buffer_close_peers(struct ep_buffer *b)
         for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
             release_segment(b, i, rank);
     }
+    b->alone = 1;
 }
 
 /* -- the end -------------------------------------------------------------------------------- */

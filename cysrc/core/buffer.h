@@ -107,6 +107,7 @@ struct ep_buffer {
     uint32_t  num_kept;          /* blocks held by graphs                                       */
     int       orphan;            /* destroyed; the last of these graphs frees what is left      */
     int       closed;
+    int       alone;             /* maps nothing of its peers' any more: no kernel may tell them    */
     int       abandoned;         /* peers may still write to this rank's memory: it stays       */
     int       left;              /* of it, the heap alone: see ep_buffer_leave                  */
 };

@@ -102,7 +102,7 @@ void ep_buffer_abandon(struct ep_buffer *b)
     if (b->closed)
         return;
     /* Where even this fails, the peers find out by their time limits. */
-    if (!b->control.abort)
+    if (!b->control.abort && !b->alone)
         launch_abort(b);
     b->abandoned = 1;
     ep_buffer_close(b);
