@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: MIT
  *
- * Life of a buffer: allocation, peers, growth, reset, end.  Calls are in call.c. */
+ * Life of a buffer: allocation, peers, growth, reset, end. */
 #include "core/launch.h"
 #include "core/residency.h"
 #include "core/slots.h"
+#include "core/util.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "params_check.h"
-
-#define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
 
 #define TOTALS_BYTES (sizeof(struct ep_totals) + EP_MAX_LOCAL_EXPERTS * sizeof(uint32_t))
 

@@ -4,8 +4,7 @@
 #include <string.h>
 
 #include "core/launch.h"
-
-#define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
+#include "core/util.h"
 
 /* Of a CTA's share, below which another CTA costs more than it brings; and CTAs that fill any GPU. */
 #define BYTES_OF_CTA 16384

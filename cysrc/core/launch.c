@@ -2,10 +2,7 @@
 #include "core/launch.h"
 
 #include "core/residency.h"
-
-#define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
-
-static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+#include "core/util.h"
 
 static uint32_t smem_without_rings(const struct ep_buffer *b, const struct ep_loaded *kernel)
 {

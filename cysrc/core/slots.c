@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/slots.h"
 #include "core/status.h"
+#include "core/util.h"
 
 #include <stdlib.h>
-
-#define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
 
 struct ep_block *ep_slots_largest(struct ep_buffer *b)
 {

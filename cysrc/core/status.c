@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/status.h"
+#include "core/util.h"
 
 #include <stddef.h>
-
-#define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)
-
-static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 int ep_status_refuse(struct ep_buffer *b, uint32_t code)
 {
