@@ -228,7 +228,7 @@ class Buffer:
                     self.check()
             except (DeepEPError, ValueError) as error:
                 failure = error
-            self._comm.barrier()
+            symmetric.gather(self._comm, f"the end of buffer {self._room.number}", 0)
             self._core.close_peers()
             self._comm.barrier()
         except BaseException as error:      # of a group of which a rank is gone, or Ctrl-C
@@ -662,7 +662,6 @@ class Buffer:
         except BaseException:
             plan.close()
             raise
-        self._room.learn(combine_hidden * BFLOAT16.itemsize)
         pos, rank_prefix = at.pos.owner, at.rank_prefix.owner
         if launch.detached:
             flight = self._in_flight.depart(launch, call, mappings, [
@@ -766,7 +765,6 @@ class Buffer:
         of_row = self._room.for_combine(handle, hidden * rows.itemsize, launch.captured)
         mappings = core.combine(*arguments)
         self._room.made(handle, of_row)
-        self._room.learn(hidden * rows.itemsize)
         combined_x = out.owner
         combined_weights = None if out_weights is None else out_weights.owner
         event = EventOverlap()

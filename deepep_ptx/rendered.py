@@ -31,7 +31,8 @@ def read_index(path):
     for name, alias in index["aliases"].items():
         check_fields(alias, {"policies": list, "undefined": bool}, f"alias {name}")
         _check_names(alias["policies"], f"alias {name}", "policies")
-    uses = USES.keys() | {row["kernel"] for row in index["variants"] if row["path"]}
+    kernels = {row["kernel"] for row in index["variants"] if row["path"]}
+    uses = kernels | {use for use, kernel in USES.items() if kernel in kernels}
     check_fields(index["paths"], dict.fromkeys(uses, list), "paths")
     for kernel, order in index["paths"].items():
         _check_names(order, f"kernel {kernel}", "data paths")

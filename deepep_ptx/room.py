@@ -81,11 +81,6 @@ class Room:
             return number
         return FOREIGN | ((number * 0x9E3779B1 ^ handle.buffer_number * 0x85EBCA77) & (FOREIGN - 1))
 
-    def learn(self, row_bytes):
-        """All ranks have made a call for combine rows of so many bytes: later dispatches make room
-        for them."""
-        self._row_bytes = max(self._row_bytes, row_bytes)
-
     def agree(self):
         """After a reset: ranks may have left a call at different points."""
         self._row_bytes = max(symmetric.gather(self._group, "a reset", self._row_bytes))
@@ -120,7 +115,7 @@ class Room:
 
     def _grow(self, needed):
         try:
-            symmetric.grow(self._group, self._core, needed)
+            symmetric.grow(self._group, self._core, needed, self.number)
         except (MemoryError, CapacityError, DeepEPError) as error:      # on all ranks
             self._assured = self._row_bytes = 0
             return error.with_traceback(None)
@@ -140,8 +135,7 @@ class Room:
                      landing_bytes(max(num_rows, pushed), of_row))
         if captured or not self._grows or needed <= self._assured:
             return
-        self._ensure(max(needed, landing_bytes(num_tokens * each, of_row)))
-        self._assured = needed
+        self._ensure(max(needed, landing_bytes(num_tokens * each, of_row)), needed)
 
     def for_combine(self, handle, row_bytes, captured):
         """Before a combine of rows of so many bytes with `handle`, of any buffer of the group.
@@ -161,15 +155,21 @@ class Room:
         if captured or not self._grows or handle.room.get(self.number, 0) >= of_row:
             return 0
         pushed = handle.num_tokens * min(self._group.size, handle.num_topk or self._group.size)
-        self._ensure(landing_bytes(max(pushed, handle.num_recv), of_row))
-        return of_row
+        return self._ensure(landing_bytes(max(pushed, handle.num_recv), of_row), of_row=of_row,
+                            handle=self.number_of(handle))
 
-    def _ensure(self, nbytes):
+    def _ensure(self, nbytes, assured=0, of_row=0, handle=0):
+        """Returns the `of_row` that all ranks have made room for with that handle."""
         try:
-            symmetric.ensure_landing(self._group, self._core, nbytes)
+            assured, of_row, handles = symmetric.ensure_landing(
+                self._group, self._core, nbytes, self.number, (assured, of_row, handle))
         except BaseException:           # on all ranks
             self._assured = self._row_bytes = 0
             raise
+        # Ranks whose calls differ come here too, and must go on from the same numbers.
+        self._assured = max(self._assured, min(assured))
+        self._row_bytes = max(self._row_bytes, min(of_row))
+        return min(of_row) if len(set(handles)) == 1 else 0
 
 
 def landing_bytes(num_rows, row_bytes):

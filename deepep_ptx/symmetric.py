@@ -128,21 +128,22 @@ def meet_for_reset(group):
                 raise group.refusal(f"{entry!r} of rank {rank}, which is in another collective")
 
 
-def grow(group, core, needed_bytes):
+def grow(group, core, needed_bytes, number=0):
     """Room for the call that has just found none.
 
     Each segment is as large as all before it.  Once there are as many as there can be, those in
     which no rank holds anything go first.
+    number: of the buffer, equal on all ranks: another's growth is another collective.
     """
+    what = f"growth of the arena of buffer {number}"
     # Kernels that nobody has waited for may use what goes; the gathering is their barrier.
     core.settle()
-    needed = max(gather(group, "growth of the arena", needed_bytes))
+    needed = max(gather(group, what, needed_bytes))
     landing = 0
     if core.num_segments == MAX_SEGMENTS:
         landing = core.landing_bytes
-        idle = functools.reduce(operator.and_, gather(group, "growth of the arena",
-                                                      core.idle_segments()))
-        needed += max(gather(group, "growth of the arena", landing))
+        idle = functools.reduce(operator.and_, gather(group, what, core.idle_segments()))
+        needed += max(gather(group, what, landing))
         # The first one is what get_local_buffer_tensor shows.
         _drop(group, core, [index for index in range(1, MAX_SEGMENTS) if idle >> index & 1])
     try:
@@ -160,14 +161,16 @@ def _add_as_large_as_can_be(group, core, needed):
         add_segment(group, core, _in_steps(needed))
 
 
-def ensure_landing(group, core, nbytes):
-    """Landing of `nbytes`, which need not be the same on all ranks."""
-    missing = max(gather(group, "making room for a call",
-                         0 if core.make_landing(nbytes) else nbytes))
-    if not missing:
-        return
-    grow(group, core, missing)
-    core.make_landing(nbytes)
+def ensure_landing(group, core, nbytes, number, said):
+    """Landing of `nbytes`, which need not be the same on all ranks.  number: of the buffer.
+    Returns what all ranks have said, number by number: their calls may turn out to differ."""
+    what = f"making room in buffer {number}"
+    said = [gather(group, what, mine) for mine in said]
+    missing = max(gather(group, what, 0 if core.make_landing(nbytes) else nbytes))
+    if missing:
+        grow(group, core, missing, number)
+        core.make_landing(nbytes)
+    return said
 
 
 def _in_steps(nbytes):

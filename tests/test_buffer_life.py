@@ -592,24 +592,31 @@ class OtherGroup:
     def __init__(self, comm, executor=None):
         self.rank, self.size = comm.rank, comm.size
         self.executor = executor or comm.executor
-        self.allgather, self.meet = comm.allgather, comm.barrier
-        self.interrupted = None             # number of the barrier from now on that Ctrl-C ends
+        self.comm = comm
+        self.interrupted = None             # number of the collective from now on that Ctrl-C ends
+
+    def allgather(self, obj):
+        self.meet()
+        return self.comm.allgather(obj)
 
     def barrier(self):
+        self.meet()
+        self.comm.barrier()
+
+    def meet(self):
         if self.interrupted is not None:
             self.interrupted -= 1
             if self.interrupted == 0:
                 raise KeyboardInterrupt
-        self.meet()
 
 
-@pytest.mark.parametrize("barrier", [1, 2])
-def test_ctrl_c_during_destroy(barrier):
+@pytest.mark.parametrize("collective", [1, 2])
+def test_ctrl_c_during_destroy(collective):
     """Also then the buffer is gone, and nothing that it leaves touches what is unmapped."""
     def main(comm):
         group = OtherGroup(comm)
         buffer = Buffer(group)
-        group.interrupted = barrier
+        group.interrupted = collective
         with pytest.raises(KeyboardInterrupt):
             buffer.destroy()
         assert isinstance(raised(buffer.stats), DestroyedError)

@@ -30,7 +30,7 @@ def num_allgathers(use):
         group = Group(comm)
         with Buffer(group, 1 << 16) as buffer:
             use(buffer)
-        return -group.calls_left
+            return -group.calls_left            # without the end's
 
     return run_ranks(main, R, executor="emu")[0]
 

@@ -315,10 +315,15 @@ static int may_wait(const struct host_world *h, uint32_t rank)
 int host_wait(struct host_world *h, uint32_t rank, struct wait *w, uint64_t timeout_ns)
 {
     struct rank *me = &h->ranks[rank];
-    const enum rank_state before = me->state;
-    const uint64_t since = emu_now(h->world);
-    int code = host_failure_code(h, rank);
+    enum rank_state before;
+    uint64_t since;
+    int code;
 
+    while (me->wait != NULL)                    /* of another thread of the rank */
+        pthread_cond_wait(&me->waited, &h->lock);
+    before = me->state;
+    since = emu_now(h->world);
+    code = host_failure_code(h, rank);
     if (code != EP_OK)
         return code;
     if (!may_wait(h, rank))
@@ -359,6 +364,7 @@ int host_wait(struct host_world *h, uint32_t rank, struct wait *w, uint64_t time
     code = outcome(h, rank, w, since);
     me->state = before;
     me->wait = NULL;
+    pthread_cond_broadcast(&me->waited);
     if (before != RANK_RUNNING)
         h->holder = NOBODY;
     return code;
@@ -569,6 +575,7 @@ struct host_world *host_create(const struct emu_options *options, uint64_t wait_
         goto failed;
     for (uint32_t i = 0; i < options->num_ranks; i++) {
         pthread_cond_init(&h->ranks[i].turn, NULL);
+        pthread_cond_init(&h->ranks[i].waited, NULL);
         h->num_ranks++;
         h->ranks[i].stream0 = host_stream_new(h, i);
         if (!h->ranks[i].stream0)
@@ -598,6 +605,7 @@ void host_destroy(struct host_world *h)
         host_free_graphs(h, &h->ranks[i]);
         host_free_segments(&h->ranks[i]);
         pthread_cond_destroy(&h->ranks[i].turn);
+        pthread_cond_destroy(&h->ranks[i].waited);
     }
     host_release(h->gone);
     free(h->ranks);

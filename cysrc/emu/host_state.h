@@ -103,6 +103,7 @@ struct rank {
     enum rank_state state;
     struct wait *wait;
     pthread_cond_t turn;
+    pthread_cond_t waited;               /* none of its threads waits any more */
     struct host_stream *streams;         /* the default stream is the last one */
     struct host_stream *stream0;
     struct host_event *events;

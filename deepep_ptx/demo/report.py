@@ -98,8 +98,8 @@ def make_report(job, outputs, mismatches, check_s):
         ranks=[figures(rank, output, job.settings) for rank, output in enumerate(outputs)],
         traffic=np.diff(prefix, axis=0, prepend=0),
         expert_load=np.concatenate([
-            np.bincount(idx[idx >= 0], minlength=job.num_local_experts)
-            for idx in (output.arrays["recv_topk_idx"] for output in outputs)]),
+            np.bincount(_experts(output, job.settings), minlength=job.num_local_experts)
+            for output in outputs]),
         vocabulary_size=job.vocabulary_size,
         virtual_ns=(None if outputs[0].virtual_ns is None
                     else max(output.virtual_ns for output in outputs)),
@@ -109,10 +109,15 @@ def make_report(job, outputs, mismatches, check_s):
     )
 
 
+def _experts(output, settings):
+    """What a rank's rows chose of its experts; of a wrong dispatch they may be any numbers."""
+    idx = output.arrays["recv_topk_idx"]
+    return idx[(idx >= 0) & (idx < settings.num_experts // settings.num_ranks)]
+
+
 def figures(rank, output, settings):
     """`RankFigures` of a rank's output."""
-    idx = output.arrays["recv_topk_idx"]
-    hits = Counter(idx[idx >= 0].tolist())
+    hits = Counter(_experts(output, settings).tolist())
     num_recv = len(output.arrays["recv_x"])
     counters = output.counters
     return RankFigures(

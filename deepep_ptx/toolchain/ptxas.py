@@ -76,7 +76,7 @@ def _locate(name: str) -> str:
         path = find_nvidia_binary_utility(name)
     path = path or shutil.which(name)
     if path is None:
-        raise ToolError(f"{name} is not there: pip install 'deepep_ptx[ptxas]'")
+        raise ToolError(f"{name} is not there: pip install nvidia-cuda-nvcc nvidia-cuda-nvdisasm")
     return path
 
 
