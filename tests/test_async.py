@@ -995,7 +995,7 @@ def test_ranks_of_which_one_makes_room_before_the_call(waiting, on_gpu):
             else:
                 error = raised(buffer.dispatch, x, **arguments, num_worst_tokens=WORST,
                                **side.later)
-                assert type(error) is DeepEPError and "making room for a call" in str(error)
+                assert type(error) is DeepEPError and "making room in buffer" in str(error)
             buffer.reset()
             side.check_round(buffer)
 

@@ -242,7 +242,7 @@ def test_combine_of_wider_rows(monkeypatch, hint, on_gpu):
     collectives = []
     ensure = symmetric.ensure_landing
     monkeypatch.setattr(symmetric, "ensure_landing",
-                        lambda *args: (collectives.append(args[-1]), ensure(*args)))
+                        lambda *args: collectives.append(args[-1]) or ensure(*args))
 
     def main(comm):
         side = Side(comm, on_gpu)
@@ -307,7 +307,7 @@ def test_a_reset_makes_ranks_agree_on_room():
         wide = [np.concatenate([r.recv_x] * 8, axis=1) for r in received_of(inputs)]
         with Buffer(comm) as buffer:
             *_, handle, _ = dispatch(buffer, *inputs[comm.rank])
-            buffer._room.learn(comm.rank * 2 * 8 * H)
+            buffer._room._row_bytes = comm.rank * 2 * 8 * H     # of a call that was left
             buffer.reset()
             *_, handle, _ = dispatch(buffer, *inputs[comm.rank])
             out = buffer.combine(wide[comm.rank], handle)[0]
