@@ -112,9 +112,9 @@ cdef object timeout_error(const ep_status_record *record, const Report *report):
         text += ("given up or left" if record.seen == peer
                  else f"aborted and blames rank {peer}")
     if report.crowded:
-        text += ("; the calls of this process's buffers do not fit on the GPU side by side: make them "
-                 "one behind the other on one stream, in the same order on all ranks, or with fewer "
-                 "SMs")
+        text += ("; the calls of this process's buffers do not fit on the GPU side by side: make "
+                 "them one behind the other on one stream, in the same order on all ranks, or with "
+                 "fewer SMs")
     return DeepEPTimeoutError(f"{text}; the buffer stays aborted until reset()",
                               rank=rank, peer=peer, wait=wait)
 
