@@ -228,7 +228,7 @@ class Buffer:
                     self.check()
             except (DeepEPError, ValueError) as error:
                 failure = error
-            symmetric.gather(self._comm, f"the end of buffer {self._room.number}", 0)
+            symmetric.gather(self._comm, f"the end of buffer {self._room.number}")
             self._core.close_peers()
             self._comm.barrier()
         except BaseException as error:      # of a group of which a rank is gone, or Ctrl-C

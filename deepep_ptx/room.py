@@ -83,8 +83,8 @@ class Room:
 
     def agree(self):
         """After a reset: ranks may have left a call at different points."""
-        self._row_bytes = max(symmetric.gather(self._group, "a reset", self._row_bytes))
-        self._assured = min(symmetric.gather(self._group, "a reset", self._assured))
+        widths, assured = symmetric.gather(self._group, "a reset", self._row_bytes, self._assured)
+        self._row_bytes, self._assured = max(widths), min(assured)
 
     # -- calls whose host waits ------------------------------------------------------------------
 

@@ -95,30 +95,30 @@ def _gather(group, mine):
 
 
 def _is_about(entry):
-    """Whether it is what a rank gives that gathers: a word, and a number or None."""
-    return (type(entry) is tuple and len(entry) == 2 and type(entry[0]) is str
-            and type(entry[1]) in (int, type(None)))
+    """Whether it is what a rank gives that gathers: a word, and numbers."""
+    return (type(entry) is tuple and len(entry) > 0 and type(entry[0]) is str
+            and all(type(number) is int for number in entry[1:]))
 
 
-def gather(group, what, number):
-    """`number` of every rank, in rank order.  what: what this is about, a word.
+def gather(group, what, *numbers):
+    """For each of `numbers` a list of every rank's, in rank order.  what: a word for all of them.
 
     Raises:
         DeepEPError: another rank is in another collective: it made another call.
     """
-    everybody = _gather(group, (what, number))
+    everybody = _gather(group, (what, *numbers))
     for rank, entry in enumerate(everybody):
         if not _is_about(entry) or entry[0] != what:
             raise DeepEPError(f"rank {rank} takes no part in {what}: its call was another one, or "
                               "had other arguments; call reset() on all ranks")
-        if entry[1] is None or not 0 <= entry[1] <= MOST:
+        if len(entry) != 1 + len(numbers) or not all(0 <= n <= MOST for n in entry[1:]):
             raise group.refusal(f"{entry!r} of rank {rank}")
-    return [entry[1] for entry in everybody]
+    return [list(of_ranks) for of_ranks in zip(*everybody, strict=True)][1:]
 
 
 def meet_for_reset(group):
     """Returns when all ranks are here; one that waits for others elsewhere raises there first."""
-    mine = "a reset", None
+    mine = ("a reset",)
     everybody = [None]
     while any(entry != mine for entry in everybody):
         everybody = _gather(group, mine)
@@ -128,7 +128,7 @@ def meet_for_reset(group):
                 raise group.refusal(f"{entry!r} of rank {rank}, which is in another collective")
 
 
-def grow(group, core, needed_bytes, number=0):
+def grow(group, core, needed_bytes, number):
     """Room for the call that has just found none.
 
     Each segment is as large as all before it.  Once there are as many as there can be, those in
@@ -138,12 +138,14 @@ def grow(group, core, needed_bytes, number=0):
     what = f"growth of the arena of buffer {number}"
     # Kernels that nobody has waited for may use what goes; the gathering is their barrier.
     core.settle()
-    needed = max(gather(group, what, needed_bytes))
+    (asked,) = gather(group, what, needed_bytes)
+    needed = max(asked)
     landing = 0
     if core.num_segments == MAX_SEGMENTS:
         landing = core.landing_bytes
-        idle = functools.reduce(operator.and_, gather(group, what, core.idle_segments()))
-        needed += max(gather(group, what, landing))
+        idle, landings = gather(group, what, core.idle_segments(), landing)
+        idle = functools.reduce(operator.and_, idle)
+        needed += max(landings)
         # The first one is what get_local_buffer_tensor shows.
         _drop(group, core, [index for index in range(1, MAX_SEGMENTS) if idle >> index & 1])
     try:
@@ -165,10 +167,9 @@ def ensure_landing(group, core, nbytes, number, said):
     """Landing of `nbytes`, which need not be the same on all ranks.  number: of the buffer.
     Returns what all ranks have said, number by number: their calls may turn out to differ."""
     what = f"making room in buffer {number}"
-    said = [gather(group, what, mine) for mine in said]
-    missing = max(gather(group, what, 0 if core.make_landing(nbytes) else nbytes))
-    if missing:
-        grow(group, core, missing, number)
+    missing, *said = gather(group, what, 0 if core.make_landing(nbytes) else nbytes, *said)
+    if max(missing):
+        grow(group, core, max(missing), number)
         core.make_landing(nbytes)
     return said
 

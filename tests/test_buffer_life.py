@@ -142,7 +142,7 @@ def test_a_growth_that_one_rank_cannot_do_leaves_nothing(step):
             if comm.rank == 1:
                 buffer._core = Refusing(real)
             with pytest.raises((MemoryError, DeepEPError)) as caught:
-                symmetric.grow(comm, buffer._core, 1 << 22)
+                symmetric.grow(comm, buffer._core, 1 << 22, buffer._room.number)
             buffer._core = real
             assert buffer.stats() == before
             check_round(buffer, comm.size)

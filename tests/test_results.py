@@ -288,7 +288,7 @@ def test_segments_that_go_are_not_in_use(monkeypatch):
             outs = []
             for times in (4, 160):
                 while buffer.stats()["arena_segments"] < MAX_SEGMENTS:
-                    symmetric.grow(comm, buffer._core, 1)
+                    symmetric.grow(comm, buffer._core, 1, buffer._room.number)
                 rows = [np.concatenate([r.recv_x] * times, axis=1) for r in received]
                 y, = side.give(rows[comm.rank])
                 outs.append((buffer.combine(y, handle)[0],

@@ -157,14 +157,14 @@ def test_an_arena_whose_segments_are_all_in_use_cannot_grow():
         with Buffer(comm) as buffer:
             held = []
             for _ in range(MAX_SEGMENTS):
-                symmetric.grow(comm, buffer._core, 1)
+                symmetric.grow(comm, buffer._core, 1, buffer._room.number)
                 held.append(buffer._core.reserve(buffer.stats()["arena_bytes"] // 2, 0))
             assert buffer.stats()["arena_segments"] == MAX_SEGMENTS
             with pytest.raises(CapacityError, match="all the segments that it can have"):
-                symmetric.grow(comm, buffer._core, 1)
+                symmetric.grow(comm, buffer._core, 1, buffer._room.number)
             assert buffer.stats()["arena_segments"] == MAX_SEGMENTS
             held.pop()
-            symmetric.grow(comm, buffer._core, 1)
+            symmetric.grow(comm, buffer._core, 1, buffer._room.number)
             dispatch(buffer, *tokens(comm.rank))
 
     run_ranks(main, 2, executor="emu")
@@ -180,7 +180,7 @@ def test_an_old_handle_finds_landing_after_segments_were_recycled():
             gc.collect()
             landing = buffer.stats()["landing_bytes"]
             for _ in range(MAX_SEGMENTS + 1):
-                symmetric.grow(comm, buffer._core, 1)
+                symmetric.grow(comm, buffer._core, 1, buffer._room.number)
             assert buffer.stats()["arena_segments"] < MAX_SEGMENTS     # recycled
             few = dispatch(buffer, *tokens(comm.rank, hidden=WIDE))
             assert buffer.stats()["landing_bytes"] >= landing
