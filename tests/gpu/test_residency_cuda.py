@@ -17,11 +17,11 @@ BUFFERS = 4                         # each with all of the GPU that its rank can
 
 
 class Side:
-    """A buffer with a stream of its own, and a call that takes all the SMs that it may have."""
+    """A buffer, the stream of its calls, and a call that takes all the SMs that it may have."""
 
-    def __init__(self, comm):
+    def __init__(self, comm, stream):
         self.buffer = Buffer(comm, timeout_s=LIMIT_S)
-        self.stream = torch.cuda.Stream()
+        self.stream = stream
         self.x, self.idx, self.weights = make(comm.rank)
         with torch.cuda.stream(self.stream):
             self.layout, _ = layout_of(self.buffer, self.idx)
@@ -41,14 +41,16 @@ class Side:
         return torch.equal(out.float(), copies * self.x.float())
 
 
-@pytest.mark.parametrize("crossed", [False, True], ids=["same order", "crossed"])
-def test_more_ctas_than_the_gpu_holds(crossed):
-    # Ranks that share a GPU race for its SMs, whatever the order of each.
-    shared = device_count() < 2
-
+@pytest.mark.parametrize("order", ["one stream", "same order", "crossed"])
+def test_more_ctas_than_the_gpu_holds(order):
+    # Streams that wait for one event start in an order of the GPU's, also where all ranks have
+    # queued their calls in the same one, and ranks that share a GPU race for its SMs.  Only calls
+    # on one stream never overlap.
     def main(comm):
         torch.cuda.set_device(comm.executor.device)
-        sides = [Side(comm) for _ in range(BUFFERS)]
+        shared = torch.cuda.Stream()
+        sides = [Side(comm, shared if order == "one stream" else torch.cuda.Stream())
+                 for _ in range(BUFFERS)]
         assert all(side.is_right(side.call()) for side in sides)
         assert sides[-1].buffer._core.is_crowded
         failed = set()
@@ -57,7 +59,7 @@ def test_more_ctas_than_the_gpu_holds(crossed):
             torch.cuda._sleep(SLEEP // 10)
             start = torch.cuda.current_stream().record_event()
             begun = []
-            for side in sides[::-1] if crossed and comm.rank else sides:
+            for side in sides[::-1] if order == "crossed" and comm.rank else sides:
                 if side not in failed:
                     side.stream.wait_event(start)
                     begun.append((side, side.call()))
@@ -71,7 +73,7 @@ def test_more_ctas_than_the_gpu_holds(crossed):
         numbers = [i for i, side in enumerate(sides) if side in failed]
         everybody = comm.allgather(numbers)
         assert all(others == numbers for others in everybody), "they fail on all ranks, or on none"
-        assert crossed or shared or not numbers
+        assert order != "one stream" or not numbers
         for i in numbers:
             sides[i].buffer.reset()
         assert all(side.is_right(side.call()) for side in sides)
@@ -79,4 +81,4 @@ def test_more_ctas_than_the_gpu_holds(crossed):
             side.buffer.destroy()
         return len(numbers)
 
-    run_ranks(main, 2, executor="cuda", devices=[0, 0] if shared else [0, 1])
+    run_ranks(main, 2, executor="cuda", devices=[0, min(1, device_count() - 1)])
