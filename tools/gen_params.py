@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""params.h -> ptx/gen/params.inc, cysrc/gen/params.pxd, cysrc/gen/params_check.h."""
+"""params.h -> ptx/gen/params.inc, cysrc/gen/{params.pxd,params_check.h,heap_layout.h}."""
 
 import argparse
 

@@ -6,32 +6,24 @@
 #include "core/slots.h"
 #include "core/util.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "heap_layout.h"
 #include "params_check.h"
 
 #define TOTALS_BYTES (sizeof(struct ep_totals) + EP_MAX_LOCAL_EXPERTS * sizeof(uint32_t))
 
-#define RECORD_WORDS (sizeof(struct ep_call_record) / sizeof(uint32_t))
-_Static_assert(RECORD_WORDS == 32, "a lane per word");
+_Static_assert(sizeof(struct ep_call_record) == 32 * sizeof(uint32_t), "a lane per word");
+_Static_assert(offsetof(struct ep_heap, control) == 0, "kernels find it at the heap's address");
+_Static_assert(sizeof(struct ep_comm) % 16 == 0, "kernels load the record behind it by 16 bytes");
 _Static_assert(sizeof(struct ep_peers) == EP_PEER_ENTRIES * sizeof(ep_dptr_t), "the table is the kernels'");
 
-static uint64_t record_stride(uint32_t num_ranks)
-{
-    return ep_align_slot((RECORD_WORDS + num_ranks + EP_MAX_LOCAL_EXPERTS) * sizeof(uint64_t));
-}
-
-static uint64_t heap_bytes(uint32_t num_ranks)
-{
-    uint64_t of_rank = sizeof(struct ep_flags) + (EP_MAX_CTAS + EP_MAX_PUSHERS) * sizeof(uint64_t);
-    return sizeof(struct ep_control) + num_ranks * (of_rank + 2 * record_stride(num_ranks));
-}
-
 /* Where that rank's flags are in any heap. */
-static uint64_t flags_at(uint32_t rank)
+static uint64_t flags_at(const struct ep_buffer *b, uint32_t rank)
 {
-    return sizeof(struct ep_control) + rank * sizeof(struct ep_flags);
+    return b->comm.regions.flags + rank * sizeof(struct ep_flags);
 }
 
 /* -- allocation ----------------------------------------------------------------------------- */
@@ -56,7 +48,8 @@ static int allocate(struct ep_buffer *b)
     TRY(exec->stream_create(exec->self, &b->stream));
     TRY(exec->stream_create(exec->self, &b->abort_stream));
     TRY(exec->event_create(exec->self, &b->last_use));
-    TRY(alloc_zeroed(b, heap_bytes(num_ranks), "heap", &b->comm.heap));
+    uint64_t heap_bytes = ep_heap_layout(&b->comm.regions, num_ranks);
+    TRY(alloc_zeroed(b, heap_bytes, "heap", &b->comm.heap));
     TRY(alloc_zeroed(b, sizeof b->peers, "peer tables", &b->comm.peers));
     TRY(alloc_zeroed(b, num_ranks * (1 + EP_MAX_LOCAL_EXPERTS) * sizeof(uint32_t), "tally",
                      &b->tally));
@@ -79,8 +72,7 @@ int ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num
         return EP_ERR_MEMORY;
     b->exec = exec;
     b->grows = grows;
-    b->comm = (struct ep_comm){.timeout_ns = timeout_ns, .rank = rank, .num_ranks = num_ranks,
-                               .record_stride = record_stride(num_ranks)};
+    b->comm = (struct ep_comm){.timeout_ns = timeout_ns, .rank = rank, .num_ranks = num_ranks};
     pthread_mutex_init(&b->order, NULL);
     pthread_mutex_init(&b->lock, NULL);
     int rc = allocate(b);
@@ -276,7 +268,7 @@ static int tell_peers(struct ep_buffer *b)
     struct ep_flags flags = {.abort = (b->num_calls + 1) << 8 | (b->comm.rank + 1), .left = 1};
     for (uint32_t rank = 0; rank < b->comm.num_ranks; rank++)
         if (rank != b->comm.rank && b->peers.heap[rank])
-            TRY(exec->copy_in(exec->self, b->peers.heap[rank] + flags_at(b->comm.rank), &flags,
+            TRY(exec->copy_in(exec->self, b->peers.heap[rank] + flags_at(b, b->comm.rank), &flags,
                               sizeof flags, b->stream));
     return exec->stream_synchronize(exec->self, b->stream);
 }
@@ -295,7 +287,7 @@ int ep_buffer_is_last(const struct ep_buffer *b)
     const struct ep_executor *exec = b->exec;
     struct ep_flags flags[EP_MAX_RANKS];
     uint32_t num_ranks = b->comm.num_ranks, num_left = 0;
-    if (b->abandoned || exec->copy_out(exec->self, flags, b->comm.heap + flags_at(0),
+    if (b->abandoned || exec->copy_out(exec->self, flags, b->comm.heap + flags_at(b, 0),
                                        num_ranks * sizeof *flags, b->stream) != EP_OK)
         return 0;
     for (uint32_t rank = 0; rank < num_ranks; rank++)
@@ -341,7 +333,7 @@ int ep_buffer_reset_end(struct ep_buffer *b, uint64_t max_epoch)
     /* Two past the maximum: no flag that any rank has raised reaches the new epoch. */
     struct ep_control control = {.epoch = max_epoch + 2};
     TRY(exec->copy_in(exec->self, b->comm.heap, &control, sizeof control, b->stream));
-    TRY(exec->fill(exec->self, b->comm.heap + flags_at(0), 0,
+    TRY(exec->fill(exec->self, b->comm.heap + flags_at(b, 0), 0,
                    b->comm.num_ranks * sizeof(struct ep_flags), b->stream));
     TRY(exec->stream_synchronize(exec->self, b->stream));
     b->control = control;

@@ -30,10 +30,13 @@ SCALARS = {
 _STRUCT = re.compile(r"struct (\w+) \{")
 _PREFIX = re.compile(r"/\* ptx: ([A-Z][A-Z0-9_]*) \*/")
 _FIELD = re.compile(r"(struct )?(\w+)\s+(\w+)(?:\[([^\]]+)\])?;")
+_REGION = re.compile(r"EP_REGION\(struct (\w+), ([\w* ]+), (\w+)\);")
+_COUNT = re.compile(r"(?:[1-9][0-9]* \* )?num_ranks|[1-9][0-9]*")
 _CONSTANT = re.compile(r"#define (EP_[A-Z0-9_]+)\s+(\S+)")
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0|[1-9][0-9]*")
 _GUARD = re.compile(r"#ifndef (\w+)")
-_BOILERPLATE = ("#include <stdint.h>", "typedef uint64_t ep_dptr_t;")
+_BOILERPLATE = ("#include <stdint.h>", "typedef uint64_t ep_dptr_t;",
+                "#define EP_REGION(element, count, name) uint64_t name")
 
 
 class LayoutError(ToolchainError):
@@ -53,8 +56,23 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Region:
+    """An array of `count` structures `element`, whose offset is the field `name`.
+
+    count: a number, or a multiple of num_ranks, as C has it.
+    """
+
+    name: str
+    element: str
+    count: str
+
+
+@dataclass(frozen=True)
 class Struct:
-    """One structure; `prefix` names it in PTX, sizes and alignment are in bytes."""
+    """One structure; `prefix` names it in PTX, sizes and alignment are in bytes.
+
+    regions: those that its fields are the offsets of, if it lays memory out.
+    """
 
     name: str
     prefix: str
@@ -62,6 +80,7 @@ class Struct:
     align: int
     fields: tuple[Field, ...]
     line: int
+    regions: tuple[Region, ...] = ()
 
     def __getitem__(self, name: str) -> Field:
         for item in self.fields:
@@ -88,6 +107,7 @@ class _Reader:
         self.macros: dict[str, int] = {}  # PTX macro -> line of its origin
         self.struct: tuple[str, str, int] | None = None  # name, prefix, line
         self.fields: list[Field] = []
+        self.regions: list[Region] = []
         self.guard: str | None = None
 
     def error(self, message: str, line: int | None = None) -> LayoutError:
@@ -119,6 +139,7 @@ class _Reader:
                 raise self.error(f"struct {match[1]} is declared twice")
             self.struct = (match[1], prefix[1], self.line)
             self.fields = []
+            self.regions = []
         elif match := _CONSTANT.fullmatch(bare):
             name, value = match.groups()
             if not _NUMBER.fullmatch(value):
@@ -130,7 +151,21 @@ class _Reader:
         elif bare not in (*_BOILERPLATE, "#endif", f"#define {self.guard}"):
             raise self.error(f"cannot parse: {bare}")
 
+    def add_region(self, match: re.Match) -> str:
+        """Its offset, as a field is written."""
+        element, count, name = match.groups()
+        if element not in self.layout.structs:
+            raise self.error(f"struct {element} is not declared above")
+        if not _COUNT.fullmatch(count):
+            raise self.error(f"{count!r} is no number, and no number * num_ranks")
+        self.regions.append(Region(name, element, count))
+        return f"uint64_t {name};"
+
     def add_field(self, bare: str) -> None:
+        if match := _REGION.fullmatch(bare):
+            bare = self.add_region(match)
+        elif self.regions:
+            raise self.error(f"not an EP_REGION, of which struct {self.struct[0]} is made: {bare}")
         match = _FIELD.fullmatch(bare)
         if not match:
             raise self.error(f"cannot parse: {bare}")
@@ -168,7 +203,8 @@ class _Reader:
         if size % align:
             raise self.error(f"{name}: {align - size % align} bytes of implicit tail padding")
         self.claim(f"{prefix}_SIZEOF")
-        self.layout.structs[name] = Struct(name, prefix, size, align, tuple(self.fields), line)
+        self.layout.structs[name] = Struct(name, prefix, size, align, tuple(self.fields), line,
+                                           tuple(self.regions))
         self.struct = None
 
     def alignment(self, type_name: str) -> int:
@@ -292,17 +328,48 @@ def c_asserts(layout: Layout) -> str:
     return "\n".join([*lines, "", "#endif"]) + "\n"
 
 
+def heap_layout(layout: Layout) -> str:
+    """heap_layout.h: for each structure of regions a function that lays them out."""
+    lines = [
+        f"/* {_NOTE} */",
+        "#ifndef DEEPEP_PTX_HEAP_LAYOUT_H",
+        "#define DEEPEP_PTX_HEAP_LAYOUT_H",
+        "",
+        '#include "deepep_ptx/params.h"',
+    ]
+    for struct in layout.structs.values():
+        if not struct.regions:
+            continue
+        lines += [
+            "",
+            "/* Fills in the offsets; returns the bytes of all regions. */",
+            f"static inline uint64_t {struct.name}_layout(struct {struct.name} *out, "
+            "uint64_t num_ranks)",
+            "{",
+            "    uint64_t end = 0;",
+        ]
+        for region in struct.regions:
+            lines += [
+                f"    out->{region.name} = (end + EP_SLOT_ALIGN - 1) / EP_SLOT_ALIGN "
+                "* EP_SLOT_ALIGN;",
+                f"    end = out->{region.name} + {region.count} * sizeof(struct {region.element});",
+            ]
+        lines += ["    return end;", "}"]
+    return "\n".join([*lines, "", "#endif"]) + "\n"
+
+
 def _literal(value: int) -> str:
     return hex(value) if value >= 2**31 else str(value)
 
 
 def generate(root: Path) -> list[Path]:
-    """Write the three files into the source tree `root`; return those whose text changed."""
+    """Write the four files into the source tree `root`; return those whose text changed."""
     root = Path(root)
     layout = load(root)
     outputs = {
         root / "ptx/gen/params.inc": ptx_include(layout),
         root / "cysrc/gen/params.pxd": cython_declarations(layout),
         root / "cysrc/gen/params_check.h": c_asserts(layout),
+        root / "cysrc/gen/heap_layout.h": heap_layout(layout),
     }
     return [path for path, text in outputs.items() if write_if_changed(path, text)]

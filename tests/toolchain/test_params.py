@@ -40,6 +40,10 @@ def body(*fields, prefix="/* ptx: P */"):
     return f"struct ep_p {{ {prefix}\n{lines}}};\n"
 
 
+def regions(*fields):
+    return body("uint32_t a;") + body(*fields, prefix="/* ptx: R */").replace("ep_p {", "ep_r {")
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
@@ -65,6 +69,9 @@ def body(*fields, prefix="/* ptx: P */"):
         ("#if 1\n", 1, "cannot parse: #if 1"),
         ("struct ep_p { /* ptx: P */\n    uint32_t a;\n", 1, "struct ep_p is not closed"),
         ("/* c\n */ int x;\n", 2, "cannot parse: int x;"),
+        (regions("EP_REGION(struct ep_q, 1, q);"), 5, "struct ep_q is not declared above"),
+        (regions("EP_REGION(struct ep_p, num_experts, p);"), 5, "no number * num_ranks"),
+        (regions("EP_REGION(struct ep_p, 1, p);", "uint64_t q;"), 6, "not an EP_REGION"),
     ],
 )
 def test_refused(text, line, words):
@@ -94,7 +101,7 @@ def test_c_compiler_catches_a_changed_field(tree):
 
 
 def test_generate_leaves_current_files_alone(tree):
-    assert len(params.generate(tree.root)) == 2  # the fixture wrote the third
+    assert len(params.generate(tree.root)) == 3  # the fixture wrote the fourth
     assert params.generate(tree.root) == []
     tree.replace(params.HEADER, "EP_WORDS 4", "EP_WORDS 6")
     assert [path.name for path in params.generate(tree.root)] == [
@@ -102,3 +109,37 @@ def test_generate_leaves_current_files_alone(tree):
         "params.pxd",
         "params_check.h",
     ]
+
+
+def test_regions_are_laid_out(tree):
+    """What the C compiler makes of the layout: each region on a line, behind the one before it."""
+    tree.replace(params.HEADER, "#endif", """\
+#define EP_SLOT_ALIGN 128
+#define EP_REGION(element, count, name) uint64_t name
+struct ep_heap {                             /* ptx: HEAP */
+    EP_REGION(struct ep_copy_params, 1, first);
+    EP_REGION(struct ep_pair, 2 * num_ranks, pairs);
+    EP_REGION(struct ep_pair, num_ranks, last);
+};
+#endif
+""")
+    params.generate(tree.root)
+    assert "HEAP_PAIRS                       8\n" in (tree.root / "ptx/gen/params.inc").read_text()
+    (tree.root / "main.c").write_text("""\
+#include <stdio.h>
+#include "heap_layout.h"
+int main(void)
+{
+    struct ep_heap heap;
+    unsigned long bytes = ep_heap_layout(&heap, 7);
+    printf("%lu %lu %lu %lu\\n", heap.first, heap.pairs, heap.last, bytes);
+}
+""")
+    program = tree.root / "main"
+    subprocess.run(["gcc", "-Werror", f"-I{tree.root}/deepep_ptx/include",
+                    f"-I{tree.root}/cysrc/gen", str(tree.root / "main.c"), "-o", str(program)],
+                   check=True)
+    pair = 4 + 4 * 5
+    ends = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
+    assert list(map(int, ends)) == [0, 128, 128 + 384, 512 + 7 * pair]
+    assert 128 < 14 * pair <= 384

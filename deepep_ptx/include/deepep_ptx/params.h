@@ -7,7 +7,8 @@
  * Form, checked by the generator: fixed-width scalars, arrays of them, or structures declared
  * above; widest first; no implicit padding; fields are only appended.  The comment after a
  * structure's opening brace gives its prefix in PTX.  A structure nested as first field is reached
- * in PTX under its own prefix.  `#define EP_NAME number` lines are passed on to PTX and Cython. */
+ * in PTX under its own prefix.  `#define EP_NAME number` lines are passed on to PTX and Cython.
+ * A structure of EP_REGION fields lays memory out: see struct ep_heap. */
 #ifndef DEEPEP_PTX_PARAMS_H
 #define DEEPEP_PTX_PARAMS_H
 
@@ -101,20 +102,7 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_PUSH_COUNT_BITS 24                /* of a progress word: rows pushed              */
 
 /* ============================================================================================
- * The symmetric heap of one rank.  At its start:
- *     struct ep_control
- *     struct ep_flags  [num_ranks]                    one line per writing peer
- *     uint64_t done    [num_ranks][EP_MAX_CTAS]       of each CTA of a peer: epoch << 8 | op: it needs
- *                                                     nothing more of this rank
- *     uint64_t pushed  [num_ranks][EP_MAX_PUSHERS]    progress of each warp of a peer that pushes
- *                                                     rows: epoch << EP_PUSH_COUNT_BITS | rows
- *     uint64_t record  [2][num_ranks][...]            two parities of the epoch, per writing peer
- * A record is made of words that say themselves of which call they are, epoch << 32 | word, whose
- * lower halves are
- *     struct ep_call_record
- *     uint32_t rank_counts[num_ranks]                 dispatch: writer's tokens to each rank
- *     uint32_t expert_counts[num_local_experts]       likewise to each of MY experts, if not cached
- * and takes comm.record_stride bytes.
+ * The symmetric heap of one rank, alike on all: struct ep_heap, below, lists its regions.
  * ============================================================================================ */
 
 struct ep_control {                          /* ptx: CTL */
@@ -135,6 +123,16 @@ struct ep_flags {                            /* ptx: FLAG */
     uint64_t reserved[14];
 };
 
+/* Of each CTA of a peer: epoch << 8 | op: it needs nothing more of this rank. */
+struct ep_done {                             /* ptx: DONE */
+    uint64_t cta[EP_MAX_CTAS];
+};
+
+/* Progress of each warp of a peer that pushes rows: epoch << EP_PUSH_COUNT_BITS | rows. */
+struct ep_pushed {                           /* ptx: PUSHED */
+    uint64_t warp[EP_MAX_PUSHERS];
+};
+
 /* 32 words: a warp writes and reads a record with one word per lane. */
 struct ep_call_record {                      /* ptx: REC */
     uint64_t slot_offset;    /* dispatch: result extent; combine: staging extent; in the segment */
@@ -153,6 +151,27 @@ struct ep_call_record {                      /* ptx: REC */
     uint32_t ctas;           /* of the writer's kernel                                          */
     uint32_t pushers;        /* combine: warps of the writer that push rows                     */
     uint32_t reserved[2];
+};
+
+/* A record as it is written to a peer, in words that say themselves of which call they are, epoch <<
+ * 32 | word, whose lower halves are
+ *     struct ep_call_record
+ *     uint32_t rank_counts[num_ranks]                 dispatch: writer's tokens to each rank
+ *     uint32_t expert_counts[num_local_experts]       likewise to each of MY experts, if not cached */
+struct ep_sent_record {                           /* ptx: RECS */
+    uint64_t word[32 + EP_MAX_RANKS + EP_MAX_LOCAL_EXPERTS];
+};
+
+/* Regions of the heap in their order, EP_REGION(element, count, name): an array of so many elements
+ * that starts at a multiple of EP_SLOT_ALIGN, the field its offset in bytes.  ep_heap_layout
+ * (gen/heap_layout.h) is generated of this list; kernels have the offsets from ep_comm. */
+#define EP_REGION(element, count, name) uint64_t name
+struct ep_heap {                             /* ptx: HEAP */
+    EP_REGION(struct ep_control, 1, control);              /* first: at the heap's own address  */
+    EP_REGION(struct ep_flags, num_ranks, flags);          /* of each writing peer: one line    */
+    EP_REGION(struct ep_done, num_ranks, done);            /* likewise                          */
+    EP_REGION(struct ep_pushed, num_ranks, pushed);        /* likewise                          */
+    EP_REGION(struct ep_sent_record, 2 * num_ranks, records);   /* two parities of the epoch, of each */
 };
 
 /* A record as a CTA keeps it in shared memory once it has come. */
@@ -229,10 +248,9 @@ struct ep_comm {                             /* ptx: COMM */
                               * here, mine included; likewise each segment of its arena          */
     ep_dptr_t status;        /* struct ep_status_ring, pinned                                   */
     uint64_t  timeout_ns;    /* limit of each wait, EP_FOREVER = none                           */
+    struct ep_heap regions;  /* offsets in every rank's heap                                    */
     uint32_t  rank;
     uint32_t  num_ranks;
-    uint32_t  record_stride; /* bytes of a call record with its counts                          */
-    uint32_t  reserved[5];
 };
 
 /* What the exchange at the start of a call takes. */
