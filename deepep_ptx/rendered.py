@@ -3,7 +3,6 @@
 anybody uses it."""
 
 from deepep_ptx.documents import check_fields, read_json
-from deepep_ptx.toolchain.variants import USES
 
 _TEXT = (str, type(None))
 _ROW = {"kernel": str, "arch": str, "path": _TEXT, "policy": _TEXT, "site": _TEXT, "symbol": str,
@@ -15,7 +14,7 @@ _FIGURES = {"sha256": str, "registers": int, "spills": int, "shared": int}
 
 def read_index(path):
     """variants.json: {"inputs": ..., "variants": [...], "policies": {...}, "aliases": {...},
-    "paths": {...}}.
+    "uses": {...}, "paths": {...}}.
 
     Raises:
         ValueError: it is damaged; the text says how, without the file's name.
@@ -23,7 +22,7 @@ def read_index(path):
     """
     index = read_json(path)
     check_fields(index, {"inputs": str, "variants": list, "policies": dict, "aliases": dict,
-                         "paths": dict}, "the file")
+                         "uses": dict, "paths": dict}, "the file")
     for number, row in enumerate(index["variants"]):
         check_fields(row, _ROW, f"variants[{number}]")
     for name, policy in index["policies"].items():
@@ -32,7 +31,7 @@ def read_index(path):
         check_fields(alias, {"policies": list, "undefined": bool}, f"alias {name}")
         _check_names(alias["policies"], f"alias {name}", "policies")
     kernels = {row["kernel"] for row in index["variants"] if row["path"]}
-    uses = kernels | {use for use, kernel in USES.items() if kernel in kernels}
+    uses = kernels | {use for use, kernel in index["uses"].items() if kernel in kernels}
     check_fields(index["paths"], dict.fromkeys(uses, list), "paths")
     for kernel, order in index["paths"].items():
         _check_names(order, f"kernel {kernel}", "data paths")

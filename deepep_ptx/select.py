@@ -9,7 +9,7 @@ from importlib import resources
 
 from deepep_ptx.errors import DeepEPError
 from deepep_ptx.rendered import read_index
-from deepep_ptx.toolchain.variants import USES, least_smem
+from deepep_ptx.toolchain.variants import least_smem
 
 DEFAULT_POLICY = "fast"
 _POLICY_VARIABLES = ("DEEPEP_PTX_POLICY", "DISABLE_AGGRESSIVE_PTX_INSTRS")
@@ -18,7 +18,8 @@ _DEEPEP_SWITCH = {"1": "safe", "0": "aggressive"}
 
 @functools.cache
 def load_table():
-    """The shipped table: {"variants": [...], "policies": ..., "aliases": ..., "paths": ...}.
+    """The shipped table: {"variants": [...], "policies": ..., "aliases": ..., "uses": ...,
+    "paths": ...}.
 
     Raises:
         DeepEPError: the file is damaged.
@@ -96,7 +97,7 @@ def choose(policy, arch, table=None, origin="policy", *, cta_smem=None, num_rank
         num_ranks: of the group, for which they take it.
 
     Returns:
-        dict: name of a kernel, or of a use of one (USES), -> its row of the table.
+        dict: name of a kernel, or of a use of one, -> its row of the table.
 
     Raises:
         ValueError: unknown policy, with the nearest names; or an architecture, a combination or
@@ -106,10 +107,10 @@ def choose(policy, arch, table=None, origin="policy", *, cta_smem=None, num_rank
     kernels = _by_kernel(table, arch)
     if cta_smem is not None:
         kernels = _fitting(kernels, policy, origin, cta_smem, num_ranks)
-    kernels |= {use: kernels[kernel] for use, kernel in USES.items() if kernel in kernels}
+    kernels |= {use: kernels[kernel] for use, kernel in table["uses"].items() if kernel in kernels}
     chosen = {name: _pick(name, variants, policy, table) for name, variants in kernels.items()}
     _require_known(policy, table, arch, origin)
-    missing = sorted({USES.get(name, name) for name, row in chosen.items() if row is None})
+    missing = sorted({table["uses"].get(name, name) for name, row in chosen.items() if row is None})
     if missing:
         raise ValueError(f"{origin}: {policy!r} has no defined variant of {', '.join(missing)}")
     return chosen

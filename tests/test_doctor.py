@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deepep_ptx import catalogue, cli, doctor, environment, select
+from deepep_ptx._buffer import param_bytes
 from deepep_ptx.doctor import child, gpu, install, machine, selftest, tuning, variables
 from deepep_ptx.doctor.result import OK, PROBLEM, WARNING, Result
 from deepep_ptx.tuning import Header, save
@@ -140,9 +141,9 @@ def test_requirements_of_an_installed_package(monkeypatch, tmp_path):
 
 def test_kernels_of_another_build(monkeypatch):
     assert only(install.kernels, None).status == OK
-    honest = select.read_text
+    honest, size = select.read_text, param_bytes("abort")
     monkeypatch.setattr(select, "read_text", lambda variant: honest(variant).replace(
-        "ep_abort(.param .align 16 .b8 p[64])", "ep_abort(.param .align 16 .b8 p[72])"))
+        f"ep_abort(.param .align 16 .b8 p[{size}]", f"ep_abort(.param .align 16 .b8 p[{size + 8}]"))
     result = only(install.kernels, None)
     assert result.status == PROBLEM
     assert result.text.endswith(": sm_80/ep_abort, sm_90/ep_abort")

@@ -30,6 +30,7 @@ def table():
             "safe": {"policies": ["ld_relaxed_sys", "ld_volatile"], "undefined": False},
             "aggressive": {"policies": ["ld_nc_na"], "undefined": True},
         },
+        "uses": {"combine_push": "combine"},
         "paths": {"dispatch": ["vec"], "combine": ["vec"], "combine_push": ["vec"]},
     }
 

@@ -104,18 +104,6 @@ uint32_t ep_buffer_most_stage_bytes(const struct ep_buffer *b, uint32_t kernel)
     return ep_launch_most_stage_bytes(b, &b->kernel[kernel]);
 }
 
-uint32_t ep_param_bytes(uint32_t kernel)
-{
-    static const uint32_t bytes[EP_NUM_LOADED] = {
-        [EP_KERNEL_LAYOUT] = sizeof(struct ep_layout_params),
-        [EP_KERNEL_DISPATCH] = sizeof(struct ep_dispatch_params),
-        [EP_KERNEL_COMBINE] = sizeof(struct ep_combine_params),
-        [EP_PUSHING_COMBINE] = sizeof(struct ep_combine_params),
-        [EP_KERNEL_ABORT] = sizeof(struct ep_abort_params),
-        [EP_KERNEL_COPY] = sizeof(struct ep_copy_params)};
-    return kernel < EP_NUM_LOADED ? bytes[kernel] : 0;
-}
-
 /* -- peers ---------------------------------------------------------------------------------- */
 
 int ep_buffer_heap_handle(struct ep_buffer *b, void *handle)

@@ -28,12 +28,9 @@
 #include "core/executor.h"
 #include "core/slot.h"
 #include "deepep_ptx/params.h"
+#include "kernels.h"
 
 #define EP_NO_PEER 0xffffffffu   /* status record without a peer                               */
-
-/* Where the kernel table has combine for calls in which this rank pushes rows. */
-#define EP_PUSHING_COMBINE EP_NUM_KERNELS
-#define EP_NUM_LOADED (EP_NUM_KERNELS + 1)
 
 struct ep_loaded {
     void    *handle;             /* as the executor gave it                                    */
@@ -47,7 +44,7 @@ struct ep_loaded {
 struct ep_buffer {
     const struct ep_executor *exec;
     struct ep_comm comm;         /* first field of every parameter block                       */
-    struct ep_loaded kernel[EP_NUM_LOADED];
+    struct ep_loaded kernel[EP_NUM_KERNELS];
     void    *stream;
     void    *abort_stream;       /* an abort must not queue behind the call it ends             */
 
@@ -83,7 +80,7 @@ struct ep_buffer {
     struct ep_control control;   /* as it was when the host last looked                         */
     struct ep_status_record status[EP_STATUS_RECORDS];
     uint32_t  num_status;
-    uint32_t  launched[EP_NUM_LOADED], num_launched;     /* of the newest call, in this table   */
+    uint32_t  launched[EP_NUM_KERNELS], num_launched;     /* of the newest call, in this table   */
 
     pthread_mutex_t order;       /* held while a dying slot is ordered on `stream`, and at its end;
                                   * guards the next four                                        */
@@ -122,8 +119,6 @@ uint32_t ep_buffer_most_stage_bytes(const struct ep_buffer *b, uint32_t kernel);
 /* CTAs of a dispatch or combine that the device runs at the same time.  Once, when the kernels are
  * set: the buffer counts among the process's from then on. */
 int  ep_buffer_max_ctas(struct ep_buffer *b, uint32_t *ctas);
-/* Size of a kernel's parameter block: what a loaded kernel must take. */
-uint32_t ep_param_bytes(uint32_t kernel);
 int  ep_buffer_heap_handle(struct ep_buffer *b, void *handle);
 int  ep_buffer_open_heap(struct ep_buffer *b, uint32_t rank, const void *handle);
 /* Allocates a segment; its number goes to *index, its address to *base. */

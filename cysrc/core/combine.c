@@ -25,7 +25,7 @@ static struct ep_call_record combine_record(const struct ep_buffer *b,
 
 uint32_t ep_buffer_combine_kernel(const struct ep_combine_args *a)
 {
-    return a->x || a->weights ? EP_PUSHING_COMBINE : EP_KERNEL_COMBINE;
+    return a->x || a->weights ? EP_KERNEL_COMBINE_PUSH : EP_KERNEL_COMBINE;
 }
 
 static int launch_combine(struct ep_buffer *b, const struct ep_loaded *kernel,

@@ -59,20 +59,13 @@ int ep_launch_choose(const struct ep_buffer *b, uint32_t kernel, const struct ep
     return EP_OK;
 }
 
-/* Whether its CTAs wait for each other and for those of other ranks. */
-static int waits(uint32_t kernel)
-{
-    return kernel == EP_KERNEL_DISPATCH || kernel == EP_KERNEL_COMBINE
-           || kernel == EP_PUSHING_COMBINE;
-}
-
 int ep_launch_max_ctas(const struct ep_buffer *b, uint32_t *ctas)
 {
     *ctas = UINT32_MAX;
-    for (uint32_t i = 0; i < EP_NUM_LOADED; i++) {
+    for (uint32_t i = 0; i < EP_NUM_KERNELS; i++) {
         const struct ep_loaded *kernel = &b->kernel[i];
         uint32_t resident = UINT32_MAX;
-        if (waits(i))
+        if (ep_kernels[i].co_resident)
             TRY(b->exec->max_resident(b->exec->self, kernel->handle, kernel->threads,
                                       most_smem(b, kernel), &resident));
         *ctas = min_u32(*ctas, resident);
@@ -89,9 +82,9 @@ int ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
         .grid = grid, .block = loaded->threads, .smem = smem_of(b, loaded),
         .stream = stream};
     /* Where the device holds them all it would cost some 0.2 us for nothing. */
-    if (waits(kernel))
+    if (ep_kernels[kernel].co_resident)
         launch.cooperative = ep_residency_is_crowded(b, grid);
-    if (b->num_launched < EP_NUM_LOADED)
+    if (b->num_launched < EP_NUM_KERNELS)
         b->launched[b->num_launched++] = kernel;
     return b->exec->launch(b->exec->self, &launch);
 }

@@ -170,7 +170,6 @@ cdef extern from "core/buffer.h" nogil:
     void ep_buffer_set_kernel(ep_buffer *b, uint32_t kernel, const ep_loaded *loaded)
     int ep_buffer_max_ctas(ep_buffer *b, uint32_t *ctas)
     uint32_t ep_buffer_most_stage_bytes(const ep_buffer *b, uint32_t kernel)
-    uint32_t ep_param_bytes(uint32_t kernel)
     int ep_buffer_heap_handle(ep_buffer *b, void *handle)
     int ep_buffer_open_heap(ep_buffer *b, uint32_t rank, const void *handle)
     int ep_buffer_add_segment(ep_buffer *b, uint64_t bytes, uint32_t *index, ep_dptr_t *base,

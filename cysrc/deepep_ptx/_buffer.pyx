@@ -9,7 +9,6 @@ from libc.string cimport memset
 
 from gen.params cimport (
     EP_FOREVER,
-    EP_KERNEL_DISPATCH,
     EP_MAX_CHOICE_ROWS,
     EP_MAX_CTAS,
     EP_MAX_HIDDEN,
@@ -29,7 +28,13 @@ from gen.params cimport (
 
 from deepep_ptx._arguments cimport Launch, Placement, Rows
 from deepep_ptx._array cimport IN_HOST_MEMORY, Array
-from deepep_ptx._errors cimport Report, check
+from deepep_ptx._errors cimport (
+    EP_KERNEL_DISPATCH,
+    EP_NUM_KERNELS,
+    Report,
+    check,
+    ep_kernels,
+)
 from deepep_ptx._executor cimport EP_ERR_STATUS, EP_HANDLE_BYTES, Executor, ep_dptr_t
 
 from deepep_ptx._errors import KERNELS
@@ -49,12 +54,10 @@ MIN_STAGES = EP_MIN_STAGES
 ROW_ALIGN = EP_ROW_ALIGN
 SLOT_ALIGN = EP_SLOT_ALIGN
 
-cdef tuple KERNEL_ORDER = tuple(sorted(KERNELS, key=KERNELS.get))
-
 
 def param_bytes(str kernel not None):
     """Bytes of a kernel's parameter block in this build."""
-    return ep_param_bytes(KERNELS[kernel])
+    return ep_kernels[<uint32_t>KERNELS[kernel]].param_bytes
 
 
 @cython.no_gc_clear     # __dealloc__ uses the executor
@@ -72,8 +75,8 @@ cdef class CoreBuffer:
         self.executor = executor
         self.rank = rank
         self.num_ranks = num_ranks
-        self.kernels = [None] * len(KERNEL_ORDER)
-        self.symbols = [None] * len(KERNEL_ORDER)
+        self.kernels = [None] * EP_NUM_KERNELS
+        self.symbols = [None] * EP_NUM_KERNELS
         self.views = {}
         self.captured = []
         with nogil:
@@ -105,9 +108,9 @@ cdef class CoreBuffer:
         cdef uint32_t param_bytes = variant["param_bytes"]
         cdef str symbol = variant["symbol"]
         cdef ep_loaded loaded
-        if param_bytes != ep_param_bytes(index):
+        if param_bytes != ep_kernels[index].param_bytes:
             raise ImportError(f"{symbol}: the rendered PTX takes {param_bytes} parameter bytes, "
-                              f"this build {ep_param_bytes(index)}; build again")
+                              f"this build {ep_kernels[index].param_bytes}; build again")
         kernel = self.executor.load(symbol, text, param_bytes)
         self.kernels[index] = kernel
         self.symbols[index] = symbol

@@ -4,6 +4,18 @@ from libc.stdint cimport uint32_t
 from deepep_ptx._executor cimport Executor
 from gen.params cimport ep_status_record
 
+cdef extern from "kernels.h" nogil:
+    enum:
+        EP_KERNEL_COMBINE
+        EP_KERNEL_DISPATCH
+        EP_NUM_KERNELS
+
+    struct ep_kernel_info:
+        const char *name
+        uint32_t param_bytes
+
+    const ep_kernel_info ep_kernels[]
+
 # What the device reported in a call, oldest first; all borrowed.
 cdef struct Report:
     const ep_status_record *records

@@ -25,12 +25,6 @@ from gen.params cimport (
     EP_CODE_RANK_COUNTS,
     EP_CODE_TIMEOUT,
     EP_CODE_TOPK_RANGE,
-    EP_KERNEL_ABORT,
-    EP_KERNEL_COMBINE,
-    EP_KERNEL_COPY,
-    EP_KERNEL_DISPATCH,
-    EP_KERNEL_LAYOUT,
-    EP_NUM_KERNELS,
     EP_OP_CACHED_DISPATCH,
     EP_OP_COMBINE,
     EP_OP_DISPATCH,
@@ -60,15 +54,8 @@ from deepep_ptx.errors import (
     RankMismatchError,
 )
 
-# Name in variants.toml, or a use of a kernel (select.USES) -> index in the core's kernel table.
-KERNELS = {
-    "layout": EP_KERNEL_LAYOUT,
-    "dispatch": EP_KERNEL_DISPATCH,
-    "combine": EP_KERNEL_COMBINE,
-    "abort": EP_KERNEL_ABORT,
-    "copy": EP_KERNEL_COPY,
-    "combine_push": EP_NUM_KERNELS,
-}
+# Kernel of variants.toml, or a use of one, -> index in the core's table of kernels.
+KERNELS = {ep_kernels[i].name.decode(): i for i in range(EP_NUM_KERNELS)}
 
 cdef dict KERNEL_NAMES = {index: name for name, index in KERNELS.items()}
 

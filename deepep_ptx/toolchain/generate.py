@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from deepep_ptx.toolchain import isa_header, lock, params, render
+from deepep_ptx.toolchain import isa_header, kernels, lock, params, render, variants
 from deepep_ptx.toolchain.files import write_if_changed
 
 
@@ -14,8 +14,9 @@ def generate(root: Path, figures: bool = True) -> list[Path]:
     """
     root = Path(root)
     changed = params.generate(root)
-    isa = root / "cysrc/gen/isa.h"
-    if write_if_changed(isa, isa_header.header_text()):
-        changed.append(isa)
+    table = variants.load(root, params.load(root))
+    headers = {"isa.h": isa_header.header_text(), "kernels.h": kernels.header_text(table)}
+    changed += [root / "cysrc/gen" / name for name, text in headers.items()
+                if write_if_changed(root / "cysrc/gen" / name, text)]
     changed += render.generate(root)
     return changed + lock.ship(root) if figures else changed

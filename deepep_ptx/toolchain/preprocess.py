@@ -147,7 +147,7 @@ def _same_macro(one, other) -> bool:
 def _defines(variant: Variant) -> dict[str, object]:
     defines = {
         "KERNEL": variant.symbol,
-        "KERNEL_ID": variant.kernel_id,
+        "KERNEL_ID": str(variant.kernel_id),
         "SM_TARGET": variant.arch,
         "PTX_VERSION": variant.version,
         "NUM_THREADS": variant.threads,

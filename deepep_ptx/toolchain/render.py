@@ -307,6 +307,7 @@ def index_document(table: Table, inputs: str, static_smem: dict[str, int]) -> di
             }
             for alias in table.aliases.values()
         },
+        "uses": table.uses,
         "paths": {name: list(order) for name, order in table.paths.items()},
     }
 

@@ -13,12 +13,12 @@ from deepep_ptx.toolchain.params import Layout
 
 TABLE = "ptx/variants.toml"
 SITES = ("source", "peer")
-# A use of a kernel for which an alias may have another variant -> the kernel.
-USES = {"combine_push": "combine"}
 PATHS = ("vec", "bulk")
 
 _KERNEL_KEYS = {
     "params": str,
+    "co_resident": bool,
+    "uses": list,
     "arch": list,
     "threads": int,
     "site": str,
@@ -71,18 +71,29 @@ class Alias:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """What all variants of a kernel have in common.  Uses are cases of it for which an alias may
+    have another variant; co_resident: its CTAs wait for each other, and for those of other ranks.
+    """
+
+    params: str
+    co_resident: bool
+    uses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Variant:
     """One PTX module: a kernel for one arch, with one path and one policy (None where it has none).
 
-    `kernel_id` is its EP_KERNEL_* constant, `sass` what its policy's load must become.  A launch
-    takes `smem` + num_ranks * `smem_per_rank` bytes of dynamic shared memory, and for each of
-    `rings` rings 16 bytes for a mbarrier and `stage_bytes` per stage; `stages` and `stage_bytes`
-    are defaults.  `also` are the GPUs beside its arch's that it may
-    run on, with the bytes of shared memory that a CTA can have there.
+    `kernel_id` is its kernel's number in status records, `sass` what its policy's load must become.
+    A launch takes `smem` + num_ranks * `smem_per_rank` bytes of dynamic shared memory, and for each
+    of `rings` rings 16 bytes for a mbarrier and `stage_bytes` per stage; `stages` and `stage_bytes`
+    are defaults.  `also` are the GPUs beside its arch's that it may run on, with the bytes of
+    shared memory that a CTA can have there.
     """
 
     kernel: str
-    kernel_id: str
+    kernel_id: int
     arch: str
     version: str
     path: str | None
@@ -120,10 +131,25 @@ class Table:
     first.
     """
 
+    kernels: dict[str, Kernel]
     variants: tuple[Variant, ...]
     policies: dict[str, Policy]
     aliases: dict[str, Alias]
     paths: dict[str, tuple[str, ...]]
+
+    @property
+    def uses(self) -> dict[str, str]:
+        """A use of a kernel -> the kernel."""
+        return uses_of(self.kernels)
+
+    def numbers(self) -> dict[str, int]:
+        """Kernels, then uses of them -> index in the core's table of kernels."""
+        return {name: number for number, name in enumerate([*self.kernels, *self.uses])}
+
+
+def uses_of(kernels: Mapping[str, Kernel]) -> dict[str, str]:
+    """A use of one of `kernels` -> the kernel."""
+    return {use: name for name, kernel in kernels.items() for use in kernel.uses}
 
 
 class _Reader:
@@ -169,15 +195,15 @@ class _Reader:
         aliases = {
             name: self.alias(name, body) for name, body in self.document.get("alias", {}).items()
         }
-        variants = [
-            variant
-            for name, body in self.document.get("kernel", {}).items()
-            for variant in self.kernel(name, body)
-        ]
+        bodies = self.document.get("kernel", {})
+        self.kernels = {name: self.common(name, body) for name, body in bodies.items()}
+        self.uses = uses_of(self.kernels)
+        variants = [variant for name, body in bodies.items()
+                    for variant in self.kernel(name, body)]
         paths = self.paths(variants)
         for alias in aliases.values():
             self.check_alias(alias, paths, variants)
-        return Table(tuple(variants), self.policies, aliases, paths)
+        return Table(self.kernels, tuple(variants), self.policies, aliases, paths)
 
     def arch(self, name: str, body) -> str:
         where = f"arch.{name}"
@@ -213,15 +239,15 @@ class _Reader:
         for variant in variants:
             if variant.path:
                 has.setdefault(variant.kernel, {}).setdefault(variant.path, set()).add(variant.arch)
-        has |= {use: has[kernel] for use, kernel in USES.items() if kernel in has}
+        has |= {use: has[kernel] for use, kernel in self.uses.items() if kernel in has}
         given = self.document.get("path", {})
         self.known("path", "kernel", given, has)
         paths = {}
         for name, of_kernel in has.items():
-            order = given.get(name, given.get(USES.get(name), list(of_kernel)))
+            order = given.get(name, given.get(self.uses.get(name), list(of_kernel)))
             self.of_type("path", name, order, list)
             self.known("path", f"path of {name}", order, of_kernel)
-            if len(of_kernel) > 1 and name not in given and USES.get(name) not in given:
+            if len(of_kernel) > 1 and name not in given and self.uses.get(name) not in given:
                 raise self.error("path", f"{name} is missing: it has {', '.join(of_kernel)}")
             archs = set().union(*of_kernel.values())
             if missing := archs.difference(*map(of_kernel.get, order)):
@@ -230,10 +256,23 @@ class _Reader:
             paths[name] = tuple(order)
         return paths
 
+    def common(self, name: str, body) -> Kernel:
+        where = f"kernel.{name}"
+        self.of_type(where, where, body, dict)
+        if "params" not in body:
+            raise self.error(where, "params is missing")
+        self.known(where, "structure", [body["params"]], self.layout.structs)
+        self.of_type(where, "co_resident", body.get("co_resident", False), bool)
+        self.of_type(where, "uses", body.get("uses", []), list)
+        taken = [name for name in body.get("uses", []) if name in self.document["kernel"]]
+        if taken:
+            raise self.error(where, f"uses has {taken[0]!r}, which is a kernel")
+        return Kernel(body["params"], body.get("co_resident", False),
+                      tuple(body.get("uses", [])))
+
     def kernel(self, name: str, body) -> list[Variant]:
         """A kernel's variants; one with data paths has a sub-table for each, over common keys."""
         where = f"kernel.{name}"
-        self.of_type(where, where, body, dict)
         paths = {k: v for k, v in body.items() if isinstance(v, dict) and k != "defines"}
         if not paths:
             return self.path(where, name, None, body)
@@ -247,9 +286,6 @@ class _Reader:
 
     def path(self, where: str, name: str, path: str | None, body) -> list[Variant]:
         self.section(where, body, _KERNEL_KEYS, _REQUIRED_KEYS)
-        kernel_id = f"EP_KERNEL_{name.upper()}"
-        self.known(where, "constant of params.h", [kernel_id], self.layout.constants)
-        self.known(where, "structure", [body["params"]], self.layout.structs)
         self.known(where, "arch", body["arch"], self.arches)
         policies = body.get("policy", [])
         self.known(where, "policy", policies, self.policies)
@@ -276,7 +312,7 @@ class _Reader:
         return [
             Variant(
                 kernel=name,
-                kernel_id=kernel_id,
+                kernel_id=list(self.kernels).index(name),
                 arch=arch,
                 version=self.arches[arch],
                 path=path,
@@ -310,7 +346,7 @@ class _Reader:
                 key = variant.kernel, variant.path, variant.arch
                 forms.setdefault(key, []).append(variant)
         for name, order in paths.items():
-            kernel = USES.get(name, name)
+            kernel = self.uses.get(name, name)
             for (of, path, arch), group in forms.items():
                 if (of == kernel and path in order
                         and not any(self.picks(alias, variant) for variant in group)):

@@ -15,7 +15,7 @@ PARAMS = """\
 
 typedef uint64_t ep_dptr_t;                  /* device address */
 
-#define EP_KERNEL_COPY 3
+#define EP_ROWS 3
 #define EP_WORDS 4                           /* of a row
                                               * and so on */
 

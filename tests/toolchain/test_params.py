@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_sample_layout(tree):
     layout = params.load(tree.root)
-    assert layout.constants == {"EP_KERNEL_COPY": 3, "EP_WORDS": 4}
+    assert layout.constants == {"EP_ROWS": 3, "EP_WORDS": 4}
     pair, copy = layout.structs.values()
     assert (pair.size, pair.align, pair["words"].offset, pair["words"].length) == (24, 4, 4, 5)
     assert [(f.name, f.offset, f.size, f.length) for f in copy.fields] == [

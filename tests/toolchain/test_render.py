@@ -45,7 +45,7 @@ def test_sample(tree):
     $poll:
         .loc 1 18 0
         ld.acquire.sys.global.u32 got, [a_dst];
-        setp.ge.u32     p_ready, got, 3;
+        setp.ge.u32     p_ready, got, 0;
         @!p_ready bra   $poll;
     }
     .loc 2 2 0
@@ -231,7 +231,7 @@ def test_generate(tree):
     assert index["variants"][0]["file"] == "sm_80/ep_copy_vec_ld_na.ptx"
     assert index["policies"]["ld_nc"]["defined"] == ["source"]
     assert index["aliases"] == {"fast": {"policies": ["ld_nc", "ld_na"], "undefined": False}}
-    assert index["paths"] == {"copy": ["vec"]}
+    assert (index["uses"], index["paths"]) == ({}, {"copy": ["vec"]})
 
     tree.replace("ptx/variants.toml", 'arch     = ["sm_80", "sm_90"]', 'arch     = ["sm_90"]')
     render.generate(tree.root)

@@ -24,7 +24,7 @@ def test_axes(tree):
     ]
     last = table.variants[-1]
     assert last.file == "sm_90/ep_copy_vec_ld_nc.ptx"
-    assert (last.kernel_id, last.version, last.param_bytes) == ("EP_KERNEL_COPY", "7.8", 48)
+    assert (last.kernel_id, last.version, last.param_bytes) == (0, "7.8", 48)
     assert last.sass == "LDG.E.128.CONSTANT"
 
 
@@ -40,7 +40,9 @@ def test_axes(tree):
         ('site     = "source"\n', "", "policy needs a site"),
         ('"sm_90"]', '"sm_91"]', "unknown arch 'sm_91'; did you mean 'sm_90'?"),
         ("ep_copy_params", "ep_kopy_params", "did you mean 'ep_copy_params'?"),
-        ("kernel.copy", "kernel.cpy", "did you mean 'EP_KERNEL_COPY'?"),
+        ('site     = "source"', 'co_resident = 1', "co_resident is 1, not of type bool"),
+        ('site     = "source"', 'uses = ["copy"]', "uses has 'copy', which is a kernel"),
+        ('params   = "ep_copy_params"\n', "", "[kernel.copy]: params is missing"),
         ("[kernel.copy.vec]", "[kernel.copy.vek]", "unknown path 'vek'; did you mean 'vec'?"),
         ("threads  = 64", "threads  = 64\nsmem = 1.5", "smem is 1.5, not of type int"),
         ('sm_80 = "LDG.E.128.CONSTANT", ', "", "sass lacks sm_80, which copy takes"),

@@ -80,13 +80,6 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_WAIT_NUMBERS 4                    /* this rank's CTAs, which number its tokens    */
 #define EP_WAIT_LOAD 5                       /* a bulk load of this thread's own             */
 
-/* -- kernels, as status records name them and as the kernel table is indexed ------------------- */
-#define EP_KERNEL_LAYOUT 0
-#define EP_KERNEL_DISPATCH 1
-#define EP_KERNEL_COMBINE 2
-#define EP_KERNEL_ABORT 3
-#define EP_KERNEL_COPY 4
-#define EP_NUM_KERNELS 5
 #define EP_MAX_CTAS 512                      /* of a dispatch or a combine                   */
 
 /* -- rings of stages for bulk copies ------------------------------------------------------------ */
@@ -213,7 +206,7 @@ struct ep_status_record {                    /* ptx: STAT */
     uint64_t expected;       /* flag value, needed bytes, upper bound; by code                  */
     uint64_t seen;
     uint32_t code;           /* EP_CODE_*                                                       */
-    uint32_t kernel;         /* EP_KERNEL_*                                                     */
+    uint32_t kernel;         /* EP_KERNEL_* of gen/kernels.h: its place in ptx/variants.toml    */
     uint32_t peer;
     uint32_t what;           /* EP_WAIT_*, EP_AGREE_*, or a row; by code                        */
     uint32_t valid;          /* 1 once the record is whole; stored last                         */
