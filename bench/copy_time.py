@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from deepep_ptx import Buffer, __version__, run_ranks
-from deepep_ptx.measure import driver_version
+from deepep_ptx.cli.measure import driver_version
 
 FLUSH_BYTES = 256 << 20
 EXPERTS = 8

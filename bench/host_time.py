@@ -29,7 +29,8 @@ from pathlib import Path
 import null_gpu
 import torch
 
-from deepep_ptx import Buffer, __version__, catalogue, measure
+from deepep_ptx import Buffer, __version__
+from deepep_ptx.cli import catalogue, measure
 from deepep_ptx.comm import as_comm
 
 WARM_UP = 20        # series

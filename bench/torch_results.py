@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from deepep_ptx import Buffer, __version__, catalogue
+from deepep_ptx import Buffer, __version__
+from deepep_ptx.cli import catalogue
 
 MODES = {"lent": None, "views": True, "copies": False}
 FLUSH_BYTES = 256 << 20

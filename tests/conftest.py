@@ -13,7 +13,7 @@ pytest_plugins = ["watchdog"]
 
 def pytest_configure(config):
     """Tests of rendered text that is not what ptx/ holds would say yes to something else."""
-    from deepep_ptx import catalogue
+    from deepep_ptx.cli import catalogue
 
     if catalogue.is_stale():
         raise pytest.UsageError(f"{catalogue.STALE}: make gen")

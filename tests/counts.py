@@ -7,10 +7,11 @@ import functools
 import json
 from pathlib import Path
 
-from deepep_ptx import catalogue, run_ranks, select
-from deepep_ptx.bench import rounds
-from deepep_ptx.bench.case import FP8_WHATS, WHATS, Case
-from deepep_ptx.bench.figures import counts_of
+from deepep_ptx import run_ranks, select
+from deepep_ptx.cli import catalogue
+from deepep_ptx.cli.bench import rounds
+from deepep_ptx.cli.bench.case import FP8_WHATS, WHATS, Case
+from deepep_ptx.cli.bench.figures import counts_of
 
 RECORD = Path(__file__).with_name("counts.json")
 COUNTERS = ("warp_instructions", "global_load_transactions", "global_store_transactions")

@@ -9,13 +9,14 @@ import re
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, _cuda, cli, measure, run_ranks, select
-from deepep_ptx.ab import plan, report, run, sass
+from deepep_ptx import Buffer, _cuda, cli, run_ranks, select
+from deepep_ptx.cli import measure
+from deepep_ptx.cli.ab import plan, report, run, sass
+from deepep_ptx.cli.measure import bits, statistics, traffic
+from deepep_ptx.cli.measure.inputs import Job
+from deepep_ptx.cli.measure.machine import Emu, Timing
 from deepep_ptx.cli.options import names, numbers
 from deepep_ptx.errors import DeepEPError
-from deepep_ptx.measure import bits, statistics, traffic
-from deepep_ptx.measure.inputs import Job
-from deepep_ptx.measure.machine import Emu, Timing
 from deepep_ptx.toolchain.ptxas import Assembly, Sass, ToolError
 
 SMALL = {"ranks": 2, "tokens": 5, "hidden": 16, "topk": 2, "experts": 4}

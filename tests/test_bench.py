@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, _cuda, cli, measure, run_ranks
-from deepep_ptx.bench import (
+from deepep_ptx import Buffer, _cuda, cli, run_ranks
+from deepep_ptx.cli import measure
+from deepep_ptx.cli.bench import (
     calls,
     command,
     figures,
@@ -30,10 +31,10 @@ from deepep_ptx.bench import (
     report,
     rounds,
 )
-from deepep_ptx.bench.case import FP8_WHATS, WHATS, Case
+from deepep_ptx.cli.bench.case import FP8_WHATS, WHATS, Case
+from deepep_ptx.cli.measure.inputs import Job, Shape, random_rows
+from deepep_ptx.cli.measure.machine import Emu, Gpu, Timing, TorchGpu
 from deepep_ptx.errors import DeepEPError, RankError
-from deepep_ptx.measure.inputs import Job, Shape, random_rows
-from deepep_ptx.measure.machine import Emu, Gpu, Timing, TorchGpu
 
 SHAPE = {"tokens": 5, "hidden": 128, "topk": 2, "experts": 8}
 OPTIONS = ["--ranks", "2", *(word for name, value in SHAPE.items()

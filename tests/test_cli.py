@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from deepep_ptx import __version__, _cuda, cli, cuda_ranks, demo
+from deepep_ptx import __version__, _cuda, cli, cuda_ranks
+from deepep_ptx.cli import demo
+from deepep_ptx.cli.demo.command import settings_of
 
 SMALL = ["--ranks", "2", "--tokens", "3", "--hidden", "16", "--experts", "4", "--groups", "2",
          "--topk-groups", "1", "--topk", "2"]
@@ -22,7 +24,7 @@ def test_demo(capsys):
 
 def test_every_setting_is_an_option():
     args = cli.parser().parse_args(["demo"])
-    assert demo.Settings(**cli.settings_of(args)) == demo.Settings()
+    assert demo.Settings(**settings_of(args)) == demo.Settings()
 
 
 def test_options_reach_the_settings():
@@ -31,7 +33,7 @@ def test_options_reach_the_settings():
                                     "--policy", "safe", "--text", "x", "--scheduler", "rr",
                                     "--executor", "emu", "--dtype", "bf16", "--input", "i",
                                     "--save-input", "s", "--plot", "p"])
-    assert demo.Settings(**cli.settings_of(args)) == demo.Settings(
+    assert demo.Settings(**settings_of(args)) == demo.Settings(
         num_ranks=2, num_tokens=3, hidden=16, num_experts=4, num_groups=2, num_topk_groups=1,
         num_topk=2, seed=7, combine="push", worst=True, arch="sm_80", unit="bytes", checks="off",
         policy="safe", text="x", executor="emu", dtype="bf16", input="i", save_input="s", plot="p")

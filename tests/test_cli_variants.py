@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import deepep_ptx
-from deepep_ptx import catalogue, cli, environment, select
+from deepep_ptx import cli, select
+from deepep_ptx.cli import catalogue, environment
 
 PACKAGE = Path(deepep_ptx.__file__).parent
 ROOT = PACKAGE.parent

@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deepep_ptx import RankError, corpus, demo, reference
-from deepep_ptx.demo import plot, ranks
+from deepep_ptx import RankError, reference
+from deepep_ptx.cli import demo
+from deepep_ptx.cli.demo import corpus, plot, ranks
 from deepep_ptx.handle import EPHandle
 
 SMALL = {"num_ranks": 4, "num_tokens": 6, "hidden": 64, "num_experts": 16, "num_groups": 4,

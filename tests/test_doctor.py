@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from deepep_ptx import catalogue, cli, doctor, environment, select
+from deepep_ptx import cli, select
 from deepep_ptx._buffer import param_bytes
-from deepep_ptx.doctor import child, gpu, install, machine, selftest, tuning, variables
-from deepep_ptx.doctor.result import OK, PROBLEM, WARNING, Result
+from deepep_ptx.cli import catalogue, doctor, environment
+from deepep_ptx.cli.doctor import child, gpu, install, machine, selftest, tuning, variables
+from deepep_ptx.cli.doctor.result import OK, PROBLEM, WARNING, Result
 from deepep_ptx.tuning import Header, save
 
 ROOT = Path(__file__).resolve().parents[1]

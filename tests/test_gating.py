@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepep_ptx.gating import check_settings, group_limited_topk
+from deepep_ptx.cli.demo.gating import check_settings, group_limited_topk
 
 
 def by_hand(x, vectors, num_topk, num_groups, num_topk_groups, scaling):

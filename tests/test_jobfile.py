@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepep_ptx import jobfile, reference
+from deepep_ptx import reference
+from deepep_ptx.cli.demo import jobfile
 
 BF16 = ml_dtypes.bfloat16
 NUM_TOKENS = [3, 0, 5]

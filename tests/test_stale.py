@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from deepep_ptx import catalogue, cli
+from deepep_ptx import cli
+from deepep_ptx.cli import catalogue
 from tests.weakened import ROOT, weaken
 
 WARNING = ("deepep-ptx: warning: the rendered PTX is not what ptx/ holds now, and all of this is "

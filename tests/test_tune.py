@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, _cuda, cli, run_ranks, tuning
-from deepep_ptx.bench import rounds
-from deepep_ptx.measure import machine
-from deepep_ptx.tune import command, measure, plan, report
-from deepep_ptx.tune.decide import decide, survivors, winner_of
-from deepep_ptx.tune.plan import Candidate, Case
-from deepep_ptx.tune.state import State
-from deepep_ptx.tune.sweep import sweep
+from deepep_ptx.cli.bench import rounds
+from deepep_ptx.cli.measure import machine
+from deepep_ptx.cli.tune import command, measure, plan, report
+from deepep_ptx.cli.tune.decide import decide, survivors, winner_of
+from deepep_ptx.cli.tune.plan import Candidate, Case
+from deepep_ptx.cli.tune.state import State
+from deepep_ptx.cli.tune.sweep import sweep
 from deepep_ptx.tuning import load
 
 GPU = "NVIDIA H100 80GB HBM3"

@@ -14,9 +14,19 @@ import deepep_ptx
 from deepep_ptx.cli.options import in_options
 from deepep_ptx.errors import DeepEPError, KernelFault, RankError
 
-# Command = module of this package: `add(commands)` adds its parser and sets `command`, a function
+# Command -> module of this package: `add(commands)` adds its parser and sets `command`, a function
 # of the parsed arguments that returns the exit code.
-COMMANDS = ("demo", "info", "variants", "render", "ab", "bench", "tune", "doctor", "env")
+COMMANDS = {
+    "demo": "demo.command",
+    "info": "info",
+    "variants": "variants",
+    "render": "render",
+    "ab": "ab.command",
+    "bench": "bench.command",
+    "tune": "tune.command",
+    "doctor": "doctor.command",
+    "env": "env",
+}
 # Commands that say themselves whether the rendered text is stale, or have nothing to do with it.
 LOOK_FOR_THEMSELVES = ("doctor", "env")
 
@@ -33,7 +43,7 @@ def main(argv=None):
                 return args.command(args)
             finally:
                 if argv[0] not in LOOK_FOR_THEMSELVES:
-                    importlib.import_module("deepep_ptx.catalogue").warn_if_stale()
+                    importlib.import_module("deepep_ptx.cli.catalogue").warn_if_stale()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -82,20 +92,13 @@ def parser(names=COMMANDS):
     top.add_argument("--version", action="version", version=f"deepep-ptx {deepep_ptx.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name in names:
-        importlib.import_module(f"{__name__}.{name}").add(commands)
+        importlib.import_module(f"{__name__}.{COMMANDS[name]}").add(commands)
     return top
 
 
 def _drop_output():
     """Leave nothing to flush at exit, where nobody takes it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def settings_of(args):
-    """The keywords of `demo.Settings` that a parsed `demo` command line gives."""
-    from deepep_ptx.cli import demo
-
-    return demo.settings_of(args)
 
 
 def _refuse(error):

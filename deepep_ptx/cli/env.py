@@ -4,7 +4,7 @@
 import os
 from dataclasses import asdict
 
-from deepep_ptx import environment
+from deepep_ptx.cli import environment
 from deepep_ptx.cli.tables import print_json
 
 

@@ -6,7 +6,8 @@ import platform
 from importlib import metadata
 
 import deepep_ptx
-from deepep_ptx import _cuda, demo, select
+from deepep_ptx import _cuda, select
+from deepep_ptx.cli import demo
 from deepep_ptx.cli.options import HELP
 from deepep_ptx.cli.tables import aligned
 from deepep_ptx.errors import DeepEPError

@@ -3,7 +3,8 @@
 
 from pathlib import Path
 
-from deepep_ptx import catalogue, select
+from deepep_ptx import select
+from deepep_ptx.cli import catalogue
 from deepep_ptx.cli.options import HELP
 
 

@@ -3,7 +3,7 @@
 
 import argparse
 
-from deepep_ptx import catalogue
+from deepep_ptx.cli import catalogue
 from deepep_ptx.cli.tables import aligned, print_json
 
 _HEAD = ("kernel", "arch", "path", "policy", "site", "defined", "symbol", "threads", "smem", "regs",

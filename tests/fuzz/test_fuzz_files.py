@@ -9,11 +9,12 @@ import tomllib
 import numpy as np
 import pytest
 
-from deepep_ptx import jobfile, rendered, select
+from deepep_ptx import rendered, select
+from deepep_ptx.cli.demo import jobfile
+from deepep_ptx.cli.tune.state import State
 from deepep_ptx.errors import DeepEPError, TuningError
 from deepep_ptx.toolchain import lock, params, render, variants
 from deepep_ptx.toolchain.errors import ToolchainError
-from deepep_ptx.tune.state import State
 from deepep_ptx.tuning import Entry, Header, load, save
 from tests.fuzz.files import damaged, damaged_npz
 from tests.weakened import ROOT

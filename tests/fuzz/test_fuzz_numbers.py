@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, Config, EventOverlap, config, run_ranks
-from deepep_ptx.gating import group_limited_topk
+from deepep_ptx.cli.demo.gating import group_limited_topk
 from deepep_ptx.handle import EPHandle
 from deepep_ptx.reference import dispatch, layout
 from tests.fuzz.values import EDGES, KINDS, NO_INTEGERS

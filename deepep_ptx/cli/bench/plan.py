@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""What a benchmark runs, from its options."""
+
+import importlib.util
+import itertools
+from dataclasses import dataclass
+
+from deepep_ptx import select
+from deepep_ptx.cli.bench import launch
+from deepep_ptx.cli.bench.case import FP8_WHATS, WHATS, Case
+from deepep_ptx.cli.bench.rounds import WARMUP, num_calls
+from deepep_ptx.cli.measure import settings
+from deepep_ptx.cli.measure.inputs import DTYPES, ROUTINGS
+from deepep_ptx.reference import FP8_GROUP
+
+MIN_ROUNDS = 5
+ROUNDS, HOST_ROUNDS = 30, 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that fixes a run of `bench intranode`; see `make`.
+
+    devices: GPU of each rank; None on the CPU executor, which makes no rounds.
+    options: the options as they were given, for the record.
+    """
+
+    cases: tuple[Case, ...]
+    executor: str
+    layout: str
+    arch: str
+    devices: tuple[int, ...] | None
+    ranks: int
+    rounds: int
+    warmup: int
+    host_rounds: int
+    seed: int
+    timeout_s: float
+    peers: bool
+    out: str | None
+    plot: str | None
+    options: dict
+
+    @property
+    def num_calls(self):
+        """Calls of the cases, each of which moves the bar by one."""
+        return num_calls(len(self.cases), self.rounds, self.warmup, self.host_rounds)
+
+
+def make(*, executor, arch, num_gpus=0, layout=None, what=None, dtype=None, tokens=None,
+         routing=None, policy=None, sms=None, hidden=None, topk=None, experts=None, ranks=None,
+         devices=None, rounds=None, warmup=None, seed=0, timeout_s=10.0, peers=True, out=None,
+         plot=None):
+    """The `Plan` of a benchmark: cases are the product of what, dtype, tokens, routing, policy and
+    sms, lists of which None is the default; `layout` has neither dtype nor policy, and combine is
+    always of bf16.
+
+    Raises:
+        ValueError: the text begins with the option.
+    """
+    whats = _known("what", what, WHATS)
+    dtypes = _known("dtype", dtype, DTYPES)
+    routings = _known("routing", routing, ROUTINGS, ["uniform"])
+    policies = _unique("policy", policy, [select.DEFAULT_POLICY])
+    for name in policies:
+        select.choose(name, arch, origin="--policy")
+    if executor == "emu":
+        why = "the CPU executor calls each case once, and counts"
+        settings.refuse(why, rounds=rounds, warmup=warmup, layout=layout)
+        settings.refuse("the CPU executor has a device of its own for each rank", devices=devices)
+    shape = settings.shape_of(executor, num_gpus, devices, hidden=hidden, topk=topk,
+                              experts=experts, ranks=ranks)
+    all_tokens = _unique("tokens", tokens, [shape.pop("tokens")])
+    for number in all_tokens:
+        settings.check_shape(tokens=number, **shape)
+    ranks = shape.pop("ranks")
+    if "fp8" in dtypes and shape["hidden"] % FP8_GROUP:
+        raise ValueError(f"--hidden: must be a multiple of {FP8_GROUP} with fp8, got "
+                         f"{shape['hidden']}")
+    if "local" in routings:
+        settings.check("topk", shape["topk"], 1, shape["experts"] // ranks)
+    all_sms = _unique("sms", sms, [settings.EMU_SMS if executor == "emu" else None])
+    for number in all_sms:
+        if number is not None:
+            settings.check("sms", number, 1)
+    settings.check("seed", seed, 0)
+    settings.check_timeout(timeout_s)
+    on_gpu = executor == "cuda"
+    rounds = ROUNDS if rounds is None else rounds
+    warmup = WARMUP if warmup is None else warmup
+    if on_gpu:
+        settings.check("rounds", rounds, MIN_ROUNDS)
+        settings.check("warmup", warmup, 0)
+        devices = settings.devices_of(devices, ranks, num_gpus)
+    cases = [
+        Case(one, one_dtype, number, routing=of, policy=name, sms=count, **shape)
+        for one, one_dtype, number, of, name, count in itertools.product(
+            whats, DTYPES, all_tokens, routings, policies, all_sms)
+        if (one_dtype in dtypes if one in FP8_WHATS else one_dtype == "bf16")
+        and (one != "layout" or name == policies[0])]
+    return Plan(
+        cases=tuple(cases), executor=executor, arch=arch, ranks=ranks, seed=seed,
+        layout=layout_of(layout, devices) if on_gpu else "threads",
+        devices=devices if on_gpu else None, rounds=rounds if on_gpu else 0,
+        warmup=warmup if on_gpu else 0, host_rounds=min(HOST_ROUNDS, rounds) if on_gpu else 0,
+        timeout_s=timeout_s, peers=peers, out=out, plot=plot,
+        options={"what": whats, "dtype": dtypes, "tokens": all_tokens, "routing": routings,
+                 "policy": policies, "sms": all_sms, "ranks": ranks, **shape})
+
+
+def layout_of(layout, devices):
+    """"processes" or "threads": as asked for, else processes where they can be.
+
+    Raises:
+        ValueError: processes that cannot be.
+    """
+    shared = len(set(devices)) < len(devices)
+    if layout is None and (shared or importlib.util.find_spec("torch") is None):
+        return "threads"
+    if layout == "threads":
+        return layout
+    if shared:
+        raise ValueError("--layout: processes must have a GPU each, got --devices "
+                         f"{','.join(map(str, devices))}")
+    torch, why_not = launch.torch_with_cuda()
+    if torch is None and layout == "processes":
+        raise ValueError(f"--layout: processes cannot be made: {why_not}")
+    return "threads" if torch is None else "processes"
+
+
+def _known(name, given, known, default=None):
+    """The names given, each once, all of them known."""
+    names = _unique(name, given, default or list(known))
+    for one in names:
+        if one not in known:
+            raise ValueError(f"--{name}: must be of {', '.join(known)}, got {one!r}")
+    return names
+
+
+def _unique(name, given, default):
+    if given is None:
+        return default
+    if not given:
+        raise ValueError(f"--{name}: must not be empty")
+    return list(dict.fromkeys(given))
