@@ -11,7 +11,8 @@ from deepep_ptx import select
 from deepep_ptx.rendered import read_figures
 from deepep_ptx.toolchain import variants
 from deepep_ptx.toolchain.lock import FIGURES
-from deepep_ptx.toolchain.render import current, digest
+from deepep_ptx.toolchain.ptx_text import digest
+from deepep_ptx.toolchain.render import current
 
 STALE = "the rendered PTX is not what ptx/ holds now"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deepep_ptx.emu import parse as ast
 from deepep_ptx.toolchain.front_end import parse_rendered
 from deepep_ptx.toolchain.preprocess import Place
-from deepep_ptx.toolchain.render import Rendered
+from deepep_ptx.toolchain.ptx_text import Rendered
 
 _ENDS = ("ret", "exit")
 

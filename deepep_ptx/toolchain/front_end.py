@@ -6,7 +6,7 @@ import re
 from deepep_ptx.emu.decode import KernelImage, decode
 from deepep_ptx.emu.parse import Module, parse
 from deepep_ptx.errors import PtxError
-from deepep_ptx.toolchain.render import Rendered
+from deepep_ptx.toolchain.ptx_text import Rendered
 
 _LINE_MAP = re.compile(r"^[ \t]*\.(?:file|loc)\b.*$", re.MULTILINE)
 

@@ -13,8 +13,9 @@ from deepep_ptx.emu.decode import KernelImage
 from deepep_ptx.toolchain.front_end import decode_rendered
 from deepep_ptx.toolchain.preprocess import RenderError
 from deepep_ptx.toolchain.proxy_order import check_proxies
+from deepep_ptx.toolchain.ptx_text import Rendered
 from deepep_ptx.toolchain.ptxas import Assembly, AssemblyError, Sass, ToolError, Tools, assemble
-from deepep_ptx.toolchain.render import Rendered, render_with_origins
+from deepep_ptx.toolchain.render import render_with_origins
 from deepep_ptx.toolchain.tickets import Ticket, check_tickets, tickets_of
 from deepep_ptx.toolchain.variants import Table, Variant, least_smem
 

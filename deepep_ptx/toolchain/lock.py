@@ -13,8 +13,9 @@ from pathlib import Path
 from deepep_ptx.documents import check_fields, read_toml
 from deepep_ptx.toolchain.errors import ToolchainError
 from deepep_ptx.toolchain.files import write_if_changed
+from deepep_ptx.toolchain.ptx_text import digest
 from deepep_ptx.toolchain.ptxas import Tools, assemble
-from deepep_ptx.toolchain.render import OUTPUT, digest
+from deepep_ptx.toolchain.render import OUTPUT
 from deepep_ptx.toolchain.variants import Table, Variant
 
 LOCK = "ptx/variants.lock"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deepep_ptx.toolchain.flow import Node, nodes_of, reach
-from deepep_ptx.toolchain.render import Rendered
+from deepep_ptx.toolchain.ptx_text import Rendered
 from deepep_ptx.toolchain.variants import Variant
 
 BULK_LOAD = r"cp\.async\.bulk\.shared::(cluster|cta)\.global\b.*"

@@ -5,7 +5,6 @@
 the line of the macro's use.
 """
 
-import bisect
 import hashlib
 import json
 import re
@@ -13,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepep_ptx.rendered import read_index
-from deepep_ptx.toolchain import params, preprocess, variants
+from deepep_ptx.toolchain import params, preprocess, ptx_text, variants
 from deepep_ptx.toolchain.files import write_if_changed
 from deepep_ptx.toolchain.preprocess import Place, RenderError
+from deepep_ptx.toolchain.ptx_text import Rendered
 from deepep_ptx.toolchain.variants import Table, Variant
 
 OUTPUT = "deepep_ptx/_ptx"
@@ -33,23 +33,6 @@ _TUNING = re.compile(r"\s(?=\.(?:maxntid|reqntid|minnctapersm|maxnreg|noreturn)\
 _HEADER = re.compile(r"\.(entry|func)\b")
 _LABEL = re.compile(r"[$%\w]+\s*:")
 _OPERAND_COLUMN = 16
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """The text, and for each of its lines (from 1) the place in the sources it came from."""
-
-    text: str
-    places: tuple[Place | None, ...]
-
-    def place(self, line: int) -> Place | None:
-        """Where rendered line `line` came from, None for what the renderer wrote."""
-        return self.places[line - 1]
-
-    def origin(self, line: int) -> tuple[str, int] | None:
-        """Source (file, line) of rendered line `line`, None for what the renderer wrote."""
-        place = self.place(line)
-        return place and (place.file, place.line)
 
 
 @dataclass(frozen=True)
@@ -217,34 +200,6 @@ def render(variant: Variant, root: Path) -> str:
     return render_with_origins(variant, root).text
 
 
-def source_line(text: str, rendered_line: int) -> tuple[str, int] | None:
-    """Source (file, line) of line `rendered_line` (from 1) of a rendered text.
-
-    Read from its .file and .loc lines, so only instructions are exact: another line counts as the
-    instruction before it. None before the first instruction.
-    """
-    files: dict[str, str] = {}
-    places: list[tuple[int, str, int]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if match := re.match(r'\s*\.file (\d+) "([^"]+)"', line):
-            files[match[1]] = match[2]
-        elif match := re.match(r"\s*\.loc (\d+) (\d+)", line):
-            places.append((number, files[match[1]], int(match[2])))
-    at = bisect.bisect_right(places, rendered_line, key=lambda place: place[0])
-    return places[at - 1][1:] if at else None
-
-
-def normalised(text: str) -> str:
-    """The text without what the machine never sees: line map, comments, blank space."""
-    lines = (re.sub(r"\s+", " ", line.split("//")[0]).strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith((".loc ", ".file ")))
-
-
-def digest(text: str) -> str:
-    """sha256 of the normalised text."""
-    return hashlib.sha256(normalised(text).encode()).hexdigest()
-
-
 def inputs_digest(root: Path) -> str:
     """sha256 over all that rendering reads: the sources, params.h, the table and this code."""
     root = Path(root)
@@ -254,7 +209,7 @@ def inputs_digest(root: Path) -> str:
         *(root / name for name in (variants.TABLE, params.HEADER)),
     ]
     names = {path.relative_to(root).as_posix(): path for path in sources}
-    modules = params, preprocess, variants
+    modules = params, preprocess, ptx_text, variants
     names |= {module.__name__: Path(module.__file__) for module in modules}
     names[__name__] = Path(__file__)
     total = hashlib.sha256()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepep_ptx.emu import parse as ast
 from deepep_ptx.toolchain.front_end import parse_rendered
-from deepep_ptx.toolchain.render import Rendered
+from deepep_ptx.toolchain.ptx_text import Rendered
 
 _FIELDS = ("Takes", "Leaves", "Keeps")
 _FIELD = re.compile(r"// (\w+) {2,}(.*)")

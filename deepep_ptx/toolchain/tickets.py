@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from deepep_ptx.emu import parse as ast
 from deepep_ptx.toolchain.flow import Node, nodes_of
+from deepep_ptx.toolchain.ptx_text import Rendered
 from deepep_ptx.toolchain.ptxas import Assembly, Sass
-from deepep_ptx.toolchain.render import Rendered
 
 _OLD = "the atomic's result"
 _CTAS = "%nctaid.x"

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from deepep_ptx.toolchain import lint, lock, params, render, variants
+from deepep_ptx.toolchain import lint, lock, params, ptx_text, render, variants
 from deepep_ptx.toolchain.errors import ToolchainError
 from deepep_ptx.toolchain.generate import generate
 from tests.weakened import copy_sources, weaken
@@ -277,6 +277,6 @@ def test_figures_ship_with_the_hash_of_their_text(tree, tools):
     assert found["variants"].keys() == {variant.file for variant in table.variants}
     for variant in table.variants:
         figures = found["variants"][variant.file]
-        assert figures["sha256"] == render.digest(render.render(variant, tree.root))
+        assert figures["sha256"] == ptx_text.digest(render.render(variant, tree.root))
         assert figures["registers"] > 0 and "sass" not in figures
     assert lock.ship(tree.root) == [], "written only when it changes"

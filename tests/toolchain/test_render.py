@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deepep_ptx.toolchain import params, render, variants
+from deepep_ptx.toolchain import params, ptx_text, render, variants
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "src/copy_vec.ptx"
@@ -73,10 +73,10 @@ def test_line_map(tree):
     rendered = render.render_with_origins(variant_of(tree), tree.root)
     lines = rendered.text.splitlines()
     load = lines.index("    ld.global.L1::no_allocate.L2::256B.v4.b32 v1, [a_src + 1 * 512];") + 1
-    assert render.source_line(rendered.text, load) == ("ptx/role/copy.inc", 2)
+    assert ptx_text.source_line(rendered.text, load) == ("ptx/role/copy.inc", 2)
     assert rendered.origin(load) == ("ptx/role/copy.inc", 2)
-    assert render.source_line(rendered.text, len(lines)) == ("ptx/src/copy_vec.ptx", 25)
-    assert render.source_line(rendered.text, 3) is None
+    assert ptx_text.source_line(rendered.text, len(lines)) == ("ptx/src/copy_vec.ptx", 25)
+    assert ptx_text.source_line(rendered.text, 3) is None
     registers = lines.index("    .reg .pred q;") + 1
     assert rendered.origin(registers) == ("ptx/src/copy_vec.ptx", 14)
 
@@ -218,9 +218,9 @@ def test_digest_ignores_the_line_map(tree):
     tree.replace("ptx/src/copy_vec.ptx", "    .reg .pred", "    // why\n\n    .reg    .pred")
     after = render.render(variant_of(tree), tree.root)
     assert before != after
-    assert render.digest(before) == render.digest(after)
+    assert ptx_text.digest(before) == ptx_text.digest(after)
     tree.replace("ptx/src/copy_vec.ptx", "t, 0;", "t, 1;")
-    assert render.digest(render.render(variant_of(tree), tree.root)) != render.digest(after)
+    assert ptx_text.digest(render.render(variant_of(tree), tree.root)) != ptx_text.digest(after)
 
 
 def test_generate(tree):
