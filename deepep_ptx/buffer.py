@@ -24,9 +24,10 @@ from ._arguments import (
     take_weights,
 )
 from ._buffer import MAX_CHOICE_ROWS, MAX_CTAS, MAX_HIDDEN, SLOT_ALIGN, Region
+from ._call import Call
 from ._results import Part, Results
 from .arguments import check_config, checked_group, event_of, timeout_ns
-from .arrays import BFLOAT16, BOOL, FLOAT32, INT32, Call
+from .arrays import BFLOAT16, BOOL, FLOAT32, INT32
 from .arrays.library import default_library, library_of, library_of_dtype
 from .arrays.streams import Stream
 from .checks import as_bool, check_int, check_shape

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from deepep_ptx import _dlpack
+from deepep_ptx._call import Call
 from deepep_ptx._torch import Torch
-from deepep_ptx.arrays import BFLOAT16, FLOAT32, HOST, INT32, INT64, Call, dlpack
+from deepep_ptx.arrays import BFLOAT16, FLOAT32, HOST, INT32, INT64, dlpack
 from deepep_ptx.arrays.device_array import Device
 from deepep_ptx.arrays.dtypes import (
     BY_NAME,
@@ -481,7 +482,7 @@ def test_a_type_that_is_new_to_numpy(torch, monkeypatch):
 
 
 def test_the_package_does_not_import_torch():
-    code = ("import sys, numpy, deepep_ptx, deepep_ptx.buffer; from deepep_ptx.arrays import Call; "
+    code = ("import sys, numpy, deepep_ptx, deepep_ptx.buffer; from deepep_ptx._call import Call; "
             "Call(type('E', (), {'name': 'emu'}), numpy.zeros(3), 'x'); "
             "sys.exit('torch' in sys.modules or 'cupy' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

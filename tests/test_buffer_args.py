@@ -9,7 +9,7 @@ import pytest
 
 from deepep_ptx import Buffer, Config, EventOverlap, run_ranks, symmetric
 from deepep_ptx._arguments import Placement
-from deepep_ptx.arrays import Call
+from deepep_ptx._call import Call
 from deepep_ptx.arrays.library import NUMPY
 from deepep_ptx.errors import CapacityError, DestroyedError, RankError, RankMismatchError
 from deepep_ptx.event import EventHandle

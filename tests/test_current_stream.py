@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, run_ranks
+from deepep_ptx._call import Call
 from deepep_ptx._torch import Torch
-from deepep_ptx.arrays import BFLOAT16, Call, DeviceArray
+from deepep_ptx.arrays import BFLOAT16, DeviceArray
 from deepep_ptx.arrays.cupy_arrays import CuPy
 from deepep_ptx.arrays.library import DEVICE, NUMPY
 from tests.array_libraries import DeviceArrays, PretendGpu, TorchArrays
