@@ -7,12 +7,10 @@ from pathlib import Path
 from deepep_ptx import _cuda
 from deepep_ptx.cli import measure
 from deepep_ptx.cli.ab import plan, report, run, sass
-from deepep_ptx.cli.measure import settings
+from deepep_ptx.cli.measure import options, settings
 from deepep_ptx.cli.measure.inputs import Job
-from deepep_ptx.cli.options import names, numbers
+from deepep_ptx.cli.options import names
 from deepep_ptx.cuda_ranks import ask_for_queues
-from deepep_ptx.errors import DeepEPError
-from deepep_ptx.runtime import ARCHS, EXECUTORS
 from deepep_ptx.toolchain.ptxas import ToolError
 
 
@@ -28,33 +26,16 @@ def add(commands):
     ab.add_argument("--policy", required=True, type=names, metavar="A,B[,...]",
                     help="variants by policy, alias, data path or symbol; the first is what the "
                          "others are compared with")
-    ab.add_argument("--executor", choices=EXECUTORS[1:],
-                    help="cuda: times; emu: counts (default: DEEPEP_PTX_EXECUTOR, else cuda where "
-                         "a GPU is usable, else emu)")
-    ab.add_argument("--arch", choices=ARCHS, help="target of the variants (default: the GPU's)")
-    ab.add_argument("--devices", type=numbers, metavar="N,N[,...]",
-                    help="GPU of each rank (default: in turn)")
-    gpu, emu = settings.SHAPES["cuda"], settings.SHAPES["emu"]
-    for name, what in (("ranks", "threads, one rank each"), ("tokens", "per rank"),
-                       ("hidden", "elements of a row"), ("topk", "experts per token"),
-                       ("experts", "of all ranks")):
-        ab.add_argument(f"--{name}", type=int, metavar="N",
-                        help=f"{what} (default: {gpu.get(name, 'GPUs, at least 2')}; "
-                             f"emu: {emu[name]})")
-    ab.add_argument("--sms", type=int, metavar="N",
-                    help=f"CTAs of each kernel (default: {plan.SMS['cuda']}; emu: "
-                         f"{plan.SMS['emu']})")
+    options.add_executor(ab, "cuda: times; emu: counts (default: DEEPEP_PTX_EXECUTOR, else cuda "
+                             "where a GPU is usable, else emu)", "variants")
+    options.add_sizes(ab, "ranks", "tokens", "hidden", "topk", "experts")
+    options.add_number(ab, "sms", f"CTAs of each kernel (default: {plan.SMS['cuda']}; emu: "
+                                  f"{plan.SMS['emu']})")
     ab.add_argument("--combine", choices=plan.COMBINE_MODES,
                     help="of combine: rows pulled from the peers, or pushed by them (default: "
                          "pull)")
-    ab.add_argument("--rounds", type=int, metavar="N",
-                    help=f"that count, on GPUs (default: {plan.ROUNDS['cuda']['rounds']})")
-    ab.add_argument("--warmup", type=int, metavar="N",
-                    help=f"rounds before them (default: {plan.ROUNDS['cuda']['warmup']})")
-    ab.add_argument("--seed", type=int, default=0, metavar="N",
-                    help="of data, order and resampling (default: %(default)s)")
-    ab.add_argument("--timeout-s", type=float, default=10.0, metavar="S",
-                    help="limit of each wait for another rank (default: %(default)s)")
+    options.add_rounds(ab, plan.ROUNDS, plan.WARMUP)
+    options.add_run(ab, "data, order and resampling")
     ab.add_argument("--json", type=Path, metavar="FILE", help="write the record with all raw times")
     ab.add_argument("--sass", action="store_true",
                     help="show the unified diff of the machine code too")
@@ -70,8 +51,7 @@ def command(args):
     if args.dry_run:
         print(report.dry_run(planned))
         return 0
-    if planned.executor == "cuda" and not _cuda.device_count():
-        raise DeepEPError(f"--executor: 'cuda' cannot be used: {_cuda.why_not()}")
+    settings.require(planned.executor)
     look = _look(planned)
     inputs = Job(planned.shape, planned.seed, combine=planned.kernel != "dispatch")
     links = _links(planned)
@@ -88,11 +68,11 @@ def command(args):
 def _plan(args):
     executor = settings.executor_of(args.executor)
     arch = settings.arch_of(args.arch, executor)
-    options = {name: getattr(args, name) for name in (
+    given = {name: getattr(args, name) for name in (
         "devices", "ranks", "tokens", "hidden", "topk", "experts", "sms", "rounds", "warmup",
         "seed", "timeout_s", "combine")}
     return plan.make(args.kernel, args.policy, executor=executor, arch=arch,
-                     num_gpus=_cuda.device_count(), **options)
+                     num_gpus=_cuda.device_count(), **given)
 
 
 def _look(planned):

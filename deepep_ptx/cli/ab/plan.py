@@ -10,10 +10,7 @@ from deepep_ptx.cli.measure.inputs import Shape
 from deepep_ptx.cli.measure.statistics import interleaved
 
 COMBINE_MODES = ("pull", "push")
-MIN_ROUNDS = 5          # below, an interval says nothing
-
-# The CPU executor runs each variant once.
-ROUNDS = {"cuda": {"rounds": 100, "warmup": 5}, "emu": {"rounds": 0, "warmup": 0}}
+ROUNDS, WARMUP = 100, 5
 SMS = {"cuda": 16, "emu": settings.EMU_SMS}
 
 
@@ -102,23 +99,14 @@ def make(kernel, policies, *, executor, arch, num_gpus=0, devices=None, ranks=No
     table = select.load_table() if table is None else table
     combine = _combine_mode(kernel, combine)
     contenders = _contenders(kernel, combine, policies, arch, table)
-    if executor == "emu":
-        settings.refuse("the CPU executor runs each variant once, and counts", rounds=rounds,
-                        warmup=warmup)
-        settings.refuse("the CPU executor has a device of its own for each rank", devices=devices)
     shape = settings.shape_of(executor, num_gpus, devices, ranks=ranks, tokens=tokens,
                               hidden=hidden, topk=topk, experts=experts)
     settings.check_shape(**shape)
     sms = SMS[executor] if sms is None else sms
     settings.check("sms", sms, 1)
-    settings.check("seed", seed, 0)
-    settings.check_timeout(timeout_s)
-    rounds = ROUNDS[executor]["rounds"] if rounds is None else rounds
-    warmup = ROUNDS[executor]["warmup"] if warmup is None else warmup
-    if executor == "cuda":
-        settings.check("rounds", rounds, MIN_ROUNDS)
-        settings.check("warmup", warmup, 0)
-        devices = settings.devices_of(devices, shape["ranks"], num_gpus)
+    settings.check_run(seed, timeout_s)
+    rounds, warmup = settings.rounds_of(executor, rounds, warmup, (ROUNDS, WARMUP))
+    devices = settings.devices_of(executor, devices, shape["ranks"], num_gpus)
     return Plan(kernel=kernel, contenders=contenders, executor=executor, arch=arch,
                 devices=devices, sms=sms, rounds=rounds, warmup=warmup, seed=seed,
                 timeout_s=timeout_s, combine=combine, **shape)

@@ -7,11 +7,9 @@ from deepep_ptx import _cuda
 from deepep_ptx.cli import picture
 from deepep_ptx.cli.bench import intranode, launch, overlap, plan
 from deepep_ptx.cli.bench.case import WHATS
-from deepep_ptx.cli.measure import settings
+from deepep_ptx.cli.measure import options, settings
 from deepep_ptx.cli.measure.inputs import DTYPES, ROUTINGS
 from deepep_ptx.cli.options import HELP, names, numbers
-from deepep_ptx.errors import DeepEPError
-from deepep_ptx.runtime import ARCHS, EXECUTORS
 
 _WHATS = "; ".join(f"{name}: {does}" for name, does in WHATS.items())
 
@@ -33,38 +31,31 @@ def _add_intranode(benches):
                     "product of the lists.",
         epilog=f"calls: {_WHATS}.  {settings.EXIT_CODES}")
     gpu, emu = settings.SHAPES["cuda"], settings.SHAPES["emu"]
-    _list(run, "what", names, f"calls, of {', '.join(WHATS)} (default: all)")
-    _list(run, "dtype", names, f"of the rows that dispatch moves, of {', '.join(DTYPES)} "
-                               "(default: all)")
-    _list(run, "tokens", numbers, f"per rank (default: {gpu['tokens']}; emu: {emu['tokens']})")
-    _list(run, "routing", names, f"of {', '.join(ROUTINGS)} (default: uniform)")
-    _list(run, "policy", names, "as Buffer takes them (default: fast)")
-    _list(run, "sms", numbers, "CTAs of the calls (default: the buffer's own choice; emu: "
-                        f"{settings.EMU_SMS})")
-    for name, what in (("hidden", "elements of a row"), ("topk", "experts per token"),
-                       ("experts", "of all ranks"), ("ranks", "one for each GPU, or threads")):
-        default = f"{gpu.get(name, 'GPUs, at least 2')}; emu: {emu[name]}"
-        _number(run, name, f"{what} (default: {default})")
-    add_run_options(run, plan.ROUNDS, plan.WARMUP)
+    options.add_list(run, "what", names, f"calls, of {', '.join(WHATS)} (default: all)")
+    options.add_list(run, "dtype", names,
+                     f"of the rows that dispatch moves, of {', '.join(DTYPES)} (default: all)")
+    options.add_list(run, "tokens", numbers,
+                     f"per rank (default: {gpu['tokens']}; emu: {emu['tokens']})")
+    options.add_list(run, "routing", names, f"of {', '.join(ROUTINGS)} (default: uniform)")
+    options.add_list(run, "policy", names, "as Buffer takes them (default: fast)")
+    options.add_list(run, "sms", numbers, "CTAs of the calls (default: the buffer's own choice; "
+                                          f"emu: {settings.EMU_SMS})")
+    options.add_sizes(run, "hidden", "topk", "experts", "ranks",
+                      ranks="one for each GPU, or threads")
+    _add_run(run)
     run.add_argument("--layout", choices=launch.LAYOUTS,
                      help="of ranks (default: processes where torch has CUDA and each rank a GPU); "
                           "under torchrun, its processes")
-    run.add_argument("--executor", choices=EXECUTORS[1:], help=HELP["executor"])
-    run.add_argument("--arch", choices=ARCHS, help="target of the kernels (default: the GPU's)")
+    options.add_executor(run, HELP["executor"], "kernels")
     run.add_argument("--no-peers", action="store_true",
                      help="leave out NCCL and, where it is installed, deep_ep")
     run.set_defaults(command=_intranode)
 
 
-def add_run_options(run, rounds, warmup):
-    """What all benchmarks take."""
-    _list(run, "devices", numbers, "GPU of each rank (default: in turn)")
-    _number(run, "rounds", f"that count, on GPUs (default: {rounds})")
-    _number(run, "warmup", f"rounds before them (default: {warmup})")
-    run.add_argument("--seed", type=int, default=0, metavar="N",
-                     help="of data and order (default: %(default)s)")
-    run.add_argument("--timeout-s", type=float, default=10.0, metavar="S",
-                     help="limit of each wait for another rank (default: %(default)s)")
+def _add_run(run):
+    """What both benchmarks take."""
+    options.add_rounds(run, plan.ROUNDS, plan.WARMUP)
+    options.add_run(run, "data and order")
     run.add_argument("--out", metavar="FILE", help="write the record (JSON)")
     run.add_argument("--plot", metavar="FILE",
                      help="draw the times (.png, .svg, .pdf); needs matplotlib")
@@ -75,15 +66,14 @@ def _intranode(args):
     check_files(args)
     if executor == "emu" and args.plot:
         raise ValueError("--plot: only on GPUs: there are no times to draw")
-    options = {name: getattr(args, name) for name in (
+    given = {name: getattr(args, name) for name in (
         "what", "dtype", "tokens", "routing", "policy", "sms", "hidden", "topk", "experts",
         "ranks", "devices", "rounds", "warmup", "seed", "timeout_s", "layout", "out", "plot")}
     if launch.in_torchrun():
-        options |= torchrun_options(args.devices)
-    if executor == "cuda" and not _cuda.device_count():
-        raise DeepEPError(f"--executor: 'cuda' cannot be used: {_cuda.why_not()}")
+        given |= torchrun_options(args.devices)
+    settings.require(executor)
     planned = plan.make(executor=executor, arch=settings.arch_of(args.arch, executor),
-                        num_gpus=_cuda.device_count(), peers=not args.no_peers, **options)
+                        num_gpus=_cuda.device_count(), peers=not args.no_peers, **given)
     if args.arch and planned.layout == "processes":
         raise ValueError("--arch: only with --layout threads; processes run the GPU's target")
     return launch.run(intranode.rank_main, planned)
@@ -95,19 +85,18 @@ def _add_overlap(benches):
         description="Medians of interleaved rounds of the GEMM alone, the call alone and both "
                     "together.  One process per GPU; needs torch with CUDA.",
         epilog=settings.EXIT_CODES)
-    gpu = settings.SHAPES["cuda"]
-    _list(run, "what", names, f"calls, of {', '.join(overlap.WHATS)} (default: all)")
-    _list(run, "policy", names, "as Buffer takes them (default: fast)")
-    _list(run, "sms", numbers, f"CTAs of the calls (default: {','.join(map(str, overlap.SMS))})")
-    _list(run, "gemm", gemms, "products of bfloat16 as MxNxK (default: "
-                              + ",".join("x".join(map(str, size)) for size in overlap.GEMMS) + ")")
+    options.add_list(run, "what", names, f"calls, of {', '.join(overlap.WHATS)} (default: all)")
+    options.add_list(run, "policy", names, "as Buffer takes them (default: fast)")
+    options.add_list(run, "sms", numbers,
+                     f"CTAs of the calls (default: {','.join(map(str, overlap.SMS))})")
+    default = ",".join("x".join(map(str, size)) for size in overlap.GEMMS)
+    options.add_list(run, "gemm", gemms,
+                     f"products of bfloat16 as MxNxK (default: {default})")
     run.add_argument("--target-us", type=float, default=overlap.TARGET_US, metavar="US",
                      help="each is repeated for about so long (default: %(default)s)")
-    for name, what in (("tokens", "per rank"), ("hidden", "elements of a row"),
-                       ("topk", "experts per token"), ("experts", "of all ranks")):
-        _number(run, name, f"{what} (default: {gpu[name]})")
-    _number(run, "ranks", "one for each GPU (default: GPUs)")
-    add_run_options(run, plan.ROUNDS, plan.WARMUP)
+    options.add_sizes(run, "tokens", "hidden", "topk", "experts", "ranks", on_emu=False,
+                      ranks="one for each GPU")
+    _add_run(run)
     run.set_defaults(command=_overlap)
 
 
@@ -121,14 +110,14 @@ def gemms(text):
 
 def _overlap(args):
     check_files(args)
-    options = {name: getattr(args, name) for name in (
+    given = {name: getattr(args, name) for name in (
         "what", "policy", "sms", "gemm", "target_us", "tokens", "hidden", "topk", "experts",
         "ranks", "devices", "rounds", "warmup", "seed", "timeout_s", "out", "plot")}
     if launch.in_torchrun():
-        options |= torchrun_options(args.devices)
-        del options["layout"]
+        given |= torchrun_options(args.devices)
+        del given["layout"]
     planned = overlap.make(arch=settings.arch_of(None, "cuda"), num_gpus=_cuda.device_count(),
-                           **options)
+                           **given)
     return launch.run(overlap.rank_main, planned)
 
 
@@ -148,11 +137,3 @@ def torchrun_options(devices):
         raise ValueError("--devices: torchrun gives each process the GPU of its local rank")
     ranks = int(os.environ["WORLD_SIZE"])
     return {"ranks": ranks, "devices": list(range(ranks)), "layout": "processes"}
-
-
-def _list(run, name, kind, does):
-    run.add_argument(f"--{name}", type=kind, metavar="A,B[,...]", help=does)
-
-
-def _number(run, name, does):
-    run.add_argument(f"--{name}", type=int, metavar="N", help=does)

@@ -11,7 +11,7 @@ from deepep_ptx.cli.bench import launch, overlap_report, report
 from deepep_ptx.cli.bench.case import Case
 from deepep_ptx.cli.bench.figures import spread_of
 from deepep_ptx.cli.bench.intranode import bar_of
-from deepep_ptx.cli.bench.plan import MIN_ROUNDS, ROUNDS
+from deepep_ptx.cli.bench.plan import ROUNDS
 from deepep_ptx.cli.bench.rounds import WARMUP, Session
 from deepep_ptx.cli.measure import settings
 from deepep_ptx.cli.measure.statistics import interleaved
@@ -64,9 +64,7 @@ def make(*, arch, num_gpus, what=None, policy=None, sms=None, gemm=None, target_
         DeepEPError: torch with CUDA is not there.
     """
     whats = list(what or WHATS)
-    for one in whats:
-        if one not in WHATS:
-            raise ValueError(f"--what: must be of {', '.join(WHATS)}, got {one!r}")
+    settings.check_names("what", whats, WHATS)
     policies, all_sms = list(policy or [select.DEFAULT_POLICY]), list(sms or SMS)
     for name in policies:
         select.choose(name, arch, origin="--policy")
@@ -74,17 +72,14 @@ def make(*, arch, num_gpus, what=None, policy=None, sms=None, gemm=None, target_
                               experts=experts, ranks=ranks)
     settings.check_shape(**shape)
     ranks = shape.pop("ranks")
-    rounds = ROUNDS if rounds is None else rounds
-    warmup = WARMUP if warmup is None else warmup
-    for name, value, low in (("rounds", rounds, MIN_ROUNDS), ("warmup", warmup, 0),
-                             ("seed", seed, 0), ("target-us", target_us, 1),
-                             *(("sms", number, 1) for number in all_sms)):
-        settings.check(name, value, low)
-    settings.check_timeout(timeout_s)
+    rounds, warmup = settings.rounds_of("cuda", rounds, warmup, (ROUNDS, WARMUP))
+    for name, value in (("target-us", target_us), *(("sms", number) for number in all_sms)):
+        settings.check(name, value, 1)
+    settings.check_run(seed, timeout_s)
     torch, why_not = launch.torch_with_cuda()
     if torch is None:
         raise DeepEPError(f"bench overlap: its GEMM needs torch with CUDA: {why_not}")
-    devices = settings.devices_of(devices, ranks, num_gpus)
+    devices = settings.devices_of("cuda", devices, ranks, num_gpus)
     if len(set(devices)) < ranks:
         raise ValueError("--devices: each rank must have a GPU of its own, got "
                          f"{','.join(map(str, devices))}")

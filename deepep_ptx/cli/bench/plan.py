@@ -11,9 +11,7 @@ from deepep_ptx.cli.bench.case import FP8_WHATS, WHATS, Case
 from deepep_ptx.cli.bench.rounds import WARMUP, num_calls
 from deepep_ptx.cli.measure import settings
 from deepep_ptx.cli.measure.inputs import DTYPES, ROUTINGS
-from deepep_ptx.reference import FP8_GROUP
 
-MIN_ROUNDS = 5
 ROUNDS, HOST_ROUNDS = 30, 10
 
 
@@ -64,34 +62,24 @@ def make(*, executor, arch, num_gpus=0, layout=None, what=None, dtype=None, toke
     policies = _unique("policy", policy, [select.DEFAULT_POLICY])
     for name in policies:
         select.choose(name, arch, origin="--policy")
-    if executor == "emu":
-        why = "the CPU executor calls each case once, and counts"
-        settings.refuse(why, rounds=rounds, warmup=warmup, layout=layout)
-        settings.refuse("the CPU executor has a device of its own for each rank", devices=devices)
+    on_gpu = executor == "cuda"
+    if not on_gpu:
+        settings.refuse("the ranks of the CPU executor are threads", layout=layout)
     shape = settings.shape_of(executor, num_gpus, devices, hidden=hidden, topk=topk,
                               experts=experts, ranks=ranks)
     all_tokens = _unique("tokens", tokens, [shape.pop("tokens")])
     for number in all_tokens:
-        settings.check_shape(tokens=number, **shape)
+        settings.check_shape(tokens=number, dtypes=dtypes, **shape)
     ranks = shape.pop("ranks")
-    if "fp8" in dtypes and shape["hidden"] % FP8_GROUP:
-        raise ValueError(f"--hidden: must be a multiple of {FP8_GROUP} with fp8, got "
-                         f"{shape['hidden']}")
     if "local" in routings:
         settings.check("topk", shape["topk"], 1, shape["experts"] // ranks)
     all_sms = _unique("sms", sms, [settings.EMU_SMS if executor == "emu" else None])
     for number in all_sms:
         if number is not None:
             settings.check("sms", number, 1)
-    settings.check("seed", seed, 0)
-    settings.check_timeout(timeout_s)
-    on_gpu = executor == "cuda"
-    rounds = ROUNDS if rounds is None else rounds
-    warmup = WARMUP if warmup is None else warmup
-    if on_gpu:
-        settings.check("rounds", rounds, MIN_ROUNDS)
-        settings.check("warmup", warmup, 0)
-        devices = settings.devices_of(devices, ranks, num_gpus)
+    settings.check_run(seed, timeout_s)
+    rounds, warmup = settings.rounds_of(executor, rounds, warmup, (ROUNDS, WARMUP))
+    devices = settings.devices_of(executor, devices, ranks, num_gpus)
     cases = [
         Case(one, one_dtype, number, routing=of, policy=name, sms=count, **shape)
         for one, one_dtype, number, of, name, count in itertools.product(
@@ -101,8 +89,7 @@ def make(*, executor, arch, num_gpus=0, layout=None, what=None, dtype=None, toke
     return Plan(
         cases=tuple(cases), executor=executor, arch=arch, ranks=ranks, seed=seed,
         layout=layout_of(layout, devices) if on_gpu else "threads",
-        devices=devices if on_gpu else None, rounds=rounds if on_gpu else 0,
-        warmup=warmup if on_gpu else 0, host_rounds=min(HOST_ROUNDS, rounds) if on_gpu else 0,
+        devices=devices, rounds=rounds, warmup=warmup, host_rounds=min(HOST_ROUNDS, rounds),
         timeout_s=timeout_s, peers=peers, out=out, plot=plot,
         options={"what": whats, "dtype": dtypes, "tokens": all_tokens, "routing": routings,
                  "policy": policies, "sms": all_sms, "ranks": ranks, **shape})
@@ -131,9 +118,7 @@ def layout_of(layout, devices):
 def _known(name, given, known, default=None):
     """The names given, each once, all of them known."""
     names = _unique(name, given, default or list(known))
-    for one in names:
-        if one not in known:
-            raise ValueError(f"--{name}: must be of {', '.join(known)}, got {one!r}")
+    settings.check_names(name, names, known)
     return names
 
 

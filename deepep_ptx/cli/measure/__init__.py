@@ -8,7 +8,8 @@
     align       ranks that begin a call together
     garbage     collected before, not in between
     traffic     bytes that a call moves, and over which links
-    settings    options that commands share
+    settings    defaults, and what is refused
+    options     those that commands share
     statistics  medians, intervals, orders of rounds
 """
 

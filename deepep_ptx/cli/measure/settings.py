@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deepep_ptx import _cuda, reference
 from deepep_ptx.checks import check_size
+from deepep_ptx.errors import DeepEPError
 from deepep_ptx.runtime import ARCHS, EXECUTORS, MAX_RANKS
 
 EXIT_CODES = "exit codes: 0 = done, 1 = a wrong bit or a failed run, 2 = bad input"
@@ -17,6 +18,7 @@ SHAPES = {
     "emu": {"ranks": 4, "tokens": 40, "hidden": 1920, "topk": 4, "experts": 16},
 }
 EMU_SMS = 2
+MIN_ROUNDS = 5          # below, an interval says nothing
 
 
 def executor_of(asked):
@@ -30,6 +32,12 @@ def executor_of(asked):
     if executor not in EXECUTORS[1:]:
         raise ValueError(f"DEEPEP_PTX_EXECUTOR: must be emu or cuda, got {executor!r}")
     return executor
+
+
+def require(executor):
+    """Raise DeepEPError unless it can run here."""
+    if executor == "cuda" and not _cuda.device_count():
+        raise DeepEPError(f"--executor: 'cuda' cannot be used: {_cuda.why_not()}")
 
 
 def arch_of(asked, executor):
@@ -48,6 +56,8 @@ def shape_of(executor, num_gpus, devices, **given):
     Raises:
         ValueError: the text begins with the option.
     """
+    if executor == "emu":
+        refuse("the CPU executor has a device of its own for each rank", devices=devices)
     shape = SHAPES[executor] | {name: v for name, v in given.items() if v is not None}
     shape["ranks"] = _ranks(shape.get("ranks"), devices, num_gpus)
     check("ranks", shape["ranks"], 1, MAX_RANKS)
@@ -56,8 +66,26 @@ def shape_of(executor, num_gpus, devices, **given):
     return shape
 
 
-def devices_of(devices, ranks, num_gpus):
-    """GPU of each rank: those given, else in turn."""
+def rounds_of(executor, rounds, warmup, defaults):
+    """(rounds, warmup) as given, None for its default; none on the CPU executor, which takes none.
+
+    Raises:
+        ValueError: the text begins with the option.
+    """
+    if executor == "emu":
+        refuse("the CPU executor calls each case once, and counts", rounds=rounds, warmup=warmup)
+        return 0, 0
+    rounds = defaults[0] if rounds is None else rounds
+    warmup = defaults[1] if warmup is None else warmup
+    check("rounds", rounds, MIN_ROUNDS)
+    check("warmup", warmup, 0)
+    return rounds, warmup
+
+
+def devices_of(executor, devices, ranks, num_gpus):
+    """GPU of each rank: those given, else in turn; None on the CPU executor."""
+    if executor == "emu":
+        return None
     if devices is None:
         return tuple(rank % max(1, num_gpus) for rank in range(ranks))
     if num_gpus and max(devices) >= num_gpus:
@@ -66,21 +94,32 @@ def devices_of(devices, ranks, num_gpus):
     return tuple(devices)
 
 
-def check_shape(ranks, tokens, hidden, topk, experts):
-    """Raise ValueError unless a call of this shape can be made."""
+def check_shape(ranks, tokens, hidden, topk, experts, dtypes=()):
+    """Raise ValueError unless calls of this shape, with rows of these types, can be made."""
     check("ranks", ranks, 1, MAX_RANKS)
     check("tokens", tokens, 1)
     check("experts", experts, 1)
     check("topk", topk, 1, min(experts, reference.MAX_TOPK))
     if hidden < 8 or hidden % 8:
         raise ValueError(f"--hidden: must be a positive multiple of 8 (16 bytes), got {hidden}")
+    if "fp8" in dtypes and hidden % reference.FP8_GROUP:
+        raise ValueError(f"--hidden: must be a multiple of {reference.FP8_GROUP} with fp8, got "
+                         f"{hidden}")
     if experts % ranks:
         raise ValueError(f"--experts: must be a multiple of --ranks ({ranks}), got {experts}")
     check_size(("--tokens", "--hidden"), ranks, tokens, hidden)
 
 
-def check_timeout(timeout_s):
-    """Raise ValueError unless it is a number of seconds to wait for."""
+def check_names(name, given, known):
+    """Raise ValueError unless all that option `name` lists is known."""
+    for one in given:
+        if one not in known:
+            raise ValueError(f"--{name}: must be of {', '.join(known)}, got {one!r}")
+
+
+def check_run(seed, timeout_s):
+    """Raise ValueError unless these are a seed and a number of seconds to wait for."""
+    check("seed", seed, 0)
     if not 0 < timeout_s <= 1e9:
         raise ValueError(f"--timeout-s: must be above 0 and at most 1e9, got {timeout_s}")
 

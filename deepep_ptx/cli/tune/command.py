@@ -6,7 +6,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from deepep_ptx import _cuda
-from deepep_ptx.cli.measure.settings import EXIT_CODES, SHAPES, check_out
+from deepep_ptx.cli.measure import options
+from deepep_ptx.cli.measure.settings import EXIT_CODES, check_out
 from deepep_ptx.cli.options import names, numbers
 from deepep_ptx.cli.tune import plan, report
 from deepep_ptx.cli.tune.compare import compare
@@ -39,14 +40,7 @@ def add(commands):
     tune.add_argument("--tokens", type=numbers, default=list(plan.TOKENS), metavar="N[,...]",
                       help="tokens per rank; one stands for its class, up to the next power of two "
                            f"(default: {_joined(plan.TOKENS)})")
-    for name, what in (("hidden", "elements of a row"), ("topk", "experts per token"),
-                       ("experts", "of all ranks")):
-        tune.add_argument(f"--{name}", type=int, metavar="N",
-                          help=f"{what} (default: {SHAPES['cuda'][name]})")
-    tune.add_argument("--ranks", type=int, metavar="N",
-                      help="threads, one rank each (default: GPUs, at least 2)")
-    tune.add_argument("--devices", type=numbers, metavar="N[,...]",
-                      help="GPU of each rank (default: in turn)")
+    options.add_sizes(tune, "hidden", "topk", "experts", "ranks", on_emu=False)
     tune.add_argument("--sms", type=numbers, default=list(plan.SMS), metavar="N[,...]",
                       help=f"CTAs to try (default: {_joined(plan.SMS)})")
     tune.add_argument("--policies", type=names, metavar="A[,...]",
@@ -62,10 +56,7 @@ def add(commands):
     tune.add_argument("--budget-s", type=float, metavar="S",
                       help="begin nothing new after so many seconds; --resume goes on (default: no "
                            "limit)")
-    tune.add_argument("--seed", type=int, default=0, metavar="N",
-                      help="of data, order and intervals (default: %(default)s)")
-    tune.add_argument("--timeout-s", type=float, default=10.0, metavar="S",
-                      help="limit of each wait for another rank (default: %(default)s)")
+    options.add_run(tune, "data, order and intervals")
     tune.add_argument("--out", type=Path, metavar="FILE",
                       help="tuning file to write (default: where buffers of this user look)")
     tune.add_argument("--resume", action="store_true",
@@ -131,11 +122,11 @@ def _plan(args):
     else:
         raise DeepEPError(f"tune: times calls on GPUs, and none is usable: {_cuda.why_not()}")
     knobs = {name: getattr(args, name) for name in KNOBS if getattr(args, name)}
-    options = {name: getattr(args, name) for name in (
+    given = {name: getattr(args, name) for name in (
         "devices", "ranks", "ops", "dtypes", "tokens", "hidden", "topk", "experts", "sms",
         "policies", "rounds", "seed", "timeout_s")}
     return plan.make(gpu=gpu, arch=arch, num_gpus=num_gpus, cta_smem=cta_smem, knobs=knobs,
-                     **options)
+                     **given)
 
 
 def _joined(values):

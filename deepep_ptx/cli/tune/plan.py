@@ -6,7 +6,7 @@ import functools
 import itertools
 from dataclasses import dataclass
 
-from deepep_ptx import reference, select
+from deepep_ptx import select
 from deepep_ptx.cli.measure import settings
 from deepep_ptx.cli.measure.inputs import DTYPES
 from deepep_ptx.knobs import KNOBS, accepted, values_of
@@ -17,7 +17,7 @@ ITEMSIZES = {"bf16": 2, "fp8": 1}
 TOKENS = (8, 64, 512, 4096)
 SMS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 64)
 POLICIES = ("fast", "ld_relaxed_sys", "bulk")       # as far as the GPU has them
-FIRST_ROUNDS = 5        # below, an interval says nothing
+FIRST_ROUNDS = settings.MIN_ROUNDS
 WARMUP = 3              # rounds before those of each rung
 
 # What a run takes beside its kernels, for the estimate: of a case (ranks, buffers, inputs), of a
@@ -142,9 +142,11 @@ def make(*, gpu, arch, num_gpus, cta_smem=None, devices=None, ranks=None, ops=OP
     """
     shape = settings.shape_of("cuda", num_gpus, devices, ranks=ranks, hidden=hidden, topk=topk,
                               experts=experts)
-    devices = settings.devices_of(devices, shape["ranks"], num_gpus)
-    _check_all("ops", ops, OPS)
-    _check_all("dtypes", dtypes, DTYPES)
+    devices = settings.devices_of("cuda", devices, shape["ranks"], num_gpus)
+    for name, given, known in (("ops", ops, OPS), ("dtypes", dtypes, DTYPES)):
+        settings.check_names(name, given, known)
+        if not given:
+            raise ValueError(f"--{name}: must name at least one of {', '.join(known)}")
     for name, values in (("tokens", tokens), ("sms", sms), *dict(knobs).items()):
         option = name.replace("_", "-")
         if not values:
@@ -154,13 +156,9 @@ def make(*, gpu, arch, num_gpus, cta_smem=None, devices=None, ranks=None, ops=OP
                 settings.check(option, value, 1, rates_of(gpu).num_sms if name == "sms" else None)
             elif value not in values_of(name):
                 raise ValueError(f"--{option}: must be {accepted(name)}, got {value}")
-    settings.check_shape(**shape | {"tokens": max(tokens)})
-    if "fp8" in dtypes and shape["hidden"] % reference.FP8_GROUP:
-        raise ValueError(f"--hidden: must be a multiple of {reference.FP8_GROUP} with fp8, got "
-                         f"{shape['hidden']}")
+    settings.check_shape(dtypes=dtypes, **shape | {"tokens": max(tokens)})
     settings.check("rounds", rounds, FIRST_ROUNDS)
-    settings.check("seed", seed, 0)
-    settings.check_timeout(timeout_s)
+    settings.check_run(seed, timeout_s)
     cases = tuple(Case(op, dtype, number) for op in ops for dtype in dtypes
                   for number in sorted(set(tokens)) if dtype == "bf16" or op == "dispatch")
     if not cases:
@@ -195,11 +193,3 @@ def _candidates(op, choose, sms, policies, knobs):
             made += [Candidate(number, variant["policy"] or variant["path"],
                                tuple(zip(own, values, strict=True))) for number in sms]
     return tuple(made)
-
-
-def _check_all(name, values, accepted):
-    for value in values:
-        if value not in accepted:
-            raise ValueError(f"--{name}: must be of {', '.join(accepted)}, got {value!r}")
-    if not values:
-        raise ValueError(f"--{name}: must name at least one of {', '.join(accepted)}")
