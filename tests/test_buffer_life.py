@@ -437,7 +437,8 @@ def test_rows_that_are_never_pushed(monkeypatch, tmp_path, policy, with_weights,
     """Who waits for them gives up at the time limit, all hear of it, and reset() helps.  Rows of
     rank 2 are pulled: loads of them may be under way then."""
     sources = copy_sources(tmp_path)
-    weaken(sources, "ptx/role/open_push.inc", "    selp.b32        n_longest, n_longest, 0, q;\n"
+    weaken(sources, "ptx/role/combine/open_push.inc",
+           "    selp.b32        n_longest, n_longest, 0, q;\n"
            "    sub.u32         r, n_ranks", "    setp.ne.and.u32 q, i_rank, 1, q;\n"
            "    selp.b32        n_longest, n_longest, 0, q;\n    sub.u32         r, n_ranks")
     read_text, lazy = select.read_text, Reader(sources)

@@ -27,7 +27,7 @@ MANY_TOKENS = TWO | {"tokens": "many", "hidden": 8}
 
 LOADED = "WAIT_FULL(p_stuck, a_mbar, r_parity)\n    @p_stuck bra    $stuck;"
 NOT_LOADED = ""
-RAISED = '#include "role/wait_flag.inc"'
+RAISED = '#include "role/exchange/wait_flag.inc"'
 NOT_RAISED = "mov.u32 r_code, EP_CODE_OK; mov.u32 r_told, 0; mov.u64 v_seen, 0;"
 BARRIER = "    bar.sync        0;\n"
 WARP_BARRIER = "bar.warp.sync   0xffffffff;"
@@ -78,59 +78,63 @@ MISSING = {
     "rows of dispatch are written": Missing(
         BULK, "src/dispatch_bulk.ptx", "WAIT_WRITTEN", "WAIT_READ(0)"),
     "a chunk to be pushed is loaded": Missing(
-        BULK_PUSH, "role/push_rows_bulk.inc", LOADED, NOT_LOADED),
+        BULK_PUSH, "role/combine/push_rows_bulk.inc", LOADED, NOT_LOADED),
     "a stage of pushed rows is read": Missing(
-        BULK_PUSH, "role/push_rows_bulk.inc", "WAIT_READ(1)"),
+        BULK_PUSH, "role/combine/push_rows_bulk.inc", "WAIT_READ(1)"),
     "pushed rows are written": Missing(
-        BULK_PUSH, "role/push_rows_bulk.inc", "WAIT_WRITTEN\n$written:", "WAIT_READ(0)\n$written:"),
+        BULK_PUSH, "role/combine/push_rows_bulk.inc", "WAIT_WRITTEN\n$written:",
+        "WAIT_READ(0)\n$written:"),
     "a chunk to be added is loaded": Missing(
-        BULK, "role/sum_rows_bulk.inc", LOADED, NOT_LOADED),
-    "a stage of sums is read by all": Missing(BULK, "role/sum_rows_bulk.inc", WARP_BARRIER),
+        BULK, "role/combine/sum_rows_bulk.inc", LOADED, NOT_LOADED),
+    "a stage of sums is read by all": Missing(BULK, "role/combine/sum_rows_bulk.inc", WARP_BARRIER),
     # -- pushed rows
-    "a row is pushed": Missing(PUSH, "role/list_sources.inc", '#include "role/await_row.inc"'),
+    "a row is pushed": Missing(
+        PUSH, "role/combine/list_sources.inc", '#include "role/combine/await_row.inc"'),
     "a row is pushed, bulk": Missing(
-        BULK_PUSH, "role/list_sources.inc", '#include "role/await_row.inc"'),
-    "all rows are pushed": Missing(PUSH, "role/sum_weights.inc", '#include "role/await_rows.inc"'),
+        BULK_PUSH, "role/combine/list_sources.inc", '#include "role/combine/await_row.inc"'),
+    "all rows are pushed": Missing(
+        PUSH, "role/combine/sum_weights.inc", '#include "role/combine/await_rows.inc"'),
     "all threads found them pushed": Missing(
-        PUSH, "role/sum_weights.inc", "bar.sync        1, NUM_PUSH_WARPS * 32;"),
-    "all lanes have pushed": Missing(PUSH, "role/report_progress.inc", WARP_BARRIER),
-    "lane 0 has pushed": Missing(BULK_PUSH, "role/report_progress.inc", WARP_BARRIER),
+        PUSH, "role/combine/sum_weights.inc", "bar.sync        1, NUM_PUSH_WARPS * 32;"),
+    "all lanes have pushed": Missing(PUSH, "role/combine/report_progress.inc", WARP_BARRIER),
+    "lane 0 has pushed": Missing(BULK_PUSH, "role/combine/report_progress.inc", WARP_BARRIER),
     # -- the exchange
     "the CTA has its ticket": Missing(
-        TWO, "role/enter.inc", "$entered:\n" + BARRIER, "$entered:\n"),
+        TWO, "role/exchange/enter.inc", "$entered:\n" + BARRIER, "$entered:\n"),
     "counts are cleared": Missing(
-        TWO, "role/count_tokens.inc", "[a_count], 0;\n" + BARRIER, "[a_count], 0;\n"),
+        TWO, "role/dispatch/count_tokens.inc", "[a_count], 0;\n" + BARRIER, "[a_count], 0;\n"),
     "tokens are counted": Missing(
-        TWO, "role/count_tokens.inc", "$tokens_counted:\n" + BARRIER, "$tokens_counted:\n"),
-    "a peer's call": Missing(TWO, "role/await_records.inc", RAISED, NOT_RAISED),
+        TWO, "role/dispatch/count_tokens.inc", "$tokens_counted:\n" + BARRIER,
+        "$tokens_counted:\n"),
+    "a peer's call": Missing(TWO, "role/exchange/await_records.inc", RAISED, NOT_RAISED),
     "every peer's call": Missing(
-        TWO, "role/await_records.inc", "$awaited:\n" + BARRIER, "$awaited:\n"),
+        TWO, "role/exchange/await_records.inc", "$awaited:\n" + BARRIER, "$awaited:\n"),
     "needs are known": Missing(
-        TWO, "role/refuse_capacity.inc", BARRIER + "    ld.shared.u64   v_most",
+        TWO, "role/exchange/refuse_capacity.inc", BARRIER + "    ld.shared.u64   v_most",
         "    ld.shared.u64   v_most"),
     "every CTA's numbers": Missing(
-        TWO, "role/await_dispatch.inc", '#include "role/await_numbers.inc"',
-        late=Late("role/number_tokens.inc", "mov.u32         r_lt, %lanemask_lt;",
+        TWO, "role/dispatch/await_dispatch.inc", '#include "role/dispatch/await_numbers.inc"',
+        late=Late("role/dispatch/number_tokens.inc", "mov.u32         r_lt, %lanemask_lt;",
                   "setp.eq.u32 q, i_cta, 1")),
     "numbers of all warps": Missing(
-        TWO, "role/number_tokens.inc", "$numbered:\n" + BARRIER, "$numbered:\n",
-        Late("role/number_tokens.inc", "mov.u32         r_lt, %lanemask_lt;",
+        TWO, "role/dispatch/number_tokens.inc", "$numbered:\n" + BARRIER, "$numbered:\n",
+        Late("role/dispatch/number_tokens.inc", "mov.u32         r_lt, %lanemask_lt;",
              f"{OTHER_WARPS}; {OF_CTA_1}")),
     "totals precede their ticket": Missing(
-        PLAIN | {"num_ranks": 1, "finish": "event"}, "role/tell_host.inc",
+        PLAIN | {"num_ranks": 1, "finish": "event"}, "role/dispatch/tell_host.inc",
         "bar.sync        1, NUM_META_WARPS * 32;",
-        late=Late("role/tell_host.inc", "PART_OF(i, i_first, i_meta, n_bits)",
+        late=Late("role/dispatch/tell_host.inc", "PART_OF(i, i_first, i_meta, n_bits)",
                   "setp.ge.u32 q, i_meta, 32")),
-    "a peer's counts of experts": Missing(TWO | {"finish": "event"}, "role/tell_host.inc", RAISED,
-                                          NOT_RAISED),
-    "a list of ranks is written": Missing(LONELY, "role/list_rows.inc", WARP_BARRIER),
+    "a peer's counts of experts": Missing(
+        TWO | {"finish": "event"}, "role/dispatch/tell_host.inc", RAISED, NOT_RAISED),
+    "a list of ranks is written": Missing(LONELY, "role/dispatch/list_rows.inc", WARP_BARRIER),
     # -- the end
     "the CTA has stored its rows": Missing(
-        TWO, "role/complete.inc", BARRIER + "    ld.shared.u32   r_verdict",
+        TWO, "role/exchange/complete.inc", BARRIER + "    ld.shared.u32   r_verdict",
         "    ld.shared.u32   r_verdict",
         Late("src/dispatch_vec.ptx", "\n$rows:", f"{OTHER_WARPS}; {OF_CTA_1}; {OF_RANK_0}")),
     "every peer is done": Missing(
-        LONELY, "role/complete.inc", RAISED, NOT_RAISED,
+        LONELY, "role/exchange/complete.inc", RAISED, NOT_RAISED,
         Late("src/dispatch_vec.ptx", "\n$rows:", "setp.eq.u32 q, i_rank, 1")),
     # -- layout
     "choices are counted": Missing(TWO, "src/layout.ptx", "$counted:\n" + BARRIER, "$counted:\n"),

@@ -13,8 +13,8 @@ from deepep_ptx.emu.kernel import load_image
 
 # Role files that only a refused call or a wait that gives up comes to.
 OF_ERRORS = frozenset(f"ptx/role/{name}.inc" for name in (
-    "abort_rank", "claim_call", "give_up", "refuse_capacity", "refuse_dispatch", "report", "stuck",
-    "tell_peers"))
+    "dispatch/refuse_dispatch", "exchange/claim_call", "exchange/refuse_capacity",
+    "fault/abort_rank", "fault/give_up", "fault/report", "fault/stuck", "fault/tell_peers"))
 WIDTH = 100
 
 

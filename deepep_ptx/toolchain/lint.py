@@ -67,13 +67,13 @@ def check_sources(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root).as_posix()}:{line}: {message}"
         for path in sorted(files)
-        for line, message in _check_file(path)
+        for line, message in _check_file(path, path.relative_to(root / "ptx").parts[0])
     ]
 
 
-def _check_file(path: Path) -> Iterator[tuple[int, str]]:
+def _check_file(path: Path, folder: str) -> Iterator[tuple[int, str]]:
     text = path.read_text(encoding="utf-8")
-    yield from _check_source(text, path.parent.name)
+    yield from _check_source(text, folder)
     yield from _check_order(text, path.name)
 
 

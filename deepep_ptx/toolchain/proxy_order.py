@@ -47,17 +47,17 @@ RULES = (
     Rule("rows that an earlier kernel stored are loaded", _BOTH,
          None, BULK_LOAD, FENCE_GLOBAL),
     Rule("rows of ranks whose records are in are loaded", _BOTH,
-         r"bar\.sync", BULK_LOAD, FENCE_GLOBAL, "ptx/role/await_records.inc"),
+         r"bar\.sync", BULK_LOAD, FENCE_GLOBAL, "ptx/role/exchange/await_records.inc"),
     Rule("slots that ranks whose records are in have used are stored to", _BOTH,
-         r"bar\.sync", BULK_STORE, FENCE_GLOBAL, "ptx/role/await_records.inc"),
+         r"bar\.sync", BULK_STORE, FENCE_GLOBAL, "ptx/role/exchange/await_records.inc"),
     Rule("rows that were waited for are loaded", ("ep_combine_bulk",),
-         r"bar\.warp\.sync", BULK_LOAD, FENCE_GLOBAL, "ptx/role/list_sources.inc",
+         r"bar\.warp\.sync", BULK_LOAD, FENCE_GLOBAL, "ptx/role/combine/list_sources.inc",
          (*LEADS, "p_fresh")),
     # Every lane fences for itself, so nobody's predicates hold.
     Rule("a stage has been read when the barrier says that it may be filled again",
          ("ep_combine_bulk",),
-         r"ld\.shared\.v4\.b32", r"bar\.warp\.sync", FENCE_SHARED, "ptx/role/sum_rows_bulk.inc",
-         ()),
+         r"ld\.shared\.v4\.b32", r"bar\.warp\.sync", FENCE_SHARED,
+         "ptx/role/combine/sum_rows_bulk.inc", ()),
 )
 
 

@@ -31,13 +31,18 @@ def check_roles(root: Path, rendered: Iterable[Rendered]) -> Iterator[str]:
         for file, names in _free_names(text):
             free.setdefault(file, set()).update(names)
     groups = _groups(root)
-    for path in sorted((Path(root) / "ptx/role").glob("*.inc")):
+    by_name: dict[str, str] = {}                # of a role -> its file
+    for path in sorted((Path(root) / "ptx/role").rglob("*.inc")):
         file = path.relative_to(root).as_posix()
+        if (other := by_name.setdefault(path.stem, file)) != file:
+            yield f"{file}:1: there is a role of that name, {other}"
+    of_roles = {name: free.get(file, set()) for name, file in by_name.items()}
+    for file in sorted(by_name.values()):
         if file not in free:
             yield f"{file}:1: no kernel has this role"
             continue
-        line, said = _banner(path)
-        for message in _differences(said, free[file], free, groups):
+        line, said = _banner(Path(root) / file)
+        for message in _differences(said, free[file], of_roles, groups):
             yield f"{file}:{line}: {message}"
 
 
@@ -51,7 +56,7 @@ def _differences(
         if not names & free:
             yield f"the banner has {group}, of which the role uses nothing"
     for role in _THOSE_OF.findall(said):
-        covered |= of_roles.get(f"ptx/role/{role}.inc", set())
+        covered |= of_roles.get(role, set())
     if missing := sorted(free - covered):
         yield f"used, and not in the banner: {', '.join(missing)}"
     if unused := sorted(set(_NAME.findall(said)) - free):

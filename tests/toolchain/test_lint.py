@@ -76,17 +76,22 @@ def ours(tmp_path):
         ("lib/sync.inc", "st.release.sys", "st.relaxed.sys", "RAISE_FLAG has no st.release.sys"),
         ("lib/sync.inc", "st.release.sys", "st.release.gpu", "RAISE_FLAG has no st.release.sys"),
         ("lib/sync.inc", "atom.acq_rel", "atom.relaxed", "ARRIVE has no atom.acq_rel.gpu"),
-        ("role/report.inc", "st.release.sys.global", "st.global", "st.global.u32 to STAT_VALID"),
-        ("role/tell_host.inc", "st.release.sys", "st.relaxed.sys", "to TOT_TICKET, which"),
-        ("role/refuse_dispatch.inc", "st.release.sys", "st.relaxed.sys", "to TOT_TICKET, which"),
-        ("role/report_progress.inc", "st.release.sys", "st.relaxed.sys", "to v_progress, which"),
-        ("role/report_progress.inc", "st.release.sys", "st.release.gpu", "to v_progress, which"),
-        ("role/number_tokens.inc", "red.release.gpu", "red.relaxed.gpu", "to CTL_NUMBERED, which"),
+        ("role/fault/report.inc", "st.release.sys.global", "st.global",
+         "st.global.u32 to STAT_VALID"),
+        ("role/dispatch/tell_host.inc", "st.release.sys", "st.relaxed.sys", "to TOT_TICKET, which"),
+        ("role/dispatch/refuse_dispatch.inc", "st.release.sys", "st.relaxed.sys",
+         "to TOT_TICKET, which"),
+        ("role/combine/report_progress.inc", "st.release.sys", "st.relaxed.sys",
+         "to v_progress, which"),
+        ("role/combine/report_progress.inc", "st.release.sys", "st.release.gpu",
+         "to v_progress, which"),
+        ("role/dispatch/number_tokens.inc", "red.release.gpu", "red.relaxed.gpu",
+         "to CTL_NUMBERED, which"),
         ("lib/sync.inc", "fence.acq_rel.sys", "fence.acq_rel.gpu",
          "FENCE_RELEASE has no fence.acq_rel.sys"),
-        ("role/complete.inc", "RAISE_FLAG(a_flag, v_done)",
+        ("role/exchange/complete.inc", "RAISE_FLAG(a_flag, v_done)",
          "st.volatile.global.u64 [a_flag], v_done;", "to v_done, which publishes"),
-        ("role/wait_flag.inc", "ld.acquire.sys.global.u64 v_seen", "ld.global.u64 v_seen",
+        ("role/exchange/wait_flag.inc", "ld.acquire.sys.global.u64 v_seen", "ld.global.u64 v_seen",
          "ld.global.u64 in a wait"),
     ],
 )
@@ -107,9 +112,9 @@ def test_a_wait_that_does_not_acquire(ours, weak):
 
     params.generate(ours)
     assert waits() == []
-    weaken(ours, "ptx/role/wait_flag.inc", "ld.acquire.sys", weak)
+    weaken(ours, "ptx/role/exchange/wait_flag.inc", "ld.acquire.sys", weak)
     assert set(waits()) == {
-        ("ptx/role/wait_flag.inc",
+        ("ptx/role/exchange/wait_flag.inc",
          f"polled, and never acquired: {weak}.global.u64 v_seen, [a_flag];"),
     }
 

@@ -90,15 +90,18 @@ def test_a_fence_of_everything_is_enough():
     ("src/dispatch_bulk.ptx", "    FENCE_ORDINARY_BEFORE_BULK  ", "    ",
      "ptx/src/dispatch_bulk.ptx", "cp.async.bulk.global.shared::cta.bulk_group without "
      "fence.proxy.async.global before it: slots that ranks whose records are in have used are st"),
-    ("role/sum_rows_bulk.inc", "    @!q bra         $listed;\n    FENCE_ORDINARY_BEFORE_BULK",
-     "    bra $listed;", "ptx/role/fill_ring.inc", "rows that were waited for are loaded"),
-    ("role/sum_rows_bulk.inc", "    FENCE_READ_BEFORE_BULK\n    bar.warp.sync   0xffffffff;",
-     "    bar.warp.sync   0xffffffff;\n    FENCE_READ_BEFORE_BULK", "ptx/role/sum_rows_bulk.inc",
+    ("role/combine/sum_rows_bulk.inc",
+     "    @!q bra         $listed;\n    FENCE_ORDINARY_BEFORE_BULK", "    bra $listed;",
+     "ptx/role/combine/fill_ring.inc", "rows that were waited for are loaded"),
+    ("role/combine/sum_rows_bulk.inc",
+     "    FENCE_READ_BEFORE_BULK\n    bar.warp.sync   0xffffffff;",
+     "    bar.warp.sync   0xffffffff;\n    FENCE_READ_BEFORE_BULK",
+     "ptx/role/combine/sum_rows_bulk.inc",
      "bar.warp.sync without fence.proxy.async.shared::cta before it: a stage has been read when"),
-    ("role/open_ring.inc", "    fence.proxy.async.shared::cta;\n", "", "ptx/role/load_chunk.inc",
-     "mbarriers are made before a load completes on one"),
-    ("lib/bulk.inc", "fence.proxy.async.global;", "fence.acq_rel.gpu;", "ptx/role/load_chunk.inc",
-     "rows that an earlier kernel stored are loaded"),
+    ("role/bulk/open_ring.inc", "    fence.proxy.async.shared::cta;\n", "",
+     "ptx/role/bulk/load_chunk.inc", "mbarriers are made before a load completes on one"),
+    ("lib/bulk.inc", "fence.proxy.async.global;", "fence.acq_rel.gpu;",
+     "ptx/role/bulk/load_chunk.inc", "rows that an earlier kernel stored are loaded"),
 ])
 def test_sources(tmp_path, file, old, new, at, words):
     root = copy_sources(tmp_path)
@@ -127,4 +130,4 @@ def test_a_rule_that_fits_nothing_is_a_finding(monkeypatch):
 def test_a_kernel_without_rules_is_a_finding(monkeypatch):
     monkeypatch.setattr(proxy_order, "RULES", [])
     ((file, text),) = findings("ep_dispatch_bulk")
-    assert file == "ptx/role/load_chunk.inc" and "no rule" in text
+    assert file == "ptx/role/bulk/load_chunk.inc" and "no rule" in text

@@ -32,22 +32,22 @@ def test_ours():
 
 @pytest.mark.parametrize("kernel, file, old, new, found", [
     # said too little: a register, one that a macro uses, one of a role inside
-    ("dispatch", "load_chunk.inc", "a_x, n_rows,", "a_x,",
-     {"ptx/role/load_chunk.inc:7": "used, and not in the banner: n_rows"}),
-    ("combine", "list_sources.inc", "; a_pos; s_source,", "; s_source,",
-     {"ptx/role/list_sources.inc:6": "used, and not in the banner: a_pos"}),
-    ("combine", "stuck.inc", "; s_failed\n", "\n",
-     {"ptx/role/stuck.inc:8": "used, and not in the banner: s_failed"}),
-    ("dispatch", "load_chunk.inc", "i_load, i_load_byte the", "i_load the",
-     {"ptx/role/load_chunk.inc:7": "used, and not in the banner: i_load_byte"}),
+    ("dispatch", "bulk/load_chunk.inc", "a_x, n_rows,", "a_x,",
+     {"ptx/role/bulk/load_chunk.inc:7": "used, and not in the banner: n_rows"}),
+    ("combine", "combine/list_sources.inc", "; a_pos; s_source,", "; s_source,",
+     {"ptx/role/combine/list_sources.inc:6": "used, and not in the banner: a_pos"}),
+    ("combine", "fault/stuck.inc", "; s_failed\n", "\n",
+     {"ptx/role/fault/stuck.inc:8": "used, and not in the banner: s_failed"}),
+    ("dispatch", "bulk/load_chunk.inc", "i_load, i_load_byte the", "i_load the",
+     {"ptx/role/bulk/load_chunk.inc:7": "used, and not in the banner: i_load_byte"}),
     # said too much
-    ("dispatch", "stuck.inc", "a_mbar, r_parity of", "a_mbar, p_lead, r_parity of",
-     {"ptx/role/stuck.inc:8": "in the banner, and not used: p_lead"}),
-    ("dispatch", "stuck.inc", "COMM_REGS; a_mbar", "COMM_REGS, RING_REGS; a_mbar",
-     {"ptx/role/stuck.inc:8": "the banner has RING_REGS, of which the role uses nothing"}),
+    ("dispatch", "fault/stuck.inc", "a_mbar, r_parity of", "a_mbar, p_lead, r_parity of",
+     {"ptx/role/fault/stuck.inc:8": "in the banner, and not used: p_lead"}),
+    ("dispatch", "fault/stuck.inc", "COMM_REGS; a_mbar", "COMM_REGS, RING_REGS; a_mbar",
+     {"ptx/role/fault/stuck.inc:8": "the banner has RING_REGS, of which the role uses nothing"}),
     # what was its own is whatever the kernel has of that name
-    ("combine", "take_weights.inc", "    .reg .b32       i;\n", "",
-     {"ptx/role/take_weights.inc:5": "used, and not in the banner: i"}),
+    ("combine", "combine/take_weights.inc", "    .reg .b32       i;\n", "",
+     {"ptx/role/combine/take_weights.inc:5": "used, and not in the banner: i"}),
 ])
 def test_planted(ours, kernel, file, old, new, found):
     weaken(ours, f"ptx/role/{file}", old, new)
@@ -55,5 +55,11 @@ def test_planted(ours, kernel, file, old, new, found):
 
 
 def test_a_role_that_nobody_includes(ours):
-    (ours / "ptx/role/idle.inc").write_text("// SPDX-License-Identifier: MIT\n{\n}\n")
-    assert "ptx/role/idle.inc:1: no kernel has this role" in list(roles.check_roles(ours, []))
+    (ours / "ptx/role/fault/idle.inc").write_text("// SPDX-License-Identifier: MIT\n{\n}\n")
+    assert "ptx/role/fault/idle.inc:1: no kernel has this role" in list(roles.check_roles(ours, []))
+
+
+def test_two_roles_of_one_name(ours):
+    (ours / "ptx/role/bulk/stuck.inc").write_text("// SPDX-License-Identifier: MIT\n{\n}\n")
+    assert ("ptx/role/fault/stuck.inc:1: there is a role of that name, ptx/role/bulk/stuck.inc"
+            in list(roles.check_roles(ours, [])))
