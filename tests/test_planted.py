@@ -52,7 +52,7 @@ def test_the_demo_stops_before_combine(shifted, capsys):
 # -- what defaults come to -------------------------------------------------------------------------
 
 MOVE_ROWS = ["dispatch_vec.ptx", "dispatch_bulk.ptx", "push_rows_vec.inc", "push_rows_bulk.inc",
-             "sum_rows_vec.inc", "sum_rows_bulk.inc"]
+             "sum_rows_vec.inc", "sum_rows_bulk.inc", "open_pump.inc", "pump_row.inc"]
 # A bulk load that does not come, and those under way when a CTA gives up; more stages than two.
 NOT_BY_DEFAULT = ("$full", "$drain", "$next_load", "$more", "$first_chunks")
 

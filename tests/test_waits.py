@@ -73,14 +73,14 @@ OF_RANK_0 = "setp.eq.and.u32 q, i_rank, 0, q"
 
 MISSING = {
     # -- bulk copies
-    "a chunk of x is loaded": Missing(BULK, "src/dispatch_bulk.ptx", LOADED, NOT_LOADED),
-    "a stage of dispatch is read": Missing(BULK, "src/dispatch_bulk.ptx", "WAIT_READ(1)"),
+    "a chunk of x is loaded": Missing(BULK, "role/bulk/pump_row.inc", LOADED, NOT_LOADED),
+    "a stage of dispatch is read": Missing(BULK, "role/bulk/pump_row.inc", "WAIT_READ(1)"),
     "rows of dispatch are written": Missing(
         BULK, "src/dispatch_bulk.ptx", "WAIT_WRITTEN", "WAIT_READ(0)"),
     "a chunk to be pushed is loaded": Missing(
-        BULK_PUSH, "role/combine/push_rows_bulk.inc", LOADED, NOT_LOADED),
+        BULK_PUSH, "role/bulk/pump_row.inc", LOADED, NOT_LOADED),
     "a stage of pushed rows is read": Missing(
-        BULK_PUSH, "role/combine/push_rows_bulk.inc", "WAIT_READ(1)"),
+        BULK_PUSH, "role/bulk/pump_row.inc", "WAIT_READ(1)"),
     "pushed rows are written": Missing(
         BULK_PUSH, "role/combine/push_rows_bulk.inc", "WAIT_WRITTEN\n$written:",
         "WAIT_READ(0)\n$written:"),

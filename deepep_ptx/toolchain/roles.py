@@ -4,6 +4,9 @@
 What a role uses and does not declare is free; its `Takes`, `Leaves` and `Keeps` name all of these
 and no others.  A macro whose name ends with _REGS or _SMEM stands for what it declares, and `what X
 takes` for the free names of role X.
+
+`Hooks` names macros that each kernel's own lib has, parameters of the role: what they use is the
+matter of whoever includes it.
 """
 
 import re
@@ -15,6 +18,7 @@ from deepep_ptx.toolchain.front_end import parse_rendered
 from deepep_ptx.toolchain.ptx_text import Rendered
 
 _FIELDS = ("Takes", "Leaves", "Keeps")
+_HOOK = re.compile(r"^// Hooks {2,}([A-Z]\w+)", re.MULTILINE)
 _FIELD = re.compile(r"// (\w+) {2,}(.*)")
 _MORE = re.compile(r"// {10,}(.*)")
 _NAME = re.compile(r"\b[a-z]_\w+")              # as registers and shared variables are called
@@ -27,8 +31,10 @@ _PARAMETERS = "p"                               # every kernel's parameter block
 def check_roles(root: Path, rendered: Iterable[Rendered]) -> Iterator[str]:
     """Findings, each `file:line: what`, over ptx/role; `rendered` are the texts of all variants."""
     free: dict[str, set[str]] = {}
+    hooks = _Hooks(Path(root))
     for text in rendered:
-        for file, names in _free_names(text):
+        for file, uses in _free_names(text):
+            names = {name for name, at in uses if not hooks.of(file, at)}
             free.setdefault(file, set()).update(names)
     groups = _groups(root)
     by_name: dict[str, str] = {}                # of a role -> its file
@@ -61,6 +67,25 @@ def _differences(
         yield f"used, and not in the banner: {', '.join(missing)}"
     if unused := sorted(set(_NAME.findall(said)) - free):
         yield f"in the banner, and not used: {', '.join(unused)}"
+
+
+class _Hooks:
+    """Which lines of roles are uses of hooks."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.lines: dict[str, list[str]] = {}
+        self.named: dict[str, set[str]] = {}
+
+    def of(self, role: str, at: tuple[str, int]) -> bool:
+        """Whether line `at`, (file, number), is a hook that the banner of `role` names."""
+        for file in (role, at[0]):
+            if file not in self.lines:
+                text = (self.root / file).read_text(encoding="utf-8")
+                self.lines[file] = text.splitlines()
+                self.named[file] = set(_HOOK.findall(text))
+        words = set(re.findall(r"\w+", self.lines[at[0]][at[1] - 1]))
+        return not words.isdisjoint(self.named[role])
 
 
 def _banner(path: Path) -> tuple[int, str]:
@@ -96,8 +121,9 @@ def _groups(root: Path) -> dict[str, set[str]]:
     return {group: names(group) for group in bodies}
 
 
-def _free_names(rendered: Rendered) -> Iterator[tuple[str, set[str]]]:
-    """(file, free names) of each role's scope, as often as the text has it."""
+def _free_names(rendered: Rendered) -> Iterator[tuple[str, set[tuple[str, tuple[str, int]]]]]:
+    """(file, free names and the lines that use them) of each role's scope, as often as the text
+    has it."""
     module = parse_rendered(rendered)
     found = []
 
@@ -112,11 +138,12 @@ def _free_names(rendered: Rendered) -> Iterator[tuple[str, set[str]]]:
             elif isinstance(s, ast.Variable):
                 own.add(s.name)
             elif isinstance(s, ast.Instruction):
-                used |= set(_used(s))
-        used -= own
+                at = rendered.origin(module.source.position(s.start)[0])
+                used |= {(name, at) for name in _used(s)}
+        used = {(name, at) for name, at in used if name not in own | {_PARAMETERS}}
         is_role = place.file.startswith("ptx/role/") and place.macro is None
         if is_role and (around is None or around.included != place.included):
-            found.append((place.file, used - {_PARAMETERS}))
+            found.append((place.file, used))
         return used
 
     for entry in module.entries:

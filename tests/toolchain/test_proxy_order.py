@@ -88,7 +88,7 @@ def test_a_fence_of_everything_is_enough():
 
 @pytest.mark.parametrize("file, old, new, at, words", [
     ("src/dispatch_bulk.ptx", "    FENCE_ORDINARY_BEFORE_BULK  ", "    ",
-     "ptx/src/dispatch_bulk.ptx", "cp.async.bulk.global.shared::cta.bulk_group without "
+     "ptx/role/bulk/pump_row.inc", "cp.async.bulk.global.shared::cta.bulk_group without "
      "fence.proxy.async.global before it: slots that ranks whose records are in have used are st"),
     ("role/combine/sum_rows_bulk.inc",
      "    @!q bra         $listed;\n    FENCE_ORDINARY_BEFORE_BULK", "    bra $listed;",

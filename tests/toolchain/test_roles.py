@@ -32,22 +32,25 @@ def test_ours():
 
 @pytest.mark.parametrize("kernel, file, old, new, found", [
     # said too little: a register, one that a macro uses, one of a role inside
-    ("dispatch", "bulk/load_chunk.inc", "a_x, n_rows,", "a_x,",
-     {"ptx/role/bulk/load_chunk.inc:7": "used, and not in the banner: n_rows"}),
+    ("dispatch", "bulk/load_chunk.inc", "a_x, n_row_bytes;", "a_x;",
+     {"ptx/role/bulk/load_chunk.inc:7": "used, and not in the banner: n_row_bytes"}),
     ("combine", "combine/list_sources.inc", "; a_pos; s_source,", "; s_source,",
      {"ptx/role/combine/list_sources.inc:6": "used, and not in the banner: a_pos"}),
     ("combine", "fault/stuck.inc", "; s_failed\n", "\n",
      {"ptx/role/fault/stuck.inc:8": "used, and not in the banner: s_failed"}),
-    ("dispatch", "bulk/load_chunk.inc", "i_load, i_load_byte the", "i_load the",
-     {"ptx/role/bulk/load_chunk.inc:7": "used, and not in the banner: i_load_byte"}),
+    ("combine", "combine/fill_ring.inc", "i_load, i_load_byte: its", "i_load: its",
+     {"ptx/role/combine/fill_ring.inc:8": "used, and not in the banner: i_load_byte"}),
+    # a parameter: what the kernel's macro uses
+    ("dispatch", "bulk/load_chunk.inc", "// Hooks     NEXT_LOAD", "// Uses      NEXT_LOAD",
+     {"ptx/role/bulk/load_chunk.inc:7": "used, and not in the banner: n_rows, n_warps"}),
     # said too much
     ("dispatch", "fault/stuck.inc", "a_mbar, r_parity of", "a_mbar, p_lead, r_parity of",
      {"ptx/role/fault/stuck.inc:8": "in the banner, and not used: p_lead"}),
     ("dispatch", "fault/stuck.inc", "COMM_REGS; a_mbar", "COMM_REGS, RING_REGS; a_mbar",
      {"ptx/role/fault/stuck.inc:8": "the banner has RING_REGS, of which the role uses nothing"}),
     # what was its own is whatever the kernel has of that name
-    ("combine", "combine/take_weights.inc", "    .reg .b32       i;\n", "",
-     {"ptx/role/combine/take_weights.inc:5": "used, and not in the banner: i"}),
+    ("combine", "combine/report_progress.inc", "i_dest, r;", "i_dest;",
+     {"ptx/role/combine/report_progress.inc:5": "used, and not in the banner: r"}),
 ])
 def test_planted(ours, kernel, file, old, new, found):
     weaken(ours, f"ptx/role/{file}", old, new)
