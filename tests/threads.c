@@ -125,7 +125,7 @@ static void use_executor(void)
 
     NEED(exec->alloc(exec->self, 256, "own", &own) == EP_OK);
     NEED(exec->export_memory(exec->self, own, handle) == EP_OK);
-    handle[24] ^= 1;             /* struct handle of cuda/executor.c: the process               */
+    handle[24] ^= 1;             /* struct handle of cuda/memory.c: the process                 */
     NEED(exec->import_memory(exec->self, handle, &peer) == EP_OK && peer == own);
     NEED(exec->release_memory(exec->self, peer) == EP_OK);
     NEED(exec->free(exec->self, own, NULL) == EP_OK);

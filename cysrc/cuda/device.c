@@ -55,3 +55,17 @@ int cuda_describe_link(int origin, int peer, struct cuda_link_facts *out, const 
     TRY(cuDeviceGetP2PAttribute, &out->rank, CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK, from, to);
     return 0;
 }
+
+int cuda_device_count(const char **why)
+{
+    const struct cuda_driver *cu = cuda_driver(why);
+    int count = 0;
+
+    if (cu == NULL)
+        return -1;
+    if (cu->p_cuDeviceGetCount(&count) != CUDA_SUCCESS) {
+        *why = "cuDeviceGetCount failed";
+        return -1;
+    }
+    return count;
+}

@@ -22,6 +22,9 @@ struct cuda_link_facts {
 /* 1000 * major + 10 * minor of the CUDA that the driver supports; 0 without a usable driver. */
 int cuda_driver_version(const char **why);
 
+/* GPUs that the driver shows; -1 without a usable driver, with the reason in `why`. */
+int cuda_device_count(const char **why);
+
 /* 0, or -1 with the reason in `why` (the name of the driver's error). */
 int cuda_describe_device(int device, struct cuda_device_facts *out, const char **why);
 int cuda_describe_link(int origin, int peer, struct cuda_link_facts *out, const char **why);

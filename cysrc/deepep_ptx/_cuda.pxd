@@ -33,7 +33,6 @@ cdef extern from "cuda/executor.h" nogil:
     int cuda_executor_uuid(cuda_executor *executor, void *uuid)
     int cuda_executor_device_of(cuda_executor *executor, ep_dptr_t address)
     int cuda_executor_enable_peer(cuda_executor *executor, const cuda_executor *peer)
-    int cuda_device_count(const char **why)
     void cuda_executor_stop(cuda_executor *executor)
 
 cdef extern from "cuda/driver.h" nogil:
@@ -52,6 +51,7 @@ cdef extern from "cuda/device.h" nogil:
         int rank
 
     int cuda_driver_version(const char **why)
+    int cuda_device_count(const char **why)
     int cuda_describe_device(int device, cuda_device_facts *out, const char **why)
     int cuda_describe_link(int origin, int peer, cuda_link_facts *out, const char **why)
 
