@@ -176,7 +176,6 @@ class Buffer:
                              f"{resident} do")
         self._choice = LaunchChoice(group.executor.device_name, group.size, self._ranks_here,
                                     self._max_sms, self.variants, self.tuning, knobs)
-        self._on_emu = group.executor.name == "emu"
         self._is_thread = getattr(group.executor, "world", None) is not None
         self._room = Room(group, core, self.arena_limit_bytes or 0)
         self._results = Results(core, self.zero_copy)
@@ -330,7 +329,7 @@ class Buffer:
         an object with `cuda_stream` and `__cuda_stream__`."""
         core = self._live_core()
         library = self._library or default_library(core.executor)
-        if self._on_emu or not hasattr(library, "stream"):
+        if not (core.executor.takes_streams and hasattr(library, "stream")):
             return Stream(core.stream)
         core.keep_stream()
         return library.stream(core.stream, core.executor.device)
@@ -386,14 +385,14 @@ class Buffer:
         library = self._library or default_library(core.executor)
         if like is not None:
             library = library_of(like, "like")
-        if not (self._on_emu or library.on_gpu):
+        if not (core.executor.in_host_memory or library.on_gpu):
             raise TypeError("like: must be an array on the GPU")
         call = Call.of_library(core.executor, library, "like", stream)
         if like is not None:
             call.check_place(like, "like")
         if rows == 0:
             return call.empty((rows, hidden), BFLOAT16).owner
-        if self._on_emu and not core.look(call.stream):
+        if not (core.executor.takes_streams or core.look(call.stream)):
             core.settle()           # the host stores to it, and is on no stream
         if not core.look(call.stream):
             self._results.begin(call, False)
@@ -474,7 +473,7 @@ class Buffer:
         """Whether the host waits for the end of a call that is not captured."""
         if call.copies:
             return True
-        if self._on_emu:
+        if not call.executor.takes_streams:
             return not async_finish
         # A rank that is a thread could keep another one from being served: by an event on a stream
         # that they share, or by a library's call that waits for a device on which this rank's

@@ -86,7 +86,7 @@ class Flights(deque):
         if flight.captured:         # whoever has the event keeps the arrays
             return EventOverlap(EventHandle._of(flight.event, call.current), flight.arrays)
         wait = None
-        if call.executor.name == "emu":
+        if not call.executor.takes_streams:
             wait = functools.partial(self._wait_on_host, flight.event)
         return EventOverlap(EventHandle._of(flight.event, call.current, wait))
 

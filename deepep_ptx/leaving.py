@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Cores of buffers that were left without the other ranks: what these may still use stays."""
 
-# Core -> the calls in flight whose arrays its kernels may use.  Of GPUs: memory, code and context
-# stay until the process ends.  On the CPU executor they end with the run, whose groups keep them.
-_on_gpus = {}
+# Core -> the calls in flight whose arrays its kernels may use: of executors whose memory, code and
+# context stay until the process ends.  What ends with a run is kept by the run's groups.
+_lasting = {}
 
 
 def keep(comm, core, flights=()):
@@ -21,6 +21,6 @@ def forget(comm):
 
 
 def _kept(comm):
-    if comm.executor.name == "cuda":
-        return _on_gpus
-    return getattr(comm.group, "__dict__", {}).setdefault("_deepep_ptx_left", {})
+    if comm.executor.ends_with_run:
+        return getattr(comm.group, "__dict__", {}).setdefault("_deepep_ptx_left", {})
+    return _lasting

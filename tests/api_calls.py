@@ -194,10 +194,6 @@ class Side:
         self.bias = tuple(map(give, job.biases[self.rank]))
         self._layout = self._sent = None
 
-    @property
-    def on_emu(self):
-        return self.comm.executor.name == "emu"
-
     def x(self, kind="rows"):
         """This rank's x of a kind."""
         source = self.job.sources(kind)[self.rank]

@@ -14,6 +14,9 @@ class PretendGpu(EmuExecutor):
 
     name = "cuda"
     device = 0
+    in_host_memory = False
+    takes_streams = True
+    ends_with_run = False
 
     def host_view(self, dptr, nbytes):
         return None

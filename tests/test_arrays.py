@@ -42,6 +42,8 @@ class FakeCuda:
 
     name = "cuda"
     device = 0
+    in_host_memory = False
+    takes_streams = True
 
     def __init__(self, device_of=-1):
         self.found = device_of
@@ -55,7 +57,9 @@ class FakeCuda:
 
 
 class FakeEmu:
-    name = "emu"
+    device_name = "CPU executor"
+    in_host_memory = True
+    takes_streams = False
 
 
 class GpuArray:
@@ -483,7 +487,8 @@ def test_a_type_that_is_new_to_numpy(torch, monkeypatch):
 
 def test_the_package_does_not_import_torch():
     code = ("import sys, numpy, deepep_ptx, deepep_ptx.buffer; from deepep_ptx._call import Call; "
-            "Call(type('E', (), {'name': 'emu'}), numpy.zeros(3), 'x'); "
+            "executor = type('E', (), {'in_host_memory': True, 'takes_streams': False}); "
+            "Call(executor, numpy.zeros(3), 'x'); "
             "sys.exit('torch' in sys.modules or 'cupy' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, RankError, run_ranks
+from deepep_ptx._emu import EmuExecutor
 from deepep_ptx.arrays import BFLOAT16, DeviceArray
+from deepep_ptx.comm import RankComm
 from tests.array_libraries import (
     Capsule,
     DeviceArrays,
@@ -82,6 +84,10 @@ def rank_main(comm, library, on_gpu, case, rounds):
     if library is TorchArrays:
         pytest.importorskip("torch")
     comm = PretendGpu.of(comm) if on_gpu else comm
+    return rounds_of(comm, library, case, rounds)
+
+
+def rounds_of(comm, library, case, rounds):
     with Buffer(comm, arena_bytes(case, rounds), policy=case["policy"],
                 zero_copy=case["zero_copy"]) as buffer:
         return [one_round(buffer, library(comm.executor), case, inputs) for inputs in rounds]
@@ -121,6 +127,30 @@ def test_no_tokens(library, on_gpu):
     none = {name: [a[:0] for a in getattr(inputs, name)]
             for name in ("xs", "topk_idxs", "topk_weights")}
     assert_round_trip(library, on_gpu, PLAIN, [replaced(inputs, **none)] * 2)
+
+
+class Third(EmuExecutor):
+    name = "third"
+
+
+class ThirdGpu(PretendGpu):
+    name = "third"
+
+
+@pytest.mark.parametrize(("kind", "library"), [(Third, NumPyArrays), (ThirdGpu, NumPyArrays),
+                                               (ThirdGpu, DeviceArrays)])
+def test_an_executor_of_another_name(kind, library):
+    """What an executor can says what is done, not its name."""
+    inputs = make_inputs(PLAIN, 23)
+
+    def main(comm):
+        executor = kind(comm.executor.world, comm.rank, arch=comm.executor.arch)
+        own = RankComm(executor, comm.size, comm.ranks_per_node)
+        return rounds_of(own, library, PLAIN, [inputs])[0]
+
+    results = run_ranks(main, PLAIN["num_ranks"], executor="emu", arch=PLAIN["arch"])
+    for rank, want in enumerate(wanted(PLAIN, inputs)):
+        assert_same(results[rank], want, rank)
 
 
 # -- one rank, whose rows all come back -------------------------------------------------------

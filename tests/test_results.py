@@ -451,13 +451,13 @@ def test_caches_that_libraries_give_back(monkeypatch):
             return Pool()
 
     class Executor:
-        name = "cuda"
+        in_host_memory = False
 
     monkeypatch.setitem(library.sys.modules, "torch", Module)
     monkeypatch.setitem(library.sys.modules, "cupy", Module)
     library.give_back_caches(Executor)
     assert (Module.cuda.emptied, Pool.freed) == (1, 1)
-    Executor.name = "emu"
+    Executor.in_host_memory = True
     library.give_back_caches(Executor)
     assert (Module.cuda.emptied, Pool.freed) == (1, 1)
 

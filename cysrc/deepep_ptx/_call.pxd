@@ -10,7 +10,7 @@ cdef class Call:
     cdef readonly size_t results_on     # for which results are allocated
     cdef readonly int device            # where arrays are
     cdef readonly bint copies           # results are copies whatever the buffer says
-    cdef bint on_emu
+    cdef bint takes_streams
     cdef int start(self, executor, library, value, str name, stream) except -1
     cpdef Array take(self, value, str name, dtypes, tuple shape, unsigned alignment=*,
                      bint strided=*)

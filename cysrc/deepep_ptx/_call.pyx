@@ -48,15 +48,15 @@ cdef class Call:
         self.library = library
         self.name = name
         self.device = IN_HOST_MEMORY
-        self.on_emu = executor.name == "emu"
-        if self.on_emu:
-            self.stream = self.results_on = 0 if stream is None else no_stream(stream)
-            return 0
-        if library.on_gpu:
-            self.device = executor.device
-        else:
-            self.copies = True
-        if stream is None:
+        self.takes_streams = executor.takes_streams
+        if not executor.in_host_memory:
+            if library.on_gpu:
+                self.device = executor.device
+            else:
+                self.copies = True
+        if not self.takes_streams:
+            self.stream = 0 if stream is None else no_stream(stream, executor)
+        elif stream is None:
             self.stream = library.current_stream(value, executor.device)
         else:
             self.stream = stream_number(stream)
@@ -66,7 +66,7 @@ cdef class Call:
     def allocate_on(self, size_t stream):
         """Allocate results for `stream`, on which they are made, if the library can; `share` says
         who else uses them."""
-        if self.library.shares and not self.on_emu:
+        if self.library.shares and self.takes_streams:
             self.results_on = stream
 
     def share(self, arrays):
@@ -78,7 +78,7 @@ cdef class Call:
     def lend(self, arguments, size_t stream):
         """The buffer's stream uses those of the arguments that are arrays of the library.  Returns
         whether the library's allocator knows that stream from now on."""
-        if self.on_emu or not self.library.shares:
+        if not (self.takes_streams and self.library.shares):
             return False
         for array in arguments:
             if known_types.get(type(array)) is self.library:
@@ -187,7 +187,7 @@ cdef class Call:
     cdef int check_device(self, Array array, value, str name) except -1:
         # Raises unless the array, which is not known to be in the right place, is there.
         cdef int device = array.device
-        if device == UNKNOWN and not self.on_emu:
+        if device == UNKNOWN and not self.executor.in_host_memory:
             device = self.executor.device_of(array.address) if array.nbytes else self.device
             if device == HOST:
                 raise ValueError(f"{name}: 0x{array.address:x} is not memory of a GPU that this "
@@ -195,13 +195,14 @@ cdef class Call:
             if device == self.device:
                 return 0
         kind = f"{type_name(value)} {place_name(device)}"
-        if self.on_emu:
-            raise TypeError(f"{name}: {kind}; the CPU executor takes arrays in host memory: copy "
-                            "it there, or use executor='cuda'")
+        if self.executor.in_host_memory:
+            raise TypeError(f"{name}: {kind}; the {self.executor.device_name} takes arrays in host "
+                            "memory: copy it there, or use executor='cuda'")
         needed = f"cuda:{self.device}"
         if device == HOST:
-            raise TypeError(f"{name}: {kind}; the cuda executor of this rank takes arrays on "
-                            f"{needed} (and NumPy arrays, which it copies): move it to {needed}, "
+            raise TypeError(f"{name}: {kind}; the {self.executor.name} executor of this rank takes "
+                            f"arrays on {needed} (and NumPy arrays, which it copies): move it to "
+                            f"{needed}, "
                             "or use executor='emu'")
         raise ValueError(f"{name}: {kind}; this rank needs it on {needed}")
 
@@ -227,8 +228,8 @@ cdef bint matches(tuple got, tuple want) except -1:
     return True
 
 
-cdef size_t no_stream(stream) except? 0:
+cdef size_t no_stream(stream, executor) except? 0:
     number = stream_number(stream)
     if number:
-        raise ValueError(f"stream: must be None or 0 on the CPU executor, got {number}")
+        raise ValueError(f"stream: must be None or 0 on the {executor.device_name}, got {number}")
     return 0

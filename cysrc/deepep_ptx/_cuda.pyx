@@ -198,6 +198,8 @@ cdef class CudaExecutor(Executor):
         self.kind = cuda_executor_device_name(self.own).decode()
         self.cta_smem = cuda_executor_cta_smem(self.own)
         self.name = "cuda"
+        self.takes_streams = True
+        self.keeps_time = True
         capability = cuda_executor_arch(self.own)
         if capability < 80:
             raise DeepEPError(f"GPU {device} ({self.kind}): compute capability "

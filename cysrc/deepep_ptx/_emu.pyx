@@ -571,6 +571,8 @@ cdef class EmuExecutor(Executor):
         self.world = world
         self.rank = world.valid_rank(rank)
         self.name = "emu"
+        self.in_host_memory = True
+        self.ends_with_run = True
         self.arch = arch
         self.cta_smem = world.cta_smem
         self.executor = emu_executor_create(world.host, self.rank)
@@ -640,6 +642,10 @@ cdef class EmuExecutor(Executor):
     def counters(self):
         """Totals of this rank's kernels since the run began, see `World.counters`."""
         return self.world.counters(self.rank)
+
+    def ran(self):
+        """Of all ranks of the run, see `World.ran`."""
+        return self.world.ran()
 
     @property
     def now(self):

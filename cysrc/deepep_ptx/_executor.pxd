@@ -75,6 +75,17 @@ cdef class Executor:
     cdef readonly str arch      # "sm_90"
     cdef readonly uint32_t cta_smem     # bytes of shared memory that a CTA can have
 
+    # What it is like, where callers of more than one kind can tell; True by its __cinit__.
+    # Kernels use arrays of host memory in place, and the host sees device memory (`host_view`);
+    # else arrays are in memory of GPU `device`, an attribute of the subclass.
+    cdef readonly bint in_host_memory
+    # The caller's work is on streams, which calls take; else the host itself does it.
+    cdef readonly bint takes_streams
+    # Launches, copies and events have times.
+    cdef readonly bint keeps_time
+    # Memory and code are gone with the run that made it, not with the process.
+    cdef readonly bint ends_with_run
+
     # Memory of arrays that only this rank's kernels use.  free_array: after what `stream` has
     # queued, and without waiting for the device, where a peer may spin.
     cdef int alloc_array(self, uint64_t nbytes, const char *name, void *stream,

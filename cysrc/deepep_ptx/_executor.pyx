@@ -9,7 +9,8 @@ from deepep_ptx.errors import DeepEPError
 
 
 cdef class Executor:
-    """One rank's machine.  Subclasses fill `table`, `name` and `arch` and define the methods."""
+    """One rank's machine.  Subclasses fill the attributes, which _executor.pxd declares, and define
+    the methods.  What an executor can is asked of these; its name is for users."""
 
     @property
     def place(self):
@@ -92,6 +93,16 @@ cdef class Executor:
     def counters(self):
         """A dict of this rank's totals: warp instructions, bytes loaded and stored, ..."""
         raise NotImplementedError
+
+    def ran(self):
+        """Which instructions of its kernels have been executed, as `World.ran` has it; None where
+        nobody looks."""
+        return None
+
+    @property
+    def now(self):
+        """Virtual time, in ns; None where time is the clock's."""
+        return None
 
 
 @cython.no_gc_clear     # __dealloc__ uses the executor

@@ -246,7 +246,7 @@ cdef class Results:
 
     cdef bint may_lend(self, Call call, bint captured) except -1:
         return (self.zero_copy is None and not captured and call.library.lends
-                and self.core.executor.name != "emu")
+                and not self.core.executor.in_host_memory)
 
     cdef object lend(self, Call call, received, Plan plan, bint captured):
         # x of a result, if it is lent.

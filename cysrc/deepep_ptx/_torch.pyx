@@ -229,7 +229,7 @@ cdef class Torch:
         return self.torch.cuda.current_stream(device).cuda_stream
 
     cdef int device_of(self, executor) except? -1:
-        return IN_HOST_MEMORY if executor.name == "emu" else executor.device
+        return IN_HOST_MEMORY if executor.in_host_memory else executor.device
 
     cdef object empty_on(self, int device, tuple shape, dtype):
         cdef object known = self.devices.get(device)

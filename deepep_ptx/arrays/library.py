@@ -85,7 +85,7 @@ _LOADED = {}
 def default_library(executor):
     """What arrays are of where a call names no array: on GPUs torch if it is loaded and uses
     them."""
-    if executor.name == "emu":
+    if executor.in_host_memory:
         return NUMPY
     torch = sys.modules.get("torch")
     return DEVICE if torch is None or not torch.cuda.is_available() else _load("torch", torch)
@@ -93,7 +93,7 @@ def default_library(executor):
 
 def give_back_caches(executor):
     """What libraries keep of the GPU's memory without using it goes back to the driver."""
-    if executor.name == "emu":
+    if executor.in_host_memory:
         return
     torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
     if torch is not None and torch.cuda.is_initialized():
@@ -123,7 +123,7 @@ def library_of_dtype(dtype, executor):
         raise TypeError(f"dtype: must be a dtype of torch or NumPy, got {dtype!r}")
     if known not in ROW_CODES:
         raise TypeError(f"dtype: {why_unknown(known)}")
-    return (NUMPY if executor.name == "emu" else DEVICE), known
+    return (NUMPY if executor.in_host_memory else DEVICE), known
 
 
 def _load(module_name, module):

@@ -51,7 +51,7 @@ class NumPy:
     def part(self, executor, slot, offset, shape, dtype):
         """See `library.Library`."""
         nbytes = math.prod(shape) * dtype.itemsize
-        if executor.name != "emu":
+        if not executor.in_host_memory:
             return executor.read(slot.address + offset, nbytes).view(dtype).reshape(shape)
         return np.asarray(slot)[offset:offset + nbytes].view(dtype).reshape(shape)
 

@@ -91,9 +91,10 @@ def not_executed(executor, symbol=None):
     """Lines that the run of `executor` has not executed so far, in the words of `ranges`: of the
     kernel `symbol`, or of none of the kernels that ran; without files that are of errors alone.
     None on GPUs, where nobody looks."""
-    if executor.name != "emu":
+    ran = executor.ran()
+    if ran is None:
         return None
-    found = coverage(executor.world.ran())
+    found = coverage(ran)
     kernels = [kernel for kernel in found.values() if symbol in (None, kernel.symbol)]
     executed = frozenset().union(*(kernel.lines - kernel.nowhere for kernel in kernels))
     lines = frozenset().union(*(kernel.lines for kernel in kernels)) - executed

@@ -102,6 +102,6 @@ def test_dropped_buffers_leave_nothing():
             del buffer
             comm.barrier()
         with Buffer(comm):
-            return sum(core.executor is comm.executor for core in leaving._on_gpus)
+            return sum(core.executor is comm.executor for core in leaving._lasting)
 
     assert run_ranks(main, 2, executor="cuda", devices=[0, 0]) == [0, 0]

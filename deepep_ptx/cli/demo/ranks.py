@@ -87,7 +87,7 @@ def rank_main(comm, job, wanted, bar):
                 symbols=symbols,
                 executor=executor.name,
                 arch=executor.arch,
-                virtual_ns=executor.now if executor.name == "emu" else None,
+                virtual_ns=executor.now,
                 not_executed=not_executed(executor) if comm.rank == 0 else None,
             )
 
