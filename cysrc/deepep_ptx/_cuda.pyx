@@ -417,6 +417,7 @@ cdef class CudaExecutor(Executor):
         """Launch and wait."""
         cdef ep_launch launch
         cdef int code
+        memset(&launch, 0, sizeof(launch))      # no attributes
         launch.kernel = kernel.kernel
         launch.params = <const char *>params
         launch.param_bytes = len(params)

@@ -488,6 +488,7 @@ cdef int fill_launch(ep_launch *launch, World world, Kernel kernel, bytes params
                      smem) except -1:
     if kernel.world is not world:
         raise ValueError("kernel: was loaded into another world")
+    memset(launch, 0, sizeof(launch[0]))        # no attributes
     launch.kernel = kernel.kernel
     launch.params = PyBytes_AS_STRING(params)
     launch.param_bytes = len(params)
