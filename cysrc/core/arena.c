@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-#include "core/executor.h"
+#include "deepep_ptx/executor.h"
 
 uint32_t ep_arena_next(const struct ep_arena *arena)
 {

@@ -25,7 +25,7 @@
 #include <stdint.h>
 
 #include "core/arena.h"
-#include "core/executor.h"
+#include "deepep_ptx/executor.h"
 #include "core/slot.h"
 #include "deepep_ptx/params.h"
 #include "kernels.h"

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "core/executor.h"
+#include "deepep_ptx/executor.h"
 
 /* Returns from the caller with what failed. */
 #define TRY(call) do { int rc_ = (call); if (rc_ != EP_OK) return rc_; } while (0)

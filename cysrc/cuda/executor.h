@@ -4,7 +4,7 @@
 #ifndef DEEPEP_PTX_CUDA_EXECUTOR_H
 #define DEEPEP_PTX_CUDA_EXECUTOR_H
 
-#include "core/executor.h"
+#include "deepep_ptx/executor.h"
 #include "cuda/context.h"
 #include "cuda/memory.h"
 #include "cuda/module.h"

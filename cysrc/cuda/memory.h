@@ -4,7 +4,7 @@
 #ifndef DEEPEP_PTX_CUDA_MEMORY_H
 #define DEEPEP_PTX_CUDA_MEMORY_H
 
-#include "core/executor.h"
+#include "deepep_ptx/executor.h"
 
 struct cuda_executor;
 

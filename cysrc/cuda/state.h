@@ -6,7 +6,7 @@
 
 #include <pthread.h>
 
-#include "core/executor.h"
+#include "deepep_ptx/executor.h"
 #include "cuda/driver.h"
 
 /* A peer process's allocation that is open here. */

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-cdef extern from "core/executor.h" nogil:
+cdef extern from "deepep_ptx/executor.h" nogil:
     ctypedef uint64_t ep_dptr_t
 
     enum:

@@ -22,7 +22,7 @@
 #ifndef DEEPEP_PTX_EMU_HOST_H
 #define DEEPEP_PTX_EMU_HOST_H
 
-#include "core/executor.h"
+#include "deepep_ptx/executor.h"
 #include "emu/emu.h"
 
 struct host_world;
