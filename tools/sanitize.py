@@ -47,10 +47,12 @@ def environment(cc: list[str]) -> dict[str, str]:
     """That of a Python which loads sanitized extensions, and the package from FOLDER.
 
     The sanitizer's library comes first, then C++'s, whose exceptions it wraps.  Python's objects
-    come from malloc, one by one, so that a use of a freed one is seen.
+    come from malloc, one by one, so that a use of a freed one is seen.  What tests compile of the
+    core takes CFLAGS.
     """
     return {
         **os.environ,
+        "CFLAGS": FLAGS,
         "LD_PRELOAD": ":".join(runtime(cc, name) for name in ("libasan.so", "libstdc++.so")),
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16",
         "UBSAN_OPTIONS": "print_stacktrace=1",
