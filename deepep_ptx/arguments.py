@@ -7,9 +7,9 @@ The text of an error begins with the argument's name.
 import math
 import numbers
 
-from ._buffer import FOREVER, MAX_RANKS
 from ._cuda import ContextEvent
 from ._executor import Executor
+from ._limits import FOREVER, MAX_RANKS
 from .checked_group import CheckedGroup
 from .comm import as_comm
 from .config import Config

@@ -23,9 +23,10 @@ from ._arguments import (
     take_topk,
     take_weights,
 )
-from ._buffer import MAX_CHOICE_ROWS, MAX_CTAS, MAX_HIDDEN, SLOT_ALIGN, Region
 from ._call import Call
+from ._limits import MAX_CHOICE_ROWS, MAX_CTAS, MAX_HIDDEN, SLOT_ALIGN
 from ._results import Part, Results
+from ._slots import Region
 from .arguments import check_config, checked_group, event_of, timeout_ns
 from .arrays import BFLOAT16, BOOL, FLOAT32, INT32
 from .arrays.library import default_library, library_of, library_of_dtype

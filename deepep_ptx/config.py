@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, fields
 
-from ._buffer import MAX_HIDDEN, MAX_RANKS, MAX_TOKENS, MAX_TOPK, ROW_ALIGN
+from ._limits import MAX_HIDDEN, MAX_RANKS, MAX_TOKENS, MAX_TOPK, ROW_ALIGN
 from .checks import check_int
 from .slot_size import bytes_of_arrays
 

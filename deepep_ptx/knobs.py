@@ -12,7 +12,7 @@ KNOBS = "stages", "stage_bytes"
 
 def values_of(knob):
     """The range of its values; the largest stage_bytes that a call can have is its kernel's."""
-    from ._buffer import MAX_SMEM, MIN_STAGES, ROW_ALIGN  # commands that need no core load none
+    from ._limits import MAX_SMEM, MIN_STAGES, ROW_ALIGN  # commands that need no core load none
     if knob == "stages":
         return range(MIN_STAGES, MAX_SMEM + 1)
     return range(ROW_ALIGN, MAX_SMEM + 1, ROW_ALIGN)

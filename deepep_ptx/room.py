@@ -14,7 +14,7 @@ or none.
 import threading
 
 from . import symmetric
-from ._buffer import MAX_TOPK, SLOT_ALIGN
+from ._limits import MAX_TOPK, SLOT_ALIGN
 from .config import COMBINE_ITEMSIZE
 from .errors import CapacityError, DeepEPError
 from .slot_size import bytes_of_arrays

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How many bytes arrays take side by side in a slot (cysrc/core/slot.h has the same)."""
 
-from ._buffer import SLOT_ALIGN
+from ._limits import SLOT_ALIGN
 
 
 def bytes_of_arrays(num_rows, row_sizes):

@@ -4,7 +4,8 @@
 import functools
 import operator
 
-from ._buffer import MAX_SEGMENTS, CoreBuffer
+from ._calls import CoreCalls
+from ._limits import MAX_SEGMENTS
 from .arrays.library import give_back_caches
 from .comm import all_or_none
 from .errors import DeepEPError, RankMismatchError
@@ -14,7 +15,7 @@ MOST = (1 << 62) - 1   # of the numbers that ranks give each other, bytes, calls
 
 
 def connect(group, num_nvl_bytes, limit, timeout_ns, kernels):
-    """A `CoreBuffer` joined to those of all ranks.
+    """A `CoreCalls` joined to those of all ranks.
 
     num_nvl_bytes: of its arena at the start.  limit: 0, or the arena's size, which does not grow
     then.  kernels: name -> (row of the table, text).
@@ -24,7 +25,7 @@ def connect(group, num_nvl_bytes, limit, timeout_ns, kernels):
     made = []
 
     def make():
-        core = CoreBuffer(executor, group.rank, group.size, timeout_ns, limit == 0)
+        core = CoreCalls(executor, group.rank, group.size, timeout_ns, limit == 0)
         for name, (variant, text) in kernels.items():
             core.load_kernel(name, variant, text)
         made.append(core)

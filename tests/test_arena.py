@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from deepep_ptx._buffer import SLOT_ALIGN
+from deepep_ptx._limits import SLOT_ALIGN
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = st.integers(1, 40)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, RankError, reference, run_ranks
-from deepep_ptx._buffer import MAX_SMEM
+from deepep_ptx._limits import MAX_SMEM
 from deepep_ptx.select import choose
 from deepep_ptx.tuning import Entry, Header, save
 from tests.test_buffer_life import E, dispatch, tokens

@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, _buffer, reference, run_ranks
+from deepep_ptx import Buffer, _limits, reference, run_ranks
 from deepep_ptx.errors import CapacityError, DeepEPError
 from tests.hostile_arrays import Exports
 from tests.test_roundtrip import BF16, NUM_EXPERTS, PLAIN, assert_round_trip, make_inputs
@@ -86,7 +86,7 @@ def test_the_limits_are_those_of_32_bits():
     """Kernels count tokens times ranks, tokens times choices and rows times choices as int32."""
     assert MAX_TOKENS * max(MAX_RANKS, 32) < 1 << 31 <= (MAX_TOKENS + 1) * MAX_RANKS
     assert MAX_CHOICE_ROWS * 32 < 1 << 31 <= (MAX_CHOICE_ROWS + 1) * 32
-    assert (_buffer.MAX_TOKENS, _buffer.MAX_CHOICE_ROWS, _buffer.MAX_HIDDEN) == (
+    assert (_limits.MAX_TOKENS, _limits.MAX_CHOICE_ROWS, _limits.MAX_HIDDEN) == (
         MAX_TOKENS, MAX_CHOICE_ROWS, MAX_HIDDEN)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, _results, reference, run_ranks, symmetric
-from deepep_ptx._buffer import MAX_SEGMENTS
+from deepep_ptx._limits import MAX_SEGMENTS
 from deepep_ptx.arrays import DeviceArray, library
 from deepep_ptx.arrays.device_array import Device
 from deepep_ptx.config import staging_bytes

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, reference, run_ranks, symmetric
-from deepep_ptx._buffer import MAX_SEGMENTS, MAX_TOPK
+from deepep_ptx._limits import MAX_SEGMENTS, MAX_TOPK
 from deepep_ptx.config import get_size_hint, slot_bytes, staging_bytes
 from deepep_ptx.errors import CapacityError
 from tests.array_libraries import DeviceArrays, NumPyArrays, PretendGpu, TorchArrays

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, _emu, run_ranks, runtime, select
-from deepep_ptx._buffer import MIN_STAGES
+from deepep_ptx._limits import MIN_STAGES
 from deepep_ptx.errors import RankError
 from deepep_ptx.toolchain import params, variants
 from tests.test_roundtrip import PLAIN, assert_round_trip, make_inputs

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/buffer.h"
+#include "deepep_ptx/deepep_ptx.h"
 #include "cuda/executor.h"
 
 #define NUM_THREADS 3
@@ -164,7 +164,7 @@ static void *run(void *argument)
         end_one(&mailboxes[t->me], i % 3 == 0);
         use_executor();
         if (i % 20 == 0)
-            wait_in_vain(t->buffer->stream, 1 + t->me * ROUNDS + i);
+            wait_in_vain(ep_buffer_stream(t->buffer), 1 + t->me * ROUNDS + i);
     }
     return NULL;
 }

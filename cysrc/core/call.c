@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * Begin and end of a call, and what happens to its slot when it fails.  docs/protocols.md says why
- * each order is safe. */
+ * Begin and end of a call, and what happens to its slot when it fails. */
 #include "core/call.h"
 
 #include "core/launch.h"
+#include "core/order.h"
 #include "core/slots.h"
 #include "core/status.h"
 #include "core/util.h"
@@ -22,36 +22,9 @@ int ep_call_begin(struct ep_buffer *b, const struct ep_call *call)
     if (!b->graph) {
         if (ep_status_has_aborted(b))
             return ep_status_look(b, EP_ALL);
-        ep_slots_release_retired(b);
+        ep_order_release_retired(b);
     }
     return EP_OK;
-}
-
-/* What the call comes after but for `previous`.  With `order` held: no slot that dies may be ordered
- * in between. */
-static int order_streams(struct ep_buffer *b, const struct ep_call *call)
-{
-    /* A captured stream takes this one into its capture only if it is waited for. */
-    int waits = b->graph || !call->previous;
-    b->between_calls = 0;
-    /* What died is ordered before a replay by the caller, as the calls before it are. */
-    if (!b->graph && !(waits && call->caller_stream == b->calls_on))
-        TRY(ep_slots_await_last_use(b));
-    if (!waits)
-        return EP_OK;
-    TRY(b->exec->stream_wait(b->exec->self, b->stream, call->caller_stream));
-    if (!b->graph)
-        b->awaits_last_use = 0;
-    return EP_OK;
-}
-
-int ep_call_order(struct ep_buffer *b, const struct ep_call *call)
-{
-    pthread_mutex_lock(&b->order);
-    int rc = order_streams(b, call);
-    pthread_mutex_unlock(&b->order);
-    TRY(rc);
-    return call->previous ? b->exec->event_wait(b->exec->self, b->stream, call->previous) : EP_OK;
 }
 
 int ep_call_end(struct ep_buffer *b, const struct ep_call *call)
@@ -59,12 +32,8 @@ int ep_call_end(struct ep_buffer *b, const struct ep_call *call)
     b->unseen = 1;
     if (!(call->flags & EP_CALL_DETACHED))
         TRY(b->exec->stream_wait(b->exec->self, call->caller_stream, b->stream));
-    if (b->graph)
-        return EP_OK;
-    pthread_mutex_lock(&b->order);
-    b->calls_on = call->caller_stream;
-    b->between_calls = 1;
-    pthread_mutex_unlock(&b->order);
+    if (!b->graph)
+        ep_order_end(b, call);
     return EP_OK;
 }
 
@@ -76,31 +45,10 @@ int ep_call_wait_end(struct ep_buffer *b)
     return ep_status_refuse(b, b->control.verdict);
 }
 
-/* The word that ends this rank's waits needs no launch, which may queue behind the call that waits
- * (CUDA_DEVICE_MAX_CONNECTIONS).  The launch tells the peers, also where no call of this rank runs. */
-static int launch_abort(struct ep_buffer *b)
-{
-    struct ep_abort_params params = {.comm = b->comm};
-    __atomic_store_n(&b->ring->stop, 1, __ATOMIC_RELEASE);
-    return ep_launch_on(b, b->abort_stream, EP_KERNEL_ABORT, &b->kernel[EP_KERNEL_ABORT], &params,
-                        sizeof params, 1);
-}
-
-void ep_buffer_abandon(struct ep_buffer *b)
-{
-    if (b->closed)
-        return;
-    /* Where even this fails, the peers find out by their time limits. */
-    if (!b->control.abort && !b->alone)
-        launch_abort(b);
-    b->abandoned = 1;
-    ep_buffer_close(b);
-}
-
 void ep_call_abort(struct ep_buffer *b)
 {
     const struct ep_executor *exec = b->exec;
-    if (launch_abort(b) == EP_OK
+    if (ep_launch_abort(b) == EP_OK
         && exec->stream_synchronize(exec->self, b->abort_stream) == EP_OK)
         ep_status_look(b, EP_ALL);
     /* Also where nothing could be launched: the device's state is unknown. */

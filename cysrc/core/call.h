@@ -8,8 +8,6 @@
 
 /* Whether a call can be made, with what holds for it; nothing is queued yet. */
 int ep_call_begin(struct ep_buffer *b, const struct ep_call *call);
-/* The call's kernels run after `previous`, or after what the caller's stream has queued. */
-int ep_call_order(struct ep_buffer *b, const struct ep_call *call);
 /* The caller's stream waits for the call, unless it is detached. */
 int ep_call_end(struct ep_buffer *b, const struct ep_call *call);
 /* The host waits for the end of a collective call: an abort or a verdict without a record is an error

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/call.h"
+#include "core/graphs.h"
 #include "core/launch.h"
+#include "core/order.h"
 #include "core/room.h"
 #include "core/slots.h"
 #include "core/util.h"
@@ -63,17 +65,17 @@ int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *a)
     struct ep_loaded kernel;
     TRY(ep_launch_choose(b, ep_buffer_combine_kernel(a), &a->call, &kernel));
     TRY(ep_call_begin(b, &a->call));
-    TRY(ep_call_order(b, &a->call));
+    TRY(ep_order_begin(b, &a->call));
     b->num_calls++;
     int rc = reserve_staging(b, a, &staging);
     if (rc == EP_OK)
         rc = launch_combine(b, &kernel, a, staging);
     if (rc == EP_OK)
-        rc = ep_slots_keep(b, staging);
+        rc = ep_graphs_keep(b, staging);
     if (rc == EP_OK && a->x_bytes)
-        rc = ep_slots_keep_at(b, a->x_segment, a->x_offset);
+        rc = ep_graphs_keep_at(b, a->x_segment, a->x_offset);
     if (rc == EP_OK && a->weights_bytes)
-        rc = ep_slots_keep_at(b, a->weights_segment, a->weights_offset);
+        rc = ep_graphs_keep_at(b, a->weights_segment, a->weights_offset);
     if (rc == EP_OK)
         rc = a->call.flags & EP_CALL_WAIT ? ep_call_wait_end(b) : ep_call_end(b, &a->call);
     if (rc != EP_OK)

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Arrays of a result that move out of the arena. */
+#include "core/copy_out.h"
+
 #include <string.h>
 
 #include "core/launch.h"

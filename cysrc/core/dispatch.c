@@ -2,8 +2,12 @@
  *
  * Dispatch: its parameter block, its room, and what the host waits for. */
 #include "core/call.h"
+#include "core/copy_out.h"
+#include "core/graphs.h"
 #include "core/launch.h"
+#include "core/order.h"
 #include "core/room.h"
+#include "core/slot.h"
 #include "core/slots.h"
 #include "core/status.h"
 #include "core/util.h"
@@ -154,8 +158,8 @@ static int dispatch_into(struct ep_buffer *b, const struct ep_loaded *kernel,
         TRY(ep_call_end(b, &a->call));
     if (waits_for_totals(a))     /* while the rows are on their way                             */
         TRY(settle(b, a, block, out));
-    TRY(ep_slots_keep(b, block));
-    TRY(ep_slots_keep(b, b->landing));
+    TRY(ep_graphs_keep(b, block));
+    TRY(ep_graphs_keep(b, b->landing));
     return a->call.flags & EP_CALL_WAIT ? ep_call_wait_end(b) : EP_OK;
 }
 
@@ -174,7 +178,7 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
         if (rc != EP_OK)
             return rc;
     }
-    TRY(ep_call_order(b, &a->call));
+    TRY(ep_order_begin(b, &a->call));
     b->num_calls++;
     *out = (struct ep_dispatch_result){.rows = a->rows, .slot = slot_of(a, a->rows),
                                        .number = b->num_calls};
@@ -194,8 +198,6 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
         out->landed = block && block == b->landing;
         b->wants_room |= out->landed && b->grows && !b->graph;
     }
-    if (block)
-        out->view = ep_room_view(b, block);
     out->expert_counts = (const uint32_t *)(b->totals + 1);
     return EP_OK;
 }

@@ -88,3 +88,13 @@ int ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
         b->launched[b->num_launched++] = kernel;
     return b->exec->launch(b->exec->self, &launch);
 }
+
+/* The word that ends this rank's waits needs no launch, which may queue behind the call that waits
+ * (CUDA_DEVICE_MAX_CONNECTIONS).  The launch tells the peers, also where no call of this rank runs. */
+int ep_launch_abort(struct ep_buffer *b)
+{
+    struct ep_abort_params params = {.comm = b->comm};
+    __atomic_store_n(&b->ring->stop, 1, __ATOMIC_RELEASE);
+    return ep_launch_on(b, b->abort_stream, EP_KERNEL_ABORT, &b->kernel[EP_KERNEL_ABORT], &params,
+                        sizeof params, 1);
+}

@@ -19,9 +19,7 @@ int  ep_launch_choose(const struct ep_buffer *b, uint32_t kernel, const struct e
 int  ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
                   const struct ep_loaded *loaded, const void *params, uint32_t param_bytes,
                   uint32_t grid);
-
-/* The copies of a slot for slot_rows rows, 0: as many as were received; none where `block` is NULL. */
-int ep_launch_copies(struct ep_buffer *b, const struct ep_copies *copies,
-                     const struct ep_block *block, uint32_t slot_rows);
+/* Ends this rank's waits, and tells the peers. */
+int  ep_launch_abort(struct ep_buffer *b);
 
 #endif

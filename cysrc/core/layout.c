@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/call.h"
 #include "core/launch.h"
+#include "core/order.h"
 #include "core/status.h"
 #include "core/util.h"
 
@@ -21,7 +22,7 @@ static int launch_layout(struct ep_buffer *b, const struct ep_layout_args *a)
 int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
 {
     TRY(ep_call_begin(b, &a->call));
-    TRY(ep_call_order(b, &a->call));
+    TRY(ep_order_begin(b, &a->call));
     int rc = launch_layout(b, a);
     if (rc == EP_OK)
         return a->call.flags & EP_CALL_WAIT ? ep_status_look(b, EP_UNTOLD) : ep_call_end(b, &a->call);

@@ -6,16 +6,9 @@
 #define DEEPEP_PTX_SLOT_H
 
 #include <stdint.h>
-#include "core/arena.h"
 
-/* Byte offsets in the slot; x is at 0.  Without scales or top-k their arrays take no bytes. */
-struct ep_slot {
-    uint64_t scales;
-    uint64_t topk_idx;
-    uint64_t topk_weights;
-    uint64_t src_idx;
-    uint64_t bytes;          /* of the whole slot                                              */
-};
+#include "core/arena.h"
+#include "deepep_ptx/deepep_ptx.h"
 
 static inline struct ep_slot ep_slot_of(uint64_t rows, uint32_t hidden_bytes, uint32_t scale_bytes,
                                         uint32_t num_topk, uint32_t topk_idx_bytes)

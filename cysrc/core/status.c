@@ -106,3 +106,18 @@ int ep_buffer_look(struct ep_buffer *b, void *stream, void **graph)
 {
     return b->closed ? EP_ERR_DESTROYED : b->exec->look(b->exec->self, stream, graph);
 }
+
+int ep_buffer_has_news(const struct ep_buffer *b)
+{
+    return b->ring && b->ring->next != 0;
+}
+
+uint32_t ep_buffer_unraised(const struct ep_buffer *b,
+                            struct ep_status_record records[EP_STATUS_RECORDS])
+{
+    uint32_t num_written = b->ring ? min_u32(b->ring->next, EP_STATUS_RECORDS) : 0, num = 0;
+    for (uint32_t i = 0; i < num_written; i++)
+        if (b->ring->record[i].valid)
+            records[num++] = b->ring->record[i];
+    return num;
+}

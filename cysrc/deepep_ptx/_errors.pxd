@@ -22,7 +22,7 @@ cdef struct Report:
     uint32_t num_records
     uint32_t rank
     bint grows              # the arena; else it is of fixed size
-    bint crowded            # see ep_residency_is_crowded
+    bint crowded            # see ep_buffer_is_crowded
 
 # The one place where a result of the core or of an executor becomes an exception.
 cdef int check(int code, Executor executor, const Report *report=*) except -1

@@ -26,7 +26,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from deepep_ptx._array cimport Array
 from deepep_ptx._call cimport Call
 
-from deepep_ptx._buffer import Copies
+from deepep_ptx._calls import Copies
 from deepep_ptx.arrays import torch_memory
 from deepep_ptx.arrays.torch_memory import LentSlots
 
@@ -67,7 +67,7 @@ cdef class Plan:
 
     parts: of its result, in the order of the slot.  rows: for which it is made.  exact: there will
     be so many.  arrays: what is copied, an `Array` or None for each part.  granule, copies: for
-    `CoreBuffer.dispatch`.  lends: x is to be lent.  lent: the `torch_memory.Loan` that was made
+    `CoreCalls.dispatch`.  lends: x is to be lent.  lent: the `torch_memory.Loan` that was made
     before the totals were known.
     """
 
@@ -155,7 +155,7 @@ cdef class Results:
         return plan
 
     def ahead(self, Call call not None, Plan plan not None):
-        """What `CoreBuffer.dispatch` calls while it waits for the totals, None for nothing."""
+        """What `CoreCalls.dispatch` calls while it waits for the totals, None for nothing."""
         return functools.partial(self.lend_ahead, call, plan) if plan.lends else None
 
     def lend_ahead(self, Call call not None, Plan plan not None, uint64_t address, uint64_t nbytes):

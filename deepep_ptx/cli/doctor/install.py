@@ -15,8 +15,9 @@ from deepep_ptx.cli.doctor.result import OK, PROBLEM, WARNING, Result
 from deepep_ptx.errors import DeepEPError
 from deepep_ptx.toolchain import ptxas
 
-EXTENSIONS = ("_arguments", "_array", "_buffer", "_call", "_cuda", "_dlpack", "_emu", "_errors",
-              "_executor", "_lending", "_results", "_torch")
+EXTENSIONS = ("_arguments", "_array", "_buffer", "_call", "_calls", "_cuda", "_dlpack", "_emu",
+              "_errors", "_executor", "_lending", "_limits", "_mappings", "_results", "_slots",
+              "_torch")
 
 # Package -> (its distributions, what it is for).
 _OPTIONAL = {

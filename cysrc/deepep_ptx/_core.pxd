@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+# What Cython knows of the C core: its public header.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from deepep_ptx._executor cimport ep_dptr_t, ep_executor
+from gen.params cimport ep_copy, ep_status_record
+
+cdef extern from "deepep_ptx/deepep_ptx.h" nogil:
+    enum:
+        EP_CALL_WAIT
+        EP_CALL_DETACHED
+
+    struct ep_buffer:
+        pass
+
+    struct ep_block:
+        pass
+
+    struct ep_slot:
+        uint64_t scales
+        uint64_t topk_idx
+        uint64_t topk_weights
+        uint64_t src_idx
+        uint64_t bytes
+
+    struct ep_loaded:
+        void *handle
+        uint32_t threads
+        uint32_t smem
+        uint32_t smem_per_rank
+        uint32_t max_smem
+        uint32_t rings
+        uint32_t stages
+        uint32_t stage_bytes
+
+    struct ep_extent:
+        ep_dptr_t dptr
+        uint64_t view
+        uint64_t bytes
+        uint64_t offset
+        uint32_t segment
+
+    struct ep_arena_stats:
+        uint64_t arena_bytes
+        uint64_t used_bytes
+        uint64_t landing_bytes
+        uint32_t num_segments
+
+    struct ep_call:
+        void *caller_stream
+        void *previous
+        void *graph
+        uint32_t num_sms
+        uint32_t flags
+        uint32_t stages
+        uint32_t stage_bytes
+
+    struct ep_layout_args:
+        ep_call call
+        ep_dptr_t topk_idx
+        ep_dptr_t rank_counts
+        ep_dptr_t expert_counts
+        ep_dptr_t in_rank
+        uint32_t num_tokens
+        uint32_t num_topk
+        uint32_t num_experts
+        uint32_t topk_idx_bytes
+
+    struct ep_copies:
+        ep_copy copy[5]
+        ep_dptr_t rank_prefix
+        uint32_t rows
+
+    struct ep_dispatch_args:
+        ep_call call
+        ep_dptr_t x
+        ep_dptr_t scales
+        ep_dptr_t topk_idx
+        ep_dptr_t topk_weights
+        int64_t scale_row_stride
+        int64_t scale_stride
+        ep_dptr_t in_rank
+        ep_dptr_t rank_counts
+        ep_dptr_t expert_counts
+        ep_dptr_t pos
+        ep_dptr_t rank_prefix
+        uint64_t handle
+        uint32_t num_tokens
+        uint32_t hidden_bytes
+        uint32_t scale_bytes
+        uint32_t scale_width
+        uint32_t num_topk
+        uint32_t topk_idx_bytes
+        uint32_t num_experts
+        uint32_t dtype
+        uint32_t rows
+        uint32_t worst_rows
+        uint32_t landing_bytes
+        uint32_t combine_hidden
+        uint32_t granule
+        ep_copies copies
+        uint64_t (*queued)(void *what, uint64_t view, uint64_t nbytes) noexcept nogil
+        void *what
+
+    struct ep_dispatch_result:
+        ep_block *block
+        ep_slot slot
+        uint32_t rows
+        uint32_t landed
+        uint64_t number
+        const uint32_t *expert_counts
+
+    struct ep_combine_args:
+        ep_call call
+        ep_dptr_t x
+        ep_dptr_t weights
+        uint64_t x_offset
+        uint64_t weights_offset
+        uint64_t x_bytes
+        uint64_t weights_bytes
+        uint32_t x_segment
+        uint32_t weights_segment
+        uint32_t mode
+        uint32_t num_tokens
+        uint32_t hidden_bytes
+        uint32_t num_topk
+        uint32_t max_ranks
+        uint64_t handle
+        ep_dptr_t out
+        ep_dptr_t out_weights
+        ep_dptr_t bias0
+        ep_dptr_t bias1
+        ep_dptr_t pos
+        ep_dptr_t rank_prefix
+
+    int ep_buffer_create(const ep_executor *exec, uint32_t rank, uint32_t num_ranks,
+                         uint64_t timeout_ns, int grows, ep_buffer **out)
+    void ep_buffer_close_peers(ep_buffer *b)
+    void ep_buffer_close(ep_buffer *b)
+    void ep_buffer_abandon(ep_buffer *b)
+    void ep_buffer_leave(ep_buffer *b)
+    bint ep_buffer_is_last(const ep_buffer *b)
+    void ep_buffer_destroy(ep_buffer *b)
+    int ep_buffer_reset_begin(ep_buffer *b, uint64_t *epoch)
+    int ep_buffer_reset_end(ep_buffer *b, uint64_t max_epoch)
+
+    void ep_buffer_set_kernel(ep_buffer *b, uint32_t kernel, const ep_loaded *loaded)
+    uint32_t ep_param_bytes(uint32_t kernel)
+    uint32_t ep_buffer_most_stage_bytes(const ep_buffer *b, uint32_t kernel)
+    int ep_buffer_max_ctas(ep_buffer *b, uint32_t *ctas)
+
+    int ep_buffer_heap_handle(ep_buffer *b, void *handle)
+    int ep_buffer_open_heap(ep_buffer *b, uint32_t rank, const void *handle)
+    int ep_buffer_add_segment(ep_buffer *b, uint64_t bytes, uint32_t *index, ep_dptr_t *base,
+                              void *handle)
+    void ep_buffer_set_view(ep_buffer *b, uint32_t index, uint64_t view)
+    int ep_buffer_open_segment(ep_buffer *b, uint32_t rank, uint32_t index, const void *handle)
+    int ep_buffer_publish(ep_buffer *b)
+    uint32_t ep_buffer_idle_segments(ep_buffer *b)
+    void ep_buffer_unmap_segment(ep_buffer *b, uint32_t index)
+    void ep_buffer_drop_segment(ep_buffer *b, uint32_t index)
+    int ep_buffer_make_landing(ep_buffer *b, uint64_t bytes, int *made)
+    void ep_buffer_land_results(ep_buffer *b, int lands)
+    void ep_buffer_segment(const ep_buffer *b, uint32_t index, ep_extent *out)
+    bint ep_buffer_find(const ep_buffer *b, uint64_t view, uint64_t bytes, ep_extent *out)
+
+    void ep_buffer_extent(const ep_buffer *b, const ep_block *slot, ep_extent *out)
+    int ep_buffer_reserve(ep_buffer *b, uint64_t bytes, void *stream, ep_block **out)
+    void ep_buffer_retire(ep_buffer *b, ep_block *slot, void **streams, int lasting)
+    void ep_buffer_give_back(ep_buffer *b, ep_block *slot)
+
+    int ep_buffer_check(ep_buffer *b)
+    int ep_buffer_settle(ep_buffer *b)
+    bint ep_buffer_is_aborted(const ep_buffer *b)
+    uint32_t ep_buffer_status(const ep_buffer *b, const ep_status_record **records)
+    bint ep_buffer_has_news(const ep_buffer *b)
+    uint32_t ep_buffer_unraised(const ep_buffer *b, ep_status_record *records)
+    bint ep_buffer_may_grow(const ep_buffer *b)
+    bint ep_buffer_is_crowded(const ep_buffer *b)
+    uint32_t ep_buffer_launched(const ep_buffer *b, uint32_t *kernels)
+    void ep_buffer_stats(ep_buffer *b, ep_arena_stats *out)
+    void *ep_buffer_stream(const ep_buffer *b)
+    void ep_buffer_keep_stream(ep_buffer *b)
+
+    int ep_buffer_look(ep_buffer *b, void *stream, void **graph)
+    int ep_buffer_layout(ep_buffer *b, const ep_layout_args *args)
+    int ep_buffer_dispatch(ep_buffer *b, const ep_dispatch_args *args, ep_dispatch_result *out)
+    int ep_buffer_copy_out(ep_buffer *b, const ep_call *call, const ep_copies *copies,
+                           const ep_block *slot, uint32_t slot_rows)
+    int ep_buffer_combine(ep_buffer *b, const ep_combine_args *args)
+    uint32_t ep_buffer_combine_kernel(const ep_combine_args *args)
