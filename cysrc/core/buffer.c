@@ -27,7 +27,10 @@ static int host_alloc_zeroed(struct ep_buffer *b, uint64_t bytes, const char *na
                              ep_dptr_t *out)
 {
     TRY(b->exec->host_alloc(b->exec->self, bytes, name, host, out));
-    return b->exec->fill(b->exec->self, *out, 0, bytes, b->stream);
+    int rc = b->exec->fill(b->exec->self, *out, 0, bytes, b->stream);
+    if (rc != EP_OK)
+        b->exec->host_free(b->exec->self, *host);
+    return rc;
 }
 
 static int allocate(struct ep_buffer *b)
