@@ -22,6 +22,12 @@ cdef class Executor:
         """The kind of device."""
         return "CPU executor"
 
+    @property
+    def table_address(self):
+        """Where the table of C functions (struct ep_executor) is, for C code beside this package;
+        valid while this object lives."""
+        return <size_t>self.table
+
     def load(self, symbol, text, param_bytes):
         """Load kernel `symbol` from PTX `text`; its parameter block takes `param_bytes` bytes.
 

@@ -8,7 +8,8 @@
  * and rows that peers push lie.  The caller brings an executor (executor.h), kernels that it has
  * loaded, and a way to exchange handles with the other ranks.
  *
- * Construction, on every rank:
+ * Construction, on every rank; symmetric.h does it, and growth, reset and end as well, over a group
+ * that the caller brings:
  *     ep_buffer_create, ep_buffer_set_kernel for each kernel
  *     ep_buffer_heap_handle, exchange, ep_buffer_open_heap of each rank
  *     ep_buffer_add_segment, exchange, ep_buffer_open_segment of each rank   (again to grow)

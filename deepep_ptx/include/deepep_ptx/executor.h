@@ -23,7 +23,9 @@ enum ep_result {
     EP_ERR_CAPACITY,         /* the arena has no free extent of that size                      */
     EP_ERR_DESTROYED,
     EP_ERR_INTERRUPTED,      /* the user ended a host wait; see interrupted()                   */
-    EP_ERR_CAPTURED          /* a stream that has to be waited for is being captured           */
+    EP_ERR_CAPTURED,         /* a stream that has to be waited for is being captured           */
+    EP_ERR_CALLER,           /* a function that the caller gave has failed, or lied             */
+    EP_ERR_PEER              /* another rank has failed, or does something else: see symmetric.h */
 };
 
 struct ep_launch {
