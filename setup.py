@@ -32,6 +32,7 @@ C_SOURCES = {
     "_mappings": [],
     "_results": [],
     "_slots": [],
+    "_symmetric": [],
     "_torch": [],
     "_buffer": ["cysrc/core"],
     "_emu": ["cysrc/emu"],

@@ -4,6 +4,7 @@
 import ctypes
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
@@ -48,8 +49,13 @@ class Copies:
         self.executor = executor
 
     def allgather(self, obj):
-        """What each rank would give: `obj` behind its own number (deepep_ptx/checked_group.py)."""
-        return [(rank, obj[1]) for rank in range(self.size)]
+        """What each rank would give: `obj` behind its own number (deepep_ptx/checked_group.py),
+        which a record has in its second word, too (cysrc/core/gather.h)."""
+        given = obj[1]
+        if not isinstance(given, bytes):
+            return [(rank, given) for rank in range(self.size)]
+        return [(rank, given[:4] + struct.pack("=I", rank) + given[8:])
+                for rank in range(self.size)]
 
     def barrier(self):
         """Everybody is there."""

@@ -7,7 +7,7 @@ import math
 import warnings
 
 from . import config as configs
-from . import leaving, select, symmetric, tuning_files
+from . import leaving, select, tuning_files
 from ._arguments import (
     Launch,
     Placement,
@@ -27,6 +27,7 @@ from ._call import Call
 from ._limits import MAX_CHOICE_ROWS, MAX_CTAS, MAX_HIDDEN, SLOT_ALIGN
 from ._results import Part, Results
 from ._slots import Region
+from ._symmetric import Symmetric
 from .arguments import check_config, checked_group, event_of, timeout_ns
 from .arrays import BFLOAT16, BOOL, FLOAT32, INT32
 from .arrays.library import default_library, library_of, library_of_dtype
@@ -164,9 +165,10 @@ class Buffer:
         self.last_num_sms = None        # likewise, what it was given
         kernels = {name: (variant, select.read_text(variant))
                    for name, variant in self.variants.items()}
-        core, self._ranks_here = symmetric.connect(group, self.num_nvl_bytes,
-                                                   self.arena_limit_bytes or 0,
+        self._symmetric = Symmetric(group)
+        self._ranks_here = self._symmetric.connect(self.num_nvl_bytes, self.arena_limit_bytes or 0,
                                                    timeout_ns(timeout_s), kernels)
+        core = self._symmetric.core
         leaving.forget(group)
         # Every CTA of a call may wait for its own grid's and for other ranks, so those of all ranks
         # that share a GPU must fit on it together.
@@ -178,7 +180,7 @@ class Buffer:
         self._choice = LaunchChoice(group.executor.device_name, group.size, self._ranks_here,
                                     self._max_sms, self.variants, self.tuning, knobs)
         self._is_thread = getattr(group.executor, "world", None) is not None
-        self._room = Room(group, core, self.arena_limit_bytes or 0)
+        self._room = Room(self._symmetric, group.size, self.arena_limit_bytes or 0)
         self._results = Results(core, self.zero_copy)
         self._core = core
         self._in_flight = Flights(core)
@@ -206,12 +208,9 @@ class Buffer:
 
         Slots that the failed calls held are free again.
         """
-        core = self._live_core()
-        epoch = core.reset_begin()
+        self._live_core()
+        self._room.reset()
         self._in_flight.forget_finished()
-        symmetric.meet_for_reset(self._comm)
-        core.reset_end(max(self._comm.allgather_ints(epoch, 0, symmetric.MOST)))
-        self._room.agree()
 
     def destroy(self):
         """Free the buffer; collective.  Results that still live keep their memory.
@@ -229,9 +228,7 @@ class Buffer:
                     self.check()
             except (DeepEPError, ValueError) as error:
                 failure = error
-            symmetric.gather(self._comm, f"the end of buffer {self._room.number}")
-            self._core.close_peers()
-            self._comm.barrier()
+            self._symmetric.end()
         except BaseException as error:      # of a group of which a rank is gone, or Ctrl-C
             self._leave()
             if failure is None or not isinstance(error, Exception):

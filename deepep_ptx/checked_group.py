@@ -40,15 +40,6 @@ class CheckedGroup:
                 raise self.refusal(f"{entry!r} as entry {rank}")
         return [entry[1] for entry in everybody]
 
-    def allgather_ints(self, number, low, high):
-        """`allgather` of ints in [low, high]."""
-        everybody = self.allgather(number)
-        for rank, got in enumerate(everybody):
-            if type(got) is not int or not low <= got <= high:
-                raise self.refusal(f"{got!r} of rank {rank} where all give integers in "
-                                   f"[{low}, {high}]")
-        return everybody
-
     def refusal(self, what):
         """The error for what `allgather` has returned."""
         text = what if len(what) <= 200 else f"{what[:200]}..."

@@ -11,16 +11,10 @@ What is assured depends only on what is equal on all ranks, so all of them come 
 or none.
 """
 
-import threading
-
-from . import symmetric
 from ._limits import MAX_TOPK, SLOT_ALIGN
 from .config import COMBINE_ITEMSIZE
 from .errors import CapacityError, DeepEPError
 from .slot_size import bytes_of_arrays
-
-_lock = threading.Lock()
-_last_number = 0
 
 # Bytes that the arrays of a slot may take beside their rows, each starting on a line, and a row's
 # source token.
@@ -31,30 +25,20 @@ _SLOT_EXTRA = 3 * (SLOT_ALIGN - 1) + 4
 FOREIGN = 1 << 31
 
 
-def _agreed_number(group):
-    # Ranks that are threads share the counter, processes do not.
-    global _last_number
-    with _lock:
-        mine = _last_number + 1
-    number = max(group.allgather_ints(mine, 1, symmetric.MOST))
-    with _lock:
-        _last_number = max(_last_number, number)
-    return number
-
-
 class Room:
     """That of one buffer.
 
-    limit: bytes of an arena of fixed size, 0: it grows.
+    symmetric: its connected `Symmetric`.  limit: bytes of an arena of fixed size, 0: it grows.
 
     Attributes:
         number: of this buffer, equal on all ranks; no other buffer of these processes has it.
     """
 
-    def __init__(self, group, core, limit):
-        self.number = _agreed_number(group)
-        self._group = group
-        self._core = core
+    def __init__(self, symmetric, num_ranks, limit):
+        self.number = symmetric.number
+        self._symmetric = symmetric
+        self._core = core = symmetric.core
+        self._num_ranks = num_ranks
         self._grows = not limit
         self._row_bytes = 0         # the widest rows that a combine has had, or was said to have
         # Bytes of landing on every rank.  Arenas start alike, so no rank has to be asked.
@@ -81,10 +65,10 @@ class Room:
             return number
         return FOREIGN | ((number * 0x9E3779B1 ^ handle.buffer_number * 0x85EBCA77) & (FOREIGN - 1))
 
-    def agree(self):
-        """After a reset: ranks may have left a call at different points."""
-        widths, assured = symmetric.gather(self._group, "a reset", self._row_bytes, self._assured)
-        self._row_bytes, self._assured = max(widths), min(assured)
+    def reset(self):
+        """That of the buffer.  Ranks may have left a call at different points, and agree again."""
+        widths, assured = self._symmetric.reset(self._row_bytes, self._assured)
+        self._row_bytes, self._assured = widths[1], assured[0]
 
     # -- calls whose host waits ------------------------------------------------------------------
 
@@ -115,7 +99,7 @@ class Room:
 
     def _grow(self, needed):
         try:
-            symmetric.grow(self._group, self._core, needed, self.number)
+            self._symmetric.grow(needed)
         except (MemoryError, CapacityError, DeepEPError) as error:      # on all ranks
             self._assured = self._row_bytes = 0
             return error.with_traceback(None)
@@ -128,7 +112,7 @@ class Room:
 
         of_row: as `of_row` says.  row_sizes: bytes of a row of each array of the result.
         """
-        ranks = self._group.size
+        ranks = self._num_ranks
         each = min(ranks, num_topk or ranks)
         pushed = -(-num_rows // ranks) * each
         needed = max(bytes_of_arrays(num_rows, row_sizes),
@@ -154,22 +138,22 @@ class Room:
     def _for_handle(self, handle, of_row, captured):
         if captured or not self._grows or handle.room.get(self.number, 0) >= of_row:
             return 0
-        pushed = handle.num_tokens * min(self._group.size, handle.num_topk or self._group.size)
+        pushed = handle.num_tokens * min(self._num_ranks, handle.num_topk or self._num_ranks)
         return self._ensure(landing_bytes(max(pushed, handle.num_recv), of_row), of_row=of_row,
                             handle=self.number_of(handle))
 
     def _ensure(self, nbytes, assured=0, of_row=0, handle=0):
         """Returns the `of_row` that all ranks have made room for with that handle."""
         try:
-            assured, of_row, handles = symmetric.ensure_landing(
-                self._group, self._core, nbytes, self.number, (assured, of_row, handle))
+            assured, of_row, handles = self._symmetric.ensure_landing(nbytes, assured, of_row,
+                                                                      handle)
         except BaseException:           # on all ranks
             self._assured = self._row_bytes = 0
             raise
-        # Ranks whose calls differ come here too, and must go on from the same numbers.
-        self._assured = max(self._assured, min(assured))
-        self._row_bytes = max(self._row_bytes, min(of_row))
-        return min(of_row) if len(set(handles)) == 1 else 0
+        # Ranks whose calls differ come here too, and must go on from the same numbers: the least.
+        self._assured = max(self._assured, assured[0])
+        self._row_bytes = max(self._row_bytes, of_row[0])
+        return of_row[0] if handles[0] == handles[1] else 0
 
 
 def landing_bytes(num_rows, row_bytes):

@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: MIT
 """A group of ranks whose `allgather` returns what it should not, from some call on."""
 
+import struct
+
+# struct ep_record of cysrc/core/gather.h: what ranks give in the collectives of the core.  Its
+# first four words say whose it is.
+RECORD = struct.Struct("=4I 5Q 128s 512s")
+
 
 class Group:
     """`comm`, with `change` of what the `when`-th allgather of this rank returns, and later ones.
@@ -28,8 +34,24 @@ class Group:
 def contents(change):
     """`change` of what ranks gave, in place of what surrounds it."""
     def of(value):
-        return tuple(map(of, value)) if isinstance(value, tuple) else change(value)
+        if isinstance(value, tuple):
+            return tuple(map(of, value))
+        return of_record(value) if is_record(value) else change(value)
+
+    def of_record(record):
+        *head, buffer, a, b, c, d, handle, text = RECORD.unpack(record)
+        numbers = [change(number) for number in (buffer, a, b, c, d)]
+        handle = change(handle) if any(handle) else handle
+        try:
+            return struct.pack("=4I 5Q", *head, *numbers) + handle + text
+        except (struct.error, TypeError):       # it fits no record
+            return (*head, *numbers, handle, text)
     return lambda everybody: [(rank, of(value)) for rank, value in everybody]
+
+
+def is_record(value):
+    """Whether the core has given it."""
+    return type(value) is bytes and len(value) == RECORD.size
 
 
 # What an allgather may return in place of a list of what each rank gave.

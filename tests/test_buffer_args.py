@@ -7,10 +7,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, Config, EventOverlap, run_ranks, symmetric
+from deepep_ptx import Buffer, Config, EventOverlap, run_ranks
 from deepep_ptx._arguments import Placement
 from deepep_ptx._call import Call
+from deepep_ptx._emu import EmuExecutor
 from deepep_ptx.arrays.library import NUMPY
+from deepep_ptx.comm import RankComm
 from deepep_ptx.errors import CapacityError, DestroyedError, RankError, RankMismatchError
 from deepep_ptx.event import EventHandle
 from deepep_ptx.handle import EPHandle
@@ -491,8 +493,25 @@ def test_several_nodes():
     assert str(caught.value.__cause__).startswith("group: its 4 ranks must share one NVLink domain")
 
 
-def test_gpus_of_different_kind():
-    symmetric._check_same_kind(["A", "A"])
-    with pytest.raises(RankMismatchError) as caught:
-        symmetric._check_same_kind(["A", "A", "B"])
-    assert str(caught.value).startswith("group: rank 0 has a A, rank 2 a B")
+@pytest.mark.parametrize("kinds", ["AAA", "AAB"])
+def test_gpus_of_different_kind(kinds):
+    class Gpu(EmuExecutor):
+        @property
+        def device_name(self):
+            return kinds[self.rank]
+
+    def main(comm):
+        own = comm.executor
+        gpu = Gpu(own.world, own.rank, arch=own.arch)
+        with Buffer(RankComm(gpu, comm.size, comm.ranks_per_node)) as buffer:
+            check_round(buffer, comm.size)
+
+    if kinds == "AAA":
+        run_ranks(main, 3, executor="emu")
+        return
+    with pytest.raises(RankError) as caught:
+        run_ranks(main, 3, executor="emu")
+    error = caught.value.__cause__
+    assert isinstance(error, RankMismatchError)
+    assert str(error).startswith("group: rank 0 has a A, rank 2 a B")
+    assert (error.argument, error.ranks, error.values) == ("group", (0, 2), ("A", "B"))

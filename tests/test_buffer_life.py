@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Slots, growth, errors that the device finds, abort and reset, the end."""
 
+import contextlib
 import gc
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, leaving, reference, run_ranks, select, symmetric
+from deepep_ptx import Buffer, leaving, reference, run_ranks, select
 from deepep_ptx.config import slot_bytes
 from deepep_ptx.errors import (
     CapacityError,
@@ -16,6 +17,7 @@ from deepep_ptx.errors import (
     DestroyedError,
     RankMismatchError,
 )
+from tests.faults import short_of_memory
 from tests.weakened import Reader, copy_sources, weaken
 
 BF16 = ml_dtypes.bfloat16
@@ -121,29 +123,17 @@ def test_arena_grows():
     assert run_ranks(main, 2) == [24, 24]
 
 
-@pytest.mark.parametrize("step", ["add_segment", "open_segment", "publish"])
+@pytest.mark.parametrize("step", ["alloc", "import_memory", "copy_in"])
 def test_a_growth_that_one_rank_cannot_do_leaves_nothing(step):
-    class Refusing:
-        """Rank 1's core, whose `step` fails."""
-
-        def __init__(self, core):
-            self.core = core
-
-        def __getattr__(self, name):
-            return self.refuse if name == step else getattr(self.core, name)
-
-        def refuse(self, *args):
-            raise MemoryError("no memory")
-
     def main(comm):
         with Buffer(comm) as buffer:
             check_round(buffer, comm.size)
-            before, real = buffer.stats(), buffer._core
-            if comm.rank == 1:
-                buffer._core = Refusing(real)
-            with pytest.raises((MemoryError, DeepEPError)) as caught:
-                symmetric.grow(comm, buffer._core, 1 << 22, buffer._room.number)
-            buffer._core = real
+            before = buffer.stats()
+            with contextlib.ExitStack() as stack:
+                if comm.rank == 1:
+                    stack.enter_context(short_of_memory(comm.executor, step))
+                with pytest.raises((MemoryError, DeepEPError)) as caught:
+                    buffer._symmetric.grow(1 << 22)
             assert buffer.stats() == before
             check_round(buffer, comm.size)
             kept = dispatch(buffer, *tokens(comm.rank, hidden=1 << 16))     # and it grows after all
@@ -155,7 +145,7 @@ def test_a_growth_that_one_rank_cannot_do_leaves_nothing(step):
     assert theirs[0] is MemoryError
     for text in ours[1], theirs[1]:
         assert text.endswith("no memory")
-        assert step != "add_segment" or "no memory for 4194304 more bytes of the arena" in text
+        assert step != "alloc" or "no memory for 4194304 more bytes of the arena" in text
 
 
 def test_without_zero_copy_results_are_copies():

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
 """What a group returns is checked: an error that names its method, and nothing stored anywhere."""
 
+import re
+
 import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, RankError, run_ranks
-from deepep_ptx._buffer import CoreBuffer
 from deepep_ptx._emu import World
 from deepep_ptx.comm import all_or_none
 from deepep_ptx.errors import DeepEPError
-from deepep_ptx.symmetric import add_segment, gather
-from tests.hostile_groups import LISTS, VALUES, Group, contents
-from tests.test_buffer_life import check_round
+from tests.hostile_groups import LISTS, RECORD, VALUES, Group, contents, is_record
+from tests.test_buffer_life import check_round, raised
 
 R = 2
 RETURNED = "group.allgather: must return a list of what each of the 2 ranks gave, in rank order; "
@@ -90,24 +90,54 @@ def test_a_segment_of_another_number(index):
         group = Group(comm)
         with Buffer(group, 1 << 16) as buffer:
             group.change = contents(lambda value: index if value == 1 else value)
-            group.calls_left = 0
-            add_segment(buffer._comm, buffer._core, 1 << 16)
+            group.calls_left = 1                            # behind the first of growth
+            buffer._symmetric.grow(1 << 16)
 
     error = failure(main)
     assert type(error) is TypeError and str(error).startswith(RETURNED), str(error)
 
 
-@pytest.mark.parametrize(("rank", "index", "handle", "text"), [
-    (2, 0, bytes(128), r"rank: must be in \[0, 1\], got 2"),
-    (1, 8, bytes(128), r"index: must be in \[0, 7\], got 8"),
-    (1, 0, bytes(127), "handle: must be of 128 bytes, rank 1 gave 127"),
-    (1, 0, b"", "handle: must be of 128 bytes, rank 1 gave 0"),
-    (1, 0, bytes(128), "handle: not a handle of the CPU executor"),
-])
-def test_segments_that_cannot_be(rank, index, handle, text):
-    core = CoreBuffer(World(2).executor(0), 0, 2, 1000)
-    with pytest.raises(ValueError, match=text):
-        core.open_segment(rank, index, handle)
+def of_peer(change):
+    """`change` of what the others gave in a record: its rank's own is as it was."""
+    def of(everybody):
+        return [everybody[0], *((rank, change(value)) for rank, value in everybody[1:])]
+    return of
+
+
+def replaced(**changes):
+    """A record with another number of a segment, or another handle."""
+    def change(record):
+        assert is_record(record)
+        fields = list(RECORD.unpack(record))
+        fields[5] = changes.get("index", fields[5])
+        fields[9] = changes.get("handle", fields[9])
+        return RECORD.pack(*fields)
+    return change
+
+
+@pytest.mark.parametrize(("change", "kind", "text"), [
+    (replaced(index=8), TypeError, RETURNED + r"returned a record \(.* 8 0 0 0\) of rank 1"),
+    (replaced(index=1 << 63), TypeError, RETURNED + r"returned a record \(.*\) of rank 1"),
+    (lambda record: record[:-1], TypeError, RETURNED + r"returned b'.*"),
+    (lambda record: record + b"0", TypeError, RETURNED + r"returned b'.*"),
+    (lambda record: bytes(len(record)), TypeError,
+     RETURNED + r"returned a record \(collective 0 of buffer 0.*\) of rank 1"),
+    (replaced(handle=bytes(128)), ValueError, "handle: not a handle of the CPU executor"),
+], ids=["index", "number", "short", "long", "zeros", "handle"])
+def test_segments_that_cannot_be(change, kind, text):
+    """A peer's, as it says to rank 0 alone."""
+    def main(comm):
+        group = Group(comm)
+        buffer = Buffer(group, 1 << 16)
+        group.calls_left = 1                                # behind the first of growth
+        group.change = of_peer(change) if comm.rank == 0 else None
+        error = raised(buffer._symmetric.grow, 1 << 16)
+        buffer._leave()
+        return error
+
+    own, told = run_ranks(main, R, executor="emu")
+    assert type(own) is kind and re.match(text, str(own)), str(own)
+    assert type(told) is DeepEPError, repr(told)
 
 
 def test_growth():
@@ -134,9 +164,9 @@ def test_another_collective_is_named():
         group = Group(comm)
         with Buffer(group) as buffer:
             if comm.rank:
-                gather(buffer._comm, "one thing", 3)
+                buffer._symmetric.grow(3)
             else:
-                gather(buffer._comm, "another thing", 3)
+                buffer._symmetric.ensure_landing(3)
 
     assert "takes no part in" in str(failure(main))
 

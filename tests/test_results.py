@@ -8,13 +8,14 @@ import weakref
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, _results, reference, run_ranks, symmetric
+from deepep_ptx import Buffer, _results, _symmetric, reference, run_ranks
 from deepep_ptx._limits import MAX_SEGMENTS
 from deepep_ptx.arrays import DeviceArray, library
 from deepep_ptx.arrays.device_array import Device
 from deepep_ptx.config import staging_bytes
 from deepep_ptx.errors import CapacityError, DeepEPError, RankMismatchError
 from tests.array_libraries import TorchArrays
+from tests.faults import short_of_memory
 from tests.test_async import Side
 from tests.test_buffer_life import E, H, K, T, dispatch, first, pulled_bytes, raised, tokens
 from tests.test_room import arena, assert_bits, combined_of, inputs_of, received_of
@@ -210,39 +211,35 @@ def test_room_that_cannot_be_made_leaves_the_buffer_as_it_was():
         inputs = inputs_of(comm.size)
         with Buffer(comm) as buffer:
             dispatch(buffer, *inputs[comm.rank])
-            buffer._room._core = Limited(buffer._core)
-            error = raised(dispatch, buffer, *inputs[comm.rank], combine_hidden=1 << 20)
+            with short_of_memory(comm.executor, above=1 << 22):
+                error = raised(dispatch, buffer, *inputs[comm.rank], combine_hidden=1 << 20)
             assert isinstance(error, (MemoryError, DeepEPError)), error
             assert "more bytes of the arena" in str(error)
             for _ in range(3):
                 recv_x = dispatch(buffer, *inputs[comm.rank])[0]
                 assert_bits(recv_x, received_of(inputs)[comm.rank].recv_x)
 
-    class Limited:
-        """A core whose GPU has room for little."""
-
-        def __init__(self, core):
-            self.core = core
-
-        def __getattr__(self, name):
-            return getattr(self.core, name)
-
-        def add_segment(self, nbytes):
-            if nbytes > 1 << 22:
-                raise MemoryError("no memory")
-            return self.core.add_segment(nbytes)
-
     run_ranks(main, 2, executor="emu")
 
 
 @pytest.mark.parametrize("on_gpu", ON)
 @pytest.mark.parametrize("hint", [0, 4 * H], ids=["learned", "hint"])
-def test_combine_of_wider_rows(monkeypatch, hint, on_gpu):
+def test_combine_of_wider_rows(hint, on_gpu):
     """Room is made once, by a collective or by the hint; later dispatches make it themselves."""
     collectives = []
-    ensure = symmetric.ensure_landing
-    monkeypatch.setattr(symmetric, "ensure_landing",
-                        lambda *args: collectives.append(args[-1]) or ensure(*args))
+
+    class Counting:
+        """The symmetric memory of a buffer, which takes down who makes room."""
+
+        def __init__(self, symmetric):
+            self.symmetric = symmetric
+
+        def __getattr__(self, name):
+            return getattr(self.symmetric, name)
+
+        def ensure_landing(self, nbytes, *said):
+            collectives.append(said)
+            return self.symmetric.ensure_landing(nbytes, *said)
 
     def main(comm):
         side = Side(comm, on_gpu)
@@ -250,6 +247,7 @@ def test_combine_of_wider_rows(monkeypatch, hint, on_gpu):
         wide = [np.concatenate([r.recv_x] * 4, axis=1) for r in received_of(inputs)]
         want = first(reference.combine(wide, received_of(inputs))[comm.rank])
         with Buffer(side.comm) as buffer:
+            buffer._room._symmetric = Counting(buffer._symmetric)
             for _ in range(3):
                 handle = side.dispatch(buffer, *inputs[comm.rank], combine_hidden=hint)[4]
                 y, = side.give(wide[comm.rank])
@@ -276,7 +274,7 @@ def test_combine_hidden_is_the_same_on_all_ranks():
 
 def test_segments_that_go_are_not_in_use(monkeypatch):
     """Room for wider rows is made behind a combine that nobody has waited for."""
-    monkeypatch.setattr(symmetric, "GROWTH_STEP", 128)
+    monkeypatch.setattr(_symmetric, "GROWTH_STEP", 128)
 
     def main(comm):
         side = Side(comm, on_gpu=True)
@@ -288,7 +286,7 @@ def test_segments_that_go_are_not_in_use(monkeypatch):
             outs = []
             for times in (4, 160):
                 while buffer.stats()["arena_segments"] < MAX_SEGMENTS:
-                    symmetric.grow(comm, buffer._core, 1, buffer._room.number)
+                    buffer._symmetric.grow(1)
                 rows = [np.concatenate([r.recv_x] * times, axis=1) for r in received]
                 y, = side.give(rows[comm.rank])
                 outs.append((buffer.combine(y, handle)[0],
@@ -384,19 +382,7 @@ def test_a_call_that_had_to_copy_makes_the_arena_grow():
 def test_an_arena_that_cannot_grow_copies(monkeypatch):
     """And asks libraries for what they keep, before it gives up."""
     asked = []
-    monkeypatch.setattr(symmetric, "give_back_caches", asked.append)
-
-    class Full:
-        """A core whose GPU has no memory left."""
-
-        def __init__(self, core):
-            self.core = core
-
-        def __getattr__(self, name):
-            return getattr(self.core, name)
-
-        def add_segment(self, nbytes):
-            raise MemoryError("no memory")
+    monkeypatch.setattr(_symmetric, "give_back_caches", asked.append)
 
     def main(comm):
         inputs = inputs_of(comm.size, hidden=MANY)
@@ -404,23 +390,22 @@ def test_an_arena_that_cannot_grow_copies(monkeypatch):
         with Buffer(comm) as buffer:
             held = [dispatch(buffer, *inputs[comm.rank])[0]]
             before = arena(buffer)
-            buffer._room._core = Full(buffer._core)
-            held += [dispatch(buffer, *inputs[comm.rank])[0] for _ in range(4)]
-            assert arena(buffer) == before and buffer.stats()["copied_bytes"] > 0
-            for recv_x in held:
-                assert_bits(recv_x, received.recv_x)
-            x, idx, weights = tokens(comm.rank, hidden=MANY)
-            kept = weakref.ref(x)
-            gc.disable()                # what a failed growth leaves is no cycle
-            try:
-                dispatch(buffer, x, idx, weights)
-                del x
-                assert kept() is None
-            finally:
-                gc.enable()
-            error = raised(dispatch, buffer, *tokens(comm.rank, hidden=2 * MANY))
-            assert isinstance(error, (MemoryError, DeepEPError)) and "no memory" in str(error)
-            buffer._room._core = buffer._core
+            with short_of_memory(comm.executor):
+                held += [dispatch(buffer, *inputs[comm.rank])[0] for _ in range(4)]
+                assert arena(buffer) == before and buffer.stats()["copied_bytes"] > 0
+                for recv_x in held:
+                    assert_bits(recv_x, received.recv_x)
+                x, idx, weights = tokens(comm.rank, hidden=MANY)
+                kept = weakref.ref(x)
+                gc.disable()            # what a failed growth leaves is no cycle
+                try:
+                    dispatch(buffer, x, idx, weights)
+                    del x
+                    assert kept() is None
+                finally:
+                    gc.enable()
+                error = raised(dispatch, buffer, *tokens(comm.rank, hidden=2 * MANY))
+                assert isinstance(error, (MemoryError, DeepEPError)) and "no memory" in str(error)
             dispatch(buffer, *tokens(comm.rank, hidden=2 * MANY))       # and it grows after all
 
     run_ranks(main, 2, executor="emu")

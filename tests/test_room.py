@@ -10,7 +10,7 @@ import weakref
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, reference, run_ranks, symmetric
+from deepep_ptx import Buffer, _symmetric, reference, run_ranks
 from deepep_ptx._limits import MAX_SEGMENTS, MAX_TOPK
 from deepep_ptx.config import get_size_hint, slot_bytes, staging_bytes
 from deepep_ptx.errors import CapacityError
@@ -123,7 +123,7 @@ def test_a_rank_without_tokens_has_landing_for_what_it_receives():
 @pytest.mark.parametrize("drop", ["each", "some"])
 def test_segments_are_recycled(monkeypatch, drop):
     """Growing sizes, more of them than there can be segments, while results are dropped."""
-    monkeypatch.setattr(symmetric, "GROWTH_STEP", 128)      # so few tokens need so many
+    monkeypatch.setattr(_symmetric, "GROWTH_STEP", 128)      # so few tokens need so many
     sizes = [2 << i for i in range(MAX_SEGMENTS + 4)]
 
     def main(comm):
@@ -157,14 +157,14 @@ def test_an_arena_whose_segments_are_all_in_use_cannot_grow():
         with Buffer(comm) as buffer:
             held = []
             for _ in range(MAX_SEGMENTS):
-                symmetric.grow(comm, buffer._core, 1, buffer._room.number)
+                buffer._symmetric.grow(1)
                 held.append(buffer._core.reserve(buffer.stats()["arena_bytes"] // 2, 0))
             assert buffer.stats()["arena_segments"] == MAX_SEGMENTS
             with pytest.raises(CapacityError, match="all the segments that it can have"):
-                symmetric.grow(comm, buffer._core, 1, buffer._room.number)
+                buffer._symmetric.grow(1)
             assert buffer.stats()["arena_segments"] == MAX_SEGMENTS
             held.pop()
-            symmetric.grow(comm, buffer._core, 1, buffer._room.number)
+            buffer._symmetric.grow(1)
             dispatch(buffer, *tokens(comm.rank))
 
     run_ranks(main, 2, executor="emu")
@@ -180,7 +180,7 @@ def test_an_old_handle_finds_landing_after_segments_were_recycled():
             gc.collect()
             landing = buffer.stats()["landing_bytes"]
             for _ in range(MAX_SEGMENTS + 1):
-                symmetric.grow(comm, buffer._core, 1, buffer._room.number)
+                buffer._symmetric.grow(1)
             assert buffer.stats()["arena_segments"] < MAX_SEGMENTS     # recycled
             few = dispatch(buffer, *tokens(comm.rank, hidden=WIDE))
             assert buffer.stats()["landing_bytes"] >= landing

@@ -7,13 +7,33 @@ from deepep_ptx._core cimport (
     ep_buffer,
     ep_call,
     ep_combine_args,
+    ep_connection,
     ep_copies,
     ep_dispatch_args,
     ep_dispatch_result,
     ep_extent,
+    ep_failure,
+    ep_group,
+    ep_heard,
+    ep_hooks,
     ep_layout_args,
+    ep_symmetric,
 )
-from deepep_ptx._executor cimport Executor
+from deepep_ptx._executor cimport Executor, ep_executor
+
+# These for `_symmetric`: the core is linked into one module.
+cdef int symmetric_create(const ep_executor *exec, const ep_group *group, const ep_hooks *hooks,
+                          ep_symmetric **out) noexcept nogil
+cdef void symmetric_free(ep_symmetric *s) noexcept nogil
+cdef const ep_failure *symmetric_failure(const ep_symmetric *s) noexcept nogil
+cdef uint64_t symmetric_number(const ep_symmetric *s) noexcept nogil
+cdef int symmetric_connect(ep_symmetric *s, const ep_connection *connection,
+                           uint32_t *num_here) noexcept nogil
+cdef int symmetric_grow(ep_symmetric *s, uint64_t needed) noexcept nogil
+cdef int symmetric_ensure_landing(ep_symmetric *s, uint64_t nbytes, const uint64_t *said,
+                                  ep_heard *heard) noexcept nogil
+cdef int symmetric_reset(ep_symmetric *s, const uint64_t *said, ep_heard *heard) noexcept nogil
+cdef int symmetric_end(ep_symmetric *s) noexcept nogil
 
 
 cdef class CoreBuffer:
@@ -28,7 +48,6 @@ cdef class CoreBuffer:
     cdef list captured               # mappings of captured calls
 
     cdef int raise_for(self, int code) except -1
-    cdef int check_peer(self, uint32_t rank, bytes handle) except -1
     cdef ep_arena_stats stats(self) noexcept
 
     cdef int check_stage_bytes(self, uint32_t kernel, uint32_t stage_bytes) except -1

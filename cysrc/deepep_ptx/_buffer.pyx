@@ -3,10 +3,8 @@
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
 
 from gen.params cimport (
-    EP_MAX_SEGMENTS,
     EP_MAX_SMEM,
     EP_ROW_ALIGN,
     EP_STATUS_RECORDS,
@@ -17,10 +15,8 @@ from deepep_ptx._core cimport (
     ep_arena_stats,
     ep_block,
     ep_buffer_abandon,
-    ep_buffer_add_segment,
     ep_buffer_check,
     ep_buffer_close,
-    ep_buffer_close_peers,
     ep_buffer_combine,
     ep_buffer_combine_kernel,
     ep_buffer_copy_out,
@@ -32,7 +28,6 @@ from deepep_ptx._core cimport (
     ep_buffer_find,
     ep_buffer_give_back,
     ep_buffer_has_news,
-    ep_buffer_heap_handle,
     ep_buffer_idle_segments,
     ep_buffer_is_aborted,
     ep_buffer_is_crowded,
@@ -47,16 +42,10 @@ from deepep_ptx._core cimport (
     ep_buffer_max_ctas,
     ep_buffer_may_grow,
     ep_buffer_most_stage_bytes,
-    ep_buffer_open_heap,
-    ep_buffer_open_segment,
-    ep_buffer_publish,
     ep_buffer_reserve,
-    ep_buffer_reset_begin,
-    ep_buffer_reset_end,
     ep_buffer_retire,
     ep_buffer_segment,
     ep_buffer_set_kernel,
-    ep_buffer_set_view,
     ep_buffer_settle,
     ep_buffer_stats,
     ep_buffer_status,
@@ -65,16 +54,31 @@ from deepep_ptx._core cimport (
     ep_buffer_unraised,
     ep_call,
     ep_combine_args,
+    ep_connection,
     ep_copies,
     ep_dispatch_args,
     ep_dispatch_result,
     ep_extent,
+    ep_failure,
+    ep_group,
+    ep_heard,
+    ep_hooks,
     ep_layout_args,
     ep_loaded,
     ep_param_bytes,
+    ep_symmetric,
+    ep_symmetric_connect,
+    ep_symmetric_create,
+    ep_symmetric_end,
+    ep_symmetric_ensure_landing,
+    ep_symmetric_failure,
+    ep_symmetric_free,
+    ep_symmetric_grow,
+    ep_symmetric_number,
+    ep_symmetric_reset,
 )
 from deepep_ptx._errors cimport EP_NUM_KERNELS, Report, check
-from deepep_ptx._executor cimport EP_ERR_STATUS, EP_HANDLE_BYTES, EP_OK, Executor, ep_dptr_t
+from deepep_ptx._executor cimport EP_ERR_STATUS, EP_OK, Executor, ep_executor
 
 from deepep_ptx._errors import KERNELS
 
@@ -122,7 +126,7 @@ cdef class CoreBuffer:
         report.crowded = ep_buffer_is_crowded(self.core)
         return check(code, self.executor, &report)
 
-    # -- construction and growth ---------------------------------------------------------------
+    # -- construction ------------------------------------------------------------------------------
 
     def load_kernel(self, str name not None, dict variant not None, text):
         """Load a row of the table of variants, rendered as `text`, and use it in the place `name`.
@@ -149,40 +153,7 @@ cdef class CoreBuffer:
         loaded.stage_bytes = variant["stage_bytes"]
         ep_buffer_set_kernel(self.core, index, &loaded)
 
-    def heap_handle(self):
-        """The heap's handle, for the other ranks' `open_heap`."""
-        cdef char handle[EP_HANDLE_BYTES]
-        cdef int code
-        memset(handle, 0, EP_HANDLE_BYTES)
-        with nogil:
-            code = ep_buffer_heap_handle(self.core, handle)
-        check(code, self.executor)
-        return handle[:EP_HANDLE_BYTES]
-
-    def open_heap(self, uint32_t rank, bytes handle not None):
-        """Map rank's heap."""
-        self.check_peer(rank, handle)
-        cdef const char *c_handle = handle
-        cdef int code
-        with nogil:
-            code = ep_buffer_open_heap(self.core, rank, c_handle)
-        check(code, self.executor)
-
-    def add_segment(self, uint64_t nbytes):
-        """Append `nbytes` to the arena; returns (index, handle)."""
-        cdef char handle[EP_HANDLE_BYTES]
-        cdef uint32_t index = 0
-        cdef ep_dptr_t base = 0
-        cdef int code
-        memset(handle, 0, EP_HANDLE_BYTES)
-        with nogil:
-            code = ep_buffer_add_segment(self.core, nbytes, &index, &base, handle)
-        check(code, self.executor)
-        view = self.executor.host_view(base, nbytes)
-        if view is not None:        # else arrays show device addresses
-            self.views[index] = view
-            ep_buffer_set_view(self.core, index, view.__array_interface__["data"][0])
-        return index, handle[:EP_HANDLE_BYTES]
+    # -- segments, one rank's part -----------------------------------------------------------------
 
     def idle_segments(self):
         """Bit i of the result: nothing of segment i is in use."""
@@ -201,32 +172,6 @@ cdef class CoreBuffer:
         self.views.pop(index, None)
         with nogil:
             ep_buffer_drop_segment(self.core, index)
-
-    def open_segment(self, uint32_t rank, uint32_t index, bytes handle not None):
-        """Map segment `index` of rank's arena."""
-        self.check_peer(rank, handle)
-        if index >= EP_MAX_SEGMENTS:
-            raise ValueError(f"index: must be in [0, {EP_MAX_SEGMENTS - 1}], got {index}")
-        cdef const char *c_handle = handle
-        cdef int code
-        with nogil:
-            code = ep_buffer_open_segment(self.core, rank, index, c_handle)
-        check(code, self.executor)
-
-    cdef int check_peer(self, uint32_t rank, bytes handle) except -1:
-        if rank >= self.num_ranks:
-            raise ValueError(f"rank: must be in [0, {self.num_ranks - 1}], got {rank}")
-        if len(handle) != EP_HANDLE_BYTES:
-            raise ValueError(f"handle: must be of {EP_HANDLE_BYTES} bytes, rank {rank} gave "
-                             f"{len(handle)}")
-        return 0
-
-    def publish(self):
-        """Make all that was opened visible to the kernels."""
-        cdef int code
-        with nogil:
-            code = ep_buffer_publish(self.core)
-        check(code, self.executor)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -348,27 +293,6 @@ cdef class CoreBuffer:
 
     # -- reset and end -------------------------------------------------------------------------
 
-    def reset_begin(self):
-        """Wait for this rank's kernels; returns the epoch that they left."""
-        cdef uint64_t epoch = 0
-        cdef int code
-        with nogil:
-            code = ep_buffer_reset_begin(self.core, &epoch)
-        check(code, self.executor)
-        return epoch
-
-    def reset_end(self, uint64_t max_epoch):
-        """Clear the abort and go on two epochs after `max_epoch`; release quarantined slots."""
-        cdef int code
-        with nogil:
-            code = ep_buffer_reset_end(self.core, max_epoch)
-        check(code, self.executor)
-
-    def close_peers(self):
-        """Unmap what `open_heap` and `open_segment` mapped."""
-        with nogil:
-            ep_buffer_close_peers(self.core)
-
     def abandon(self):
         """Leave without the other ranks: tell them, and keep the memory that they may write to."""
         with nogil:
@@ -471,3 +395,42 @@ cdef class CoreBuffer:
 
     cdef void give_back(self, ep_block *block) noexcept nogil:
         ep_buffer_give_back(self.core, block)
+
+
+cdef int symmetric_create(const ep_executor *exec, const ep_group *group, const ep_hooks *hooks,
+                          ep_symmetric **out) noexcept nogil:
+    return ep_symmetric_create(exec, group, hooks, out)
+
+
+cdef void symmetric_free(ep_symmetric *s) noexcept nogil:
+    ep_symmetric_free(s)
+
+
+cdef const ep_failure *symmetric_failure(const ep_symmetric *s) noexcept nogil:
+    return ep_symmetric_failure(s)
+
+
+cdef uint64_t symmetric_number(const ep_symmetric *s) noexcept nogil:
+    return ep_symmetric_number(s)
+
+
+cdef int symmetric_connect(ep_symmetric *s, const ep_connection *connection,
+                           uint32_t *num_here) noexcept nogil:
+    return ep_symmetric_connect(s, connection, num_here)
+
+
+cdef int symmetric_grow(ep_symmetric *s, uint64_t needed) noexcept nogil:
+    return ep_symmetric_grow(s, needed)
+
+
+cdef int symmetric_ensure_landing(ep_symmetric *s, uint64_t nbytes, const uint64_t *said,
+                                  ep_heard *heard) noexcept nogil:
+    return ep_symmetric_ensure_landing(s, nbytes, said, heard)
+
+
+cdef int symmetric_reset(ep_symmetric *s, const uint64_t *said, ep_heard *heard) noexcept nogil:
+    return ep_symmetric_reset(s, said, heard)
+
+
+cdef int symmetric_end(ep_symmetric *s) noexcept nogil:
+    return ep_symmetric_end(s)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# What Cython knows of the C core: its public header.
+# What Cython knows of the C core: its public headers.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from deepep_ptx._executor cimport ep_dptr_t, ep_executor
@@ -135,27 +135,17 @@ cdef extern from "deepep_ptx/deepep_ptx.h" nogil:
 
     int ep_buffer_create(const ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                          uint64_t timeout_ns, int grows, ep_buffer **out)
-    void ep_buffer_close_peers(ep_buffer *b)
     void ep_buffer_close(ep_buffer *b)
     void ep_buffer_abandon(ep_buffer *b)
     void ep_buffer_leave(ep_buffer *b)
     bint ep_buffer_is_last(const ep_buffer *b)
     void ep_buffer_destroy(ep_buffer *b)
-    int ep_buffer_reset_begin(ep_buffer *b, uint64_t *epoch)
-    int ep_buffer_reset_end(ep_buffer *b, uint64_t max_epoch)
 
     void ep_buffer_set_kernel(ep_buffer *b, uint32_t kernel, const ep_loaded *loaded)
     uint32_t ep_param_bytes(uint32_t kernel)
     uint32_t ep_buffer_most_stage_bytes(const ep_buffer *b, uint32_t kernel)
     int ep_buffer_max_ctas(ep_buffer *b, uint32_t *ctas)
 
-    int ep_buffer_heap_handle(ep_buffer *b, void *handle)
-    int ep_buffer_open_heap(ep_buffer *b, uint32_t rank, const void *handle)
-    int ep_buffer_add_segment(ep_buffer *b, uint64_t bytes, uint32_t *index, ep_dptr_t *base,
-                              void *handle)
-    void ep_buffer_set_view(ep_buffer *b, uint32_t index, uint64_t view)
-    int ep_buffer_open_segment(ep_buffer *b, uint32_t rank, uint32_t index, const void *handle)
-    int ep_buffer_publish(ep_buffer *b)
     uint32_t ep_buffer_idle_segments(ep_buffer *b)
     void ep_buffer_unmap_segment(ep_buffer *b, uint32_t index)
     void ep_buffer_drop_segment(ep_buffer *b, uint32_t index)
@@ -189,3 +179,86 @@ cdef extern from "deepep_ptx/deepep_ptx.h" nogil:
                            const ep_block *slot, uint32_t slot_rows)
     int ep_buffer_combine(ep_buffer *b, const ep_combine_args *args)
     uint32_t ep_buffer_combine_kernel(const ep_combine_args *args)
+
+cdef extern from "deepep_ptx/symmetric.h" nogil:
+    enum:
+        EP_GROWTH_STEP
+        EP_NUM_SAID
+        EP_REASON_BYTES
+
+    enum ep_collective:
+        EP_IN_GROWTH
+        EP_IN_RECYCLING
+        EP_IN_ROOM
+        EP_IN_RESET
+        EP_IN_EPOCH
+        EP_IN_RESET_END
+        EP_IN_END
+
+    enum ep_failed:
+        EP_FAILED_NOT
+        EP_FAILED_HERE
+        EP_FAILED_CALLER
+        EP_FAILED_PEER
+        EP_FAILED_ELSEWHERE
+        EP_FAILED_NONSENSE
+        EP_FAILED_MISMATCH
+
+    struct ep_symmetric
+
+    # `self` is spelled `context` here, as in struct ep_executor.
+    struct ep_group:
+        void *self
+        uint32_t rank
+        uint32_t size
+        int (*allgather)(void *context, const void *mine, void *everybody,
+                         uint64_t nbytes) noexcept nogil
+        int (*barrier)(void *context) noexcept nogil
+
+    struct ep_failure:
+        ep_failed what
+        ep_failed untold
+        ep_failed kept
+        int code
+        bint described
+        uint32_t rank
+        ep_collective collective
+        uint64_t buffer
+        uint64_t bytes
+        const char *argument
+        uint64_t sizes[2]
+        const char names[2][256]
+        const char reason[512]
+
+    struct ep_hooks:
+        void *self
+        int (*added)(void *context, uint32_t index, ep_dptr_t base, uint64_t nbytes,
+                     uint64_t *view) noexcept nogil
+        void (*dropped)(void *context, uint32_t index) noexcept nogil
+        int (*give_back)(void *context) noexcept nogil
+        void (*describe)(void *context, const ep_failure *failure, char *reason) noexcept nogil
+
+    struct ep_connection:
+        ep_buffer *buffer
+        int made
+        uint64_t start_bytes
+        uint64_t limit_bytes
+        uint64_t growth_step
+        const char *device_name
+        const char *place
+
+    struct ep_heard:
+        uint64_t least[3]
+        uint64_t most[3]
+
+    int ep_symmetric_create(const ep_executor *exec, const ep_group *group, const ep_hooks *hooks,
+                            ep_symmetric **out)
+    void ep_symmetric_free(ep_symmetric *s)
+    const ep_failure *ep_symmetric_failure(const ep_symmetric *s)
+    uint64_t ep_symmetric_number(const ep_symmetric *s)
+    int ep_symmetric_connect(ep_symmetric *s, const ep_connection *connection, uint32_t *num_here)
+    int ep_symmetric_grow(ep_symmetric *s, uint64_t needed)
+    int ep_symmetric_ensure_landing(ep_symmetric *s, uint64_t nbytes, const uint64_t *said,
+                                    ep_heard *heard)
+    int ep_symmetric_reset(ep_symmetric *s, const uint64_t *said, ep_heard *heard)
+    int ep_symmetric_end(ep_symmetric *s)

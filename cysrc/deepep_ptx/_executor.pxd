@@ -19,6 +19,7 @@ cdef extern from "deepep_ptx/executor.h" nogil:
         EP_ERR_DESTROYED
         EP_ERR_INTERRUPTED
         EP_ERR_CAPTURED
+        EP_ERR_CALLER
 
     struct ep_launch:
         void *kernel

@@ -17,7 +17,7 @@ from tests.test_buffer_life import check_round
 BOUNDED = settings(derandomize=True, database=None, deadline=None, print_blob=False,
                    phases=(Phase.explicit, Phase.generate))
 R = 2
-ALLGATHERS = 15             # of construction and `use`, and one more
+ALLGATHERS = 13             # of construction and `use`, and one more
 
 # In place of a value that a rank gave; none of them is one that a rank could have given there.
 JUNK = {"None": None, "a negative number": -1, "2**64": 1 << 64, "a fraction": 0.5, "True": True,
