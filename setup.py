@@ -35,7 +35,7 @@ C_SOURCES = {
     "_symmetric": [],
     "_torch": [],
     "_buffer": ["cysrc/core"],
-    "_emu": ["cysrc/emu"],
+    "_emu": ["cysrc/emu/device", "cysrc/emu/host"],
     "_cuda": ["cysrc/cuda"],
 }
 

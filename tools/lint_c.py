@@ -21,7 +21,7 @@ def main() -> int:
     root = _tree.ROOT
     generate(root)
     includes = [root / "cysrc", root / "cysrc/gen", root / "deepep_ptx/include", cuda.include()]
-    sources = sorted(root.glob("cysrc/*/*.c"))
+    sources = sorted(root.glob("cysrc/**/*.c"))
     failed = 0
     for source in sources:
         command = [*compiler, *FLAGS, *(f"-I{folder}" for folder in includes), "-c",

@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from deepep_ptx._executor cimport EP_HANDLE_BYTES, Executor, ep_dptr_t, ep_executor, ep_launch
 
-cdef extern from "emu/emu.h" nogil:
+cdef extern from "emu/device/emu.h" nogil:
     enum:
         EMU_CHECK_UNINIT
         EMU_SCHED_RR
@@ -68,7 +68,7 @@ cdef extern from "emu/emu.h" nogil:
         uint64_t global_load_transactions
         uint64_t global_store_transactions
 
-cdef extern from "emu/host.h" nogil:
+cdef extern from "emu/host/host.h" nogil:
     struct host_world
     struct host_stream
     struct host_kernel
@@ -134,7 +134,7 @@ cdef extern from "emu/host.h" nogil:
     const emu_fault *host_fault(host_world *h)
     const char *host_report(host_world *h)
 
-cdef extern from "emu/executor.h" nogil:
+cdef extern from "emu/host/executor.h" nogil:
     struct emu_executor
     emu_executor *emu_executor_create(host_world *host, uint32_t rank)
     void emu_executor_destroy(emu_executor *executor)

@@ -34,10 +34,10 @@ LANES = 32
 
 MAX_WORDS = 2 ** 16 - 4                # of a kernel's registers: see struct emu_instr, `defined`
 MAX_PARAM_BYTES = 32764                # PTX's
-MAX_SHARED_BYTES = 227 * 1024          # EMU_CTA_SHARED of cysrc/emu/world.h
+MAX_SHARED_BYTES = 227 * 1024          # emu_options.cta_smem of cysrc/emu/device/emu.h, at most
 _MOST_NEAR, _LONGEST_NEAR = 2000, 64   # names that are looked at for a misspelt one
 
-# struct emu_insn and struct emu_line of cysrc/emu/emu.h.
+# struct emu_insn and struct emu_line of cysrc/emu/device/emu.h.
 INSN = np.dtype([
     ("op", "u2"), ("type", "u1"), ("type2", "u1"), ("vec", "u1"), ("space", "u1"), ("sem", "u1"),
     ("scope", "u1"), ("proxy", "u1"), ("sub", "u1"), ("flags", "u2"), ("pred", "i4"),

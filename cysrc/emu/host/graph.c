@@ -2,7 +2,7 @@
  *
  * Capture of streams into graphs, and their replay.  A graph is a list: what its streams queued, in
  * the order in which they did, which every dependency between them agrees with. */
-#include "emu/host_state.h"
+#include "emu/host/state.h"
 
 #include <stdlib.h>
 

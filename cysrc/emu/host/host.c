@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Rank threads, waits and failures of one emulated world; see host.h. */
-#include "emu/host_state.h"
+#include "emu/host/state.h"
 
 #include <sched.h>
 #include <stdarg.h>

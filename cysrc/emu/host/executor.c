@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * struct ep_executor over the host side of an emulated world. */
-#include "emu/executor.h"
+#include "emu/host/executor.h"
 
 #include <stdlib.h>
 #include <string.h>

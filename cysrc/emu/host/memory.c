@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Memory of the ranks as the host sees it: allocations, pinned memory, mapped arrays, peers. */
-#include "emu/host_state.h"
+#include "emu/host/state.h"
 
 #include <stdlib.h>
 #include <string.h>

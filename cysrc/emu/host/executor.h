@@ -4,7 +4,7 @@
 #ifndef DEEPEP_PTX_EMU_EXECUTOR_H
 #define DEEPEP_PTX_EMU_EXECUTOR_H
 
-#include "emu/host.h"
+#include "emu/host/host.h"
 
 struct emu_executor;
 

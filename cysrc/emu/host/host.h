@@ -23,7 +23,7 @@
 #define DEEPEP_PTX_EMU_HOST_H
 
 #include "deepep_ptx/executor.h"
-#include "emu/emu.h"
+#include "emu/device/emu.h"
 
 struct host_world;
 struct host_stream;

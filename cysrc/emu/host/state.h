@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the parts of the host side share: host.c (threads and waits), host_memory.c, host_stream.c,
- * host_event.c, host_graph.c.
+ * What the parts of the host side share: host.c (threads and waits), memory.c, stream.c,
+ * event.c, graph.c.
  * All functions here but host_release() want the world's lock held. */
 #ifndef DEEPEP_PTX_EMU_HOST_STATE_H
 #define DEEPEP_PTX_EMU_HOST_STATE_H
 
 #include <pthread.h>
 
-#include "emu/host.h"
+#include "emu/host/host.h"
 
 #define ERROR_BYTES 4096
 #define REPORT_BYTES 8192

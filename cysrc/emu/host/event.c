@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Marks, places in the work of streams, and who waits for them: streams, the host, events. */
-#include "emu/host_state.h"
+#include "emu/host/state.h"
 
 #include <stdlib.h>
 

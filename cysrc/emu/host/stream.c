@@ -2,7 +2,7 @@
  *
  * Streams: launches, copies, fills and frees in order.  What finds its stream empty happens at
  * once; the rest when host_pump() comes to it, between two steps of the world. */
-#include "emu/host_state.h"
+#include "emu/host/state.h"
 
 #include <stdio.h>
 #include <stdlib.h>
