@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "access.h"
-#include "report.h"
+#include "fault.h"
 
 /* One lane's bytes, at most 16. */
 struct lane_bytes { uint64_t word[2]; };

@@ -6,7 +6,7 @@
 #define DEEPEP_PTX_EMU_ACCESS_H
 
 #include "bits.h"
-#include "interp.h"
+#include "exec.h"
 #include "lanes.h"
 #include "memory.h"
 

@@ -4,7 +4,7 @@
 #include "bits.h"
 #include "mbarrier.h"
 #include "memory.h"
-#include "report.h"
+#include "fault.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -386,11 +386,19 @@ static enum pace the_picked(struct round *r, const struct emu_copy *c)
     return r->seen++ == r->pick ? STEPS : STAYS;
 }
 
-bool emu_bulk_round(struct emu_world *world)
+static bool live(const void *self)
 {
-    struct round r = {.world = world};
+    return ((const struct emu_world *)self)->copies_in_flight != 0;
+}
 
-    switch (world->options.scheduler) {
+/* What copies do at the end of a round. */
+static bool step_all(void *self)
+{
+    struct round r = {.world = self};
+
+    if (!live(self))
+        return true;
+    switch (r.world->options.scheduler) {
     case EMU_SCHED_RR:
         r.pace = finish;
         return all_go_on(&r);
@@ -398,12 +406,22 @@ bool emu_bulk_round(struct emu_world *world)
         r.pace = at_random;
         return all_go_on(&r);
     default:
-        return true;                     /* as late as can be: emu_bulk_force() */
+        return true;                     /* as late as can be: force() */
     }
 }
 
-bool emu_bulk_force(struct emu_world *world)
+/* At random, a copy is late by chance and not for long. */
+static bool idle(const void *self, enum emu_patience patience, uint64_t *wake)
 {
+    (void)patience, (void)wake;
+    return !live(self) ||
+           ((const struct emu_world *)self)->options.scheduler != EMU_SCHED_RANDOM;
+}
+
+/* At least one copy goes on. */
+static bool force(void *self)
+{
+    struct emu_world *world = self;
     struct round count = {.world = world, .pace = count_needed};
     struct round r = {.world = world, .pace = some_needed};
 
@@ -419,6 +437,14 @@ bool emu_bulk_force(struct emu_world *world)
             r.pick = emu_random(world) % world->copies_in_flight;
     }
     return all_go_on(&r);
+}
+
+void emu_copies_join(struct emu_world *world)
+{
+    world->copies = (struct emu_agent){
+        .self = world, .live = live, .step = step_all, .idle = idle, .force = force,
+    };
+    emu_add_agent(world, &world->copies);
 }
 
 /* -- ends -------------------------------------------------------------------------------------- */

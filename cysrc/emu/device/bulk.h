@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Bulk copies: agents of their own, which read and write memory some time after they were issued.
+ * Bulk copies, which read and write memory some time after they were issued: all those of a world
+ * are one of its agents.
  *
  * A load reads global memory, writes shared memory and then delivers its bytes to an mbarrier.  A
  * store reads shared memory, and later writes global memory; it belongs to a bulk group of the lane
@@ -8,7 +9,7 @@
 #ifndef DEEPEP_PTX_EMU_BULK_H
 #define DEEPEP_PTX_EMU_BULK_H
 
-#include "interp.h"
+#include "exec.h"
 
 /* cp.async.bulk: every lane of m issues a copy.  EMU_RUN_ON or EMU_RUN_FAULT. */
 int emu_bulk_issue(struct emu_exec *x, const struct emu_instr *op, uint32_t m);
@@ -21,10 +22,8 @@ bool emu_bulk_waits(const struct emu_warp *warp, const struct emu_group *group);
 /* Copies of the group's waiting lanes that are under way. */
 uint32_t emu_bulk_in_flight(const struct emu_warp *warp, const struct emu_group *group);
 
-/* What copies do at the end of a round.  False: a fault. */
-bool emu_bulk_round(struct emu_world *world);
-/* Nothing else can run: at least one copy goes on.  False: a fault. */
-bool emu_bulk_force(struct emu_world *world);
+/* Makes the world's copies one of its agents. */
+void emu_copies_join(struct emu_world *world);
 
 /* All threads of the CTA have exited; copies that still need its shared memory are a fault (false).
  * Stores that have read it stay with the grid. */

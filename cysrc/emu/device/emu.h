@@ -4,7 +4,7 @@
  *
  * A world holds the ranks of one run.  Each rank has a 64-bit address space of its own (a peer's
  * memory is mapped at another address there), running grids, and nothing else: streams, host
- * threads and copies live one layer up (host.c).  One thread at a time may call in here. */
+ * threads and copies live one layer up (emu/host).  One thread at a time may call in here. */
 #ifndef DEEPEP_PTX_EMU_H
 #define DEEPEP_PTX_EMU_H
 
@@ -17,7 +17,7 @@ enum emu_result {
     EMU_ERR_MEMORY,          /* no memory                                                     */
     EMU_ERR_ADDRESS,         /* not a mapped address of that rank, or not that many bytes      */
     EMU_ERR_ARGUMENT,        /* launch does not fit the kernel or the device                   */
-    EMU_ERR_FAULT            /* the world has a fault: see emu_world_fault()                   */
+    EMU_ERR_FAULT            /* the world has a fault                                         */
 };
 
 /* What emu_step() found. */
@@ -83,8 +83,18 @@ struct emu_insn {
 struct emu_world;
 struct emu_kernel;
 struct emu_grid;
+struct emu_finding;
 
-struct emu_world *emu_world_create(const struct emu_options *options);
+/* Whom a world tells what it finds, from inside of the call that finds it. */
+struct emu_observer {
+    void *self;
+    /* The first fault: emu_report() describes it now or never.  The world stands still from here
+     * on. */
+    void (*fault)(void *self, const struct emu_finding *finding);
+};
+
+struct emu_world *emu_world_create(const struct emu_options *options,
+                                   const struct emu_observer *observer);
 void emu_world_destroy(struct emu_world *world);
 
 /* -- memory ---------------------------------------------------------------------------------
@@ -102,9 +112,12 @@ int emu_map_peer(struct emu_world *world, uint32_t rank, uint32_t owner, uint64_
 int emu_unmap(struct emu_world *world, uint32_t rank, uint64_t va);
 /* Host access: [va, va + bytes) must lie in one segment. */
 int emu_host_read(struct emu_world *world, uint32_t rank, void *dst, uint64_t va, uint64_t bytes);
-int emu_host_write(struct emu_world *world, uint32_t rank, uint64_t va, const void *src, uint64_t bytes);
-int emu_host_fill(struct emu_world *world, uint32_t rank, uint64_t va, uint8_t value, uint64_t bytes);
-int emu_host_address(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes, void **host);
+int emu_host_write(struct emu_world *world, uint32_t rank, uint64_t va, const void *src,
+                   uint64_t bytes);
+int emu_host_fill(struct emu_world *world, uint32_t rank, uint64_t va, uint8_t value,
+                  uint64_t bytes);
+int emu_host_address(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes,
+                     void **host);
 /* The host wrote these bytes through an address it holds: they count as initialised. */
 int emu_host_written(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes);
 
@@ -133,7 +146,8 @@ int emu_launch(struct emu_world *world, uint32_t rank, struct emu_kernel *kernel
                const void *params, uint32_t param_bytes,
                uint32_t grid, uint32_t block, uint32_t smem, struct emu_grid **out);
 int  emu_grid_done(const struct emu_grid *grid);
-void emu_grid_free(struct emu_grid *grid);          /* of a finished grid, or of any in a faulted world */
+/* Of a finished grid, or of any in a faulted world. */
+void emu_grid_free(struct emu_grid *grid);
 int  emu_max_resident(const struct emu_world *world, const struct emu_kernel *kernel,
                       uint32_t block, uint32_t smem, uint32_t *ctas);
 
@@ -143,7 +157,8 @@ int  emu_max_resident(const struct emu_world *world, const struct emu_kernel *ke
 enum emu_progress emu_step(struct emu_world *world);
 uint64_t emu_now(const struct emu_world *world);
 void     emu_advance(struct emu_world *world, uint64_t to);
-/* The smallest value above now that a spinning group compares %globaltimer with; UINT64_MAX if none. */
+/* The smallest value above now that a spinning group compares %globaltimer with; UINT64_MAX if
+ * none. */
 uint64_t emu_next_deadline(const struct emu_world *world);
 /* Something outside of the grids changed memory that they may poll. */
 void     emu_touch(struct emu_world *world);
@@ -157,9 +172,12 @@ struct emu_fault {
     uint32_t line;           /* of file; 0 when the fault has no single place                 */
     uint32_t ptx_line;       /* of the rendered text                                          */
     int32_t  rank, cta, warp, lane;     /* -1 = none                                          */
-    char *text;              /* the whole report                                              */
+    char *text;              /* the whole report; from malloc, the caller's to free           */
 };
-const struct emu_fault *emu_world_fault(const struct emu_world *world);   /* NULL: none */
+bool emu_faulted(const struct emu_world *world);
+/* Puts the finding into words.  `fault` is zero but for `text`, which is "" or NULL; a report that
+ * gets no memory stays short. */
+void emu_report(struct emu_fault *fault, const struct emu_finding *finding);
 
 /* Totals since the world was made or reset. */
 struct emu_counters {

@@ -7,7 +7,7 @@
 #include "bulk.h"
 #include "forms.h"
 #include "mbarrier.h"
-#include "report.h"
+#include "fault.h"
 #include "sync.h"
 #include "warp.h"
 
@@ -334,7 +334,7 @@ EMU_INLINE bool all_members_here(const struct emu_exec *x, const struct emu_inst
         break; \
     }
 
-EMU_INLINE int run_group(struct emu_exec *x, struct emu_group *g, uint32_t limit)
+EMU_INLINE int interpret(struct emu_exec *x, struct emu_group *g, uint32_t limit)
 {
     struct emu_warp *warp = x->warp;
     const struct emu_instr *ops = x->kernel->ops;
@@ -535,16 +535,16 @@ out:
     return end;
 }
 
-static int run_group_portable(struct emu_exec *x, struct emu_group *group, uint32_t limit)
+static int interpret_portable(struct emu_exec *x, struct emu_group *group, uint32_t limit)
 {
-    return run_group(x, group, limit);
+    return interpret(x, group, limit);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
 __attribute__((target("avx2,fma,bmi,bmi2,popcnt")))
-static int run_group_avx2(struct emu_exec *x, struct emu_group *group, uint32_t limit)
+static int interpret_avx2(struct emu_exec *x, struct emu_group *group, uint32_t limit)
 {
-    return run_group(x, group, limit);
+    return interpret(x, group, limit);
 }
 
 void emu_choose_run_group(struct emu_world *world)
@@ -552,11 +552,11 @@ void emu_choose_run_group(struct emu_world *world)
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                 __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
 
-    world->run_group = avx2 ? run_group_avx2 : run_group_portable;
+    world->run_group = avx2 ? interpret_avx2 : interpret_portable;
 }
 #else
 void emu_choose_run_group(struct emu_world *world)
 {
-    world->run_group = run_group_portable;
+    world->run_group = interpret_portable;
 }
 #endif

@@ -2,7 +2,7 @@
 #include "mbarrier.h"
 #include "access.h"
 #include "bits.h"
-#include "report.h"
+#include "fault.h"
 
 #include <stdlib.h>
 #include <string.h>

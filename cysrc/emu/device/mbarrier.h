@@ -5,7 +5,7 @@
 #ifndef DEEPEP_PTX_EMU_MBARRIER_H
 #define DEEPEP_PTX_EMU_MBARRIER_H
 
-#include "interp.h"
+#include "exec.h"
 
 #define EMU_MBARRIER_BYTES 8
 

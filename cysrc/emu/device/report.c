@@ -1,7 +1,9 @@
-/* SPDX-License-Identifier: MIT */
-#include "report.h"
+/* SPDX-License-Identifier: MIT
+ *
+ * What went wrong, where, in the words of the person who wrote the kernel. */
 #include "bits.h"
 #include "bulk.h"
+#include "fault.h"
 #include "mbarrier.h"
 #include "memory.h"
 #include "warp.h"
@@ -78,15 +80,11 @@ static void append_place(struct emu_fault *fault, const struct emu_kernel *kerne
 
 /* -- the place of a fault ---------------------------------------------------------------------- */
 
-static struct emu_fault *begin(struct emu_world *world, const char *kind)
+static void begin(struct emu_fault *fault, const char *kind)
 {
-    struct emu_fault *fault = &world->fault;
-
-    world->faulted = true;
     fault->rank = fault->cta = fault->warp = fault->lane = -1;
     snprintf(fault->kind, sizeof fault->kind, "%s", kind);
     append(fault, "%s: ", kind);
-    return fault;
 }
 
 static void set_thread(struct emu_fault *fault, const struct emu_grid *grid, uint32_t pc,
@@ -110,71 +108,39 @@ static void set_place(struct emu_fault *fault, const struct emu_warp *warp, uint
 }
 
 /* The lines that every fault of one lane ends with. */
-static int end_at_lane(struct emu_exec *x, int64_t other)
+static void end_at_lane(struct emu_fault *fault, const struct emu_finding *f)
 {
-    struct emu_fault *fault = &x->world->fault;
-
     append(fault, "\n  at ");
-    append_place(fault, x->kernel, x->pc);
-    if (other >= 0) {
+    append_place(fault, f->exec->kernel, f->exec->pc);
+    if (f->other >= 0) {
         append(fault, "\n  and ");
-        append_place(fault, x->kernel, other);
+        append_place(fault, f->exec->kernel, f->other);
     }
     append(fault, "\n  kernel %s, rank %d, CTA %d, warp %d, lane %d, active lanes %#x",
-           fault->kernel, fault->rank, fault->cta, fault->warp, fault->lane, x->mask);
-    return EMU_RUN_FAULT;
+           fault->kernel, fault->rank, fault->cta, fault->warp, fault->lane, f->exec->mask);
 }
 
-int emu_fault_lane(struct emu_exec *x, const char *kind, unsigned lane, int64_t other,
-                   const char *format, ...)
+static void report_lane(struct emu_fault *fault, const struct emu_finding *f)
 {
-    struct emu_fault *fault = begin(x->world, kind);
-    va_list args;
-
-    set_place(fault, x->warp, x->pc, lane);
-    va_start(args, format);
-    vappend(fault, format, args);
-    va_end(args);
-    return end_at_lane(x, other);
+    begin(fault, f->kind);
+    set_place(fault, f->exec->warp, f->exec->pc, f->lane);
+    append(fault, "%s", f->text);
+    end_at_lane(fault, f);
 }
 
-void emu_fault_memory(struct emu_world *world)
+static void report_copy(struct emu_fault *fault, const struct emu_finding *f)
 {
-    append(begin(world, "memory"), "no memory for another CTA or bulk copy");
-}
+    const struct emu_copy *copy = f->copy;
 
-void emu_fault_copy(const struct emu_copy *copy, const char *kind, const char *format, ...)
-{
-    struct emu_fault *fault = begin(copy->grid->world, kind);
-    const struct emu_kernel *kernel = copy->grid->kernel;
-    va_list args;
-
+    begin(fault, f->kind);
     set_thread(fault, copy->grid, copy->pc, copy->cta_index, copy->warp, copy->lane);
-    append(fault, "bulk %s of %u bytes %s %#" PRIx64 " %s %#x of shared memory: ",
+    append(fault, "bulk %s of %u bytes %s %#" PRIx64 " %s %#x of shared memory: %s",
            copy->load ? "load" : "store", copy->bytes, copy->load ? "from" : "to", copy->global,
-           copy->load ? "to" : "from", copy->shared);
-    va_start(args, format);
-    vappend(fault, format, args);
-    va_end(args);
+           copy->load ? "to" : "from", copy->shared, f->text);
     append(fault, "\n  issued at ");
-    append_place(fault, kernel, copy->pc);
+    append_place(fault, copy->grid->kernel, copy->pc);
     append(fault, "\n  kernel %s, rank %d, CTA %d, warp %d, lane %d", fault->kernel, fault->rank,
            fault->cta, fault->warp, fault->lane);
-}
-
-/* -- registers --------------------------------------------------------------------------------- */
-
-int emu_fault_register(struct emu_exec *x, uint32_t lanes)
-{
-    return emu_fault_lane(x, "uninitialised", __builtin_ctz(lanes), -1,
-                          "a register is read that lanes %#x never wrote", lanes);
-}
-
-int emu_fault_guard(struct emu_exec *x, uint32_t lanes)
-{
-    x->mask = x->group->mask;
-    return emu_fault_lane(x, "uninitialised", __builtin_ctz(lanes), -1,
-                          "the guard predicate is read that lanes %#x never wrote", lanes);
 }
 
 /* -- addresses --------------------------------------------------------------------------------- */
@@ -241,46 +207,37 @@ static const char *access_name(const struct emu_instr *op)
     }
 }
 
-int emu_fault_address(struct emu_exec *x, enum emu_address_fault what, unsigned lane, uint64_t va)
+static void report_address(struct emu_fault *fault, const struct emu_finding *f)
 {
-    const struct emu_instr *op = emu_exec_op(x);
-
-    return emu_fault_range(x, what, lane, op->space, va, op->size);
-}
-
-int emu_fault_range(struct emu_exec *x, enum emu_address_fault what, unsigned lane, unsigned space,
-                    uint64_t va, uint64_t bytes)
-{
-    const struct emu_instr *op = emu_exec_op(x);
-    const struct emu_mapping *m = space == EMU_SP_SHARED ? NULL : emu_mapping_at(x->rank, va);
+    const struct emu_exec *x = f->exec;
+    const struct emu_mapping *m = f->space == EMU_SP_SHARED ? NULL : emu_mapping_at(x->rank, f->va);
     bool dead = m && !m->host;
-    bool freed = dead || (space != EMU_SP_SHARED &&
-                          emu_page_at(x->rank, va) == EMU_PAGE_FREED);
+    bool freed = dead || (f->space != EMU_SP_SHARED &&
+                          emu_page_at(x->rank, f->va) == EMU_PAGE_FREED);
     /* Shared memory that is there and yet out of reach is an mbarrier. */
-    bool object = space == EMU_SP_SHARED && what == EMU_FAULT_UNREACHABLE &&
-                  va + bytes <= x->cta->shared_bytes;
-    const char *kind = what == EMU_FAULT_MISALIGNED ? "misaligned" :
-                       what == EMU_FAULT_READ_ONLY ? "read-only" :
-                       what == EMU_FAULT_UNWRITTEN ? "uninitialised" :
-                       object ? "mbarrier" : freed ? "use-after-free" : "out-of-bounds";
-    struct emu_fault *fault = begin(x->world, kind);
+    bool object = f->space == EMU_SP_SHARED && f->address == EMU_FAULT_UNREACHABLE &&
+                  f->va + f->bytes <= x->cta->shared_bytes;
 
-    set_place(fault, x->warp, x->pc, lane);
-    append(fault, "%s of %" PRIu64 " bytes at ", access_name(op), bytes);
-    append_address(fault, x->rank, space, x->cta, va);
-    if (what == EMU_FAULT_UNWRITTEN) {
+    begin(fault, f->address == EMU_FAULT_MISALIGNED ? "misaligned" :
+                 f->address == EMU_FAULT_READ_ONLY ? "read-only" :
+                 f->address == EMU_FAULT_UNWRITTEN ? "uninitialised" :
+                 object ? "mbarrier" : freed ? "use-after-free" : "out-of-bounds");
+    set_place(fault, x->warp, x->pc, f->lane);
+    append(fault, "%s of %" PRIu64 " bytes at ", access_name(emu_exec_op(x)), f->bytes);
+    append_address(fault, x->rank, f->space, x->cta, f->va);
+    if (f->address == EMU_FAULT_UNWRITTEN) {
         const uint64_t *valid = m ? m->valid : x->cta->shared_valid;
 
         append(fault, ": nobody wrote byte %" PRIu64 " of it",
-               emu_bits_run(valid, m ? va - m->va : va, bytes));
+               emu_bits_run(valid, m ? f->va - m->va : f->va, f->bytes));
     } else if (object) {
         append(fault, ": an mbarrier is there, which only mbarrier instructions may use");
-    } else if (what == EMU_FAULT_READ_ONLY) {
+    } else if (f->address == EMU_FAULT_READ_ONLY) {
         append(fault, ": the memory is read-only");
-    } else if (what == EMU_FAULT_UNREACHABLE && dead) {
+    } else if (f->address == EMU_FAULT_UNREACHABLE && dead) {
         append(fault, ": %s", m->unmapped ? "it was unmapped" : "its owner freed it");
     }
-    return end_at_lane(x, -1);
+    end_at_lane(fault, f);
 }
 
 /* -- waiting ----------------------------------------------------------------------------------- */
@@ -429,9 +386,9 @@ static void list_cta(struct emu_fault *fault, struct alike *run, const struct em
 }
 
 /* Every group that is live: `first`'s, if given, then the others'. */
-static void list_all(struct emu_world *world, const struct emu_cta *first)
+static void list_all(struct emu_fault *fault, const struct emu_world *world,
+                     const struct emu_cta *first)
 {
-    struct emu_fault *fault = &world->fault;
     struct alike run = {0};
 
     if (first)
@@ -450,24 +407,22 @@ static void list_all(struct emu_world *world, const struct emu_cta *first)
                        g->kernel->symbol, r, g->num_ctas - g->placed, g->num_ctas);
 }
 
-void emu_fault_deadlock(struct emu_cta *cta)
+static void report_deadlock(struct emu_fault *fault, const struct emu_cta *cta)
 {
-    struct emu_world *world = cta->grid->world;
-    struct emu_fault *fault = begin(world, "deadlock");
     uint32_t w = 0;
 
+    begin(fault, "deadlock");
     while (!cta->warps[w].live)
         w++;
     set_place(fault, &cta->warps[w], cta->warps[w].groups[0].pc, -1);
     append(fault, "all of CTA %u of %s on rank %u waits for lanes that never come", cta->index,
            cta->grid->kernel->symbol, cta->grid->rank->index);
-    list_all(world, cta);
+    list_all(fault, cta->grid->world, cta);
 }
 
-void emu_fault_livelock(struct emu_world *world)
+static void report_livelock(struct emu_fault *fault, const struct emu_world *world)
 {
-    struct emu_fault *fault = begin(world, "livelock");
-
+    begin(fault, "livelock");
     append(fault, "nothing can end the waiting");
     for (uint32_t r = 0; r < world->options.num_ranks && fault->rank < 0; r++)
         for (struct emu_cta *cta = world->ranks[r].ctas; cta && fault->rank < 0; cta = cta->next)
@@ -480,27 +435,57 @@ void emu_fault_livelock(struct emu_world *world)
                         set_place(fault, warp,
                                   warp->polls[emu_polling_lane(warp, &warp->groups[i])].pc, -1);
             }
-    list_all(world, NULL);
+    list_all(fault, world, NULL);
 }
 
-void emu_fault_never_ending(struct emu_world *world, struct emu_warp *warp, struct emu_group *group)
+static void report_endless_group(struct emu_fault *fault, const struct emu_warp *warp,
+                                 const struct emu_group *group)
 {
-    struct emu_fault *fault = begin(world, "never-ending");
-
+    begin(fault, "never-ending");
     set_place(fault, warp, group->pc, -1);
     append(fault, "lanes %#x of warp %u of CTA %u of %s on rank %u executed %" PRIu64
            " instructions while nothing changed", group->mask, warp->index, warp->cta->index,
            fault->kernel, fault->rank, group->quiet);
-    list_all(world, warp->cta);
+    list_all(fault, warp->cta->grid->world, warp->cta);
 }
 
-void emu_fault_instruction_limit(struct emu_exec *x)
+static void report_endless_grid(struct emu_fault *fault, const struct emu_exec *x)
 {
-    struct emu_fault *fault = begin(x->world, "never-ending");
-
+    begin(fault, "never-ending");
     set_place(fault, x->warp, x->pc, -1);
     append(fault, "a launch of %s on rank %u executed %" PRIu64
            " warp instructions; instruction_limit is %" PRIu64, fault->kernel, fault->rank,
            x->grid->executed, x->world->options.instruction_limit);
-    list_all(x->world, x->cta);
+    list_all(fault, x->world, x->cta);
+}
+
+void emu_report(struct emu_fault *fault, const struct emu_finding *f)
+{
+    switch (f->about) {
+    case EMU_ABOUT_LANE:
+        report_lane(fault, f);
+        break;
+    case EMU_ABOUT_ADDRESS:
+        report_address(fault, f);
+        break;
+    case EMU_ABOUT_COPY:
+        report_copy(fault, f);
+        break;
+    case EMU_ABOUT_MEMORY:
+        begin(fault, "memory");
+        append(fault, "no memory for another CTA or bulk copy");
+        break;
+    case EMU_ABOUT_DEADLOCK:
+        report_deadlock(fault, f->cta);
+        break;
+    case EMU_ABOUT_LIVELOCK:
+        report_livelock(fault, f->world);
+        break;
+    case EMU_ABOUT_ENDLESS_GROUP:
+        report_endless_group(fault, f->warp, f->group);
+        break;
+    case EMU_ABOUT_ENDLESS_GRID:
+        report_endless_grid(fault, f->exec);
+        break;
+    }
 }

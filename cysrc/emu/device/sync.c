@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "sync.h"
-#include "report.h"
+#include "fault.h"
 #include "warp.h"
 
 static uint32_t lane_value(const struct emu_exec *x, int32_t operand, unsigned lane)

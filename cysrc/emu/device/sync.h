@@ -4,7 +4,7 @@
 #ifndef DEEPEP_PTX_EMU_SYNC_H
 #define DEEPEP_PTX_EMU_SYNC_H
 
-#include "interp.h"
+#include "exec.h"
 
 /* The lanes x->mask of the group execute a `.sync` operation.  EMU_RUN_ON when all members are
  * there: x->mask and the group's mask then include those who came earlier. */

@@ -4,7 +4,7 @@
 #ifndef DEEPEP_PTX_EMU_WARP_H
 #define DEEPEP_PTX_EMU_WARP_H
 
-#include "interp.h"
+#include "exec.h"
 
 /* One turn of a warp: each ready group gets a slice.  EMU_RUN_FAULT or EMU_RUN_ON. */
 int emu_warp_turn(struct emu_exec *x);

@@ -187,6 +187,32 @@ struct emu_grid {
 
 struct emu_sm { uint32_t threads, ctas, shared; };
 
+/* -- agents ------------------------------------------------------------------------------------ */
+
+/* What has to be known of an agent before it counts as idle. */
+enum emu_patience {
+    EMU_FOR_AGENTS,          /* another may be forced to go on: that it came back to its poll */
+    EMU_FOR_TIME,            /* somebody has a deadline, to which time may jump               */
+    EMU_FOR_EVER             /* nothing would ever happen again                               */
+};
+
+/* Who acts in a world: all its warps, all its bulk copies.  Each makes a step in every round, in the
+ * order in which they joined. */
+struct emu_agent {
+    struct emu_agent *next;
+    void *self;              /* what its functions are given                                  */
+    /* Whether it will ever do anything, as things are. */
+    bool (*live)(const void *self);
+    /* Its part of a round; says what it changes in world->changed.  False: a fault. */
+    bool (*step)(void *self);
+    /* A round has changed nothing.  Whether nothing but time, another agent or force() gets it
+     * further; it lowers *wake to the time at which it goes on by itself. */
+    bool (*idle)(const void *self, enum emu_patience patience, uint64_t *wake);
+    /* All are idle: something that a live agent has put off happens now.  False: a fault.  NULL: it
+     * puts nothing off. */
+    bool (*force)(void *self);
+};
+
 struct emu_rank {
     uint32_t index;
     uint64_t va_base;
@@ -214,14 +240,19 @@ struct emu_world {
     uint64_t round_length;           /* longest slice of this round                            */
     uint64_t pattern;                /* fills fresh memory; no byte of it is zero              */
     uint64_t random;                 /* state of emu_random()                                  */
+    struct emu_agent *agents;        /* in the order of their steps                            */
+    struct emu_agent warps, copies;
     uint32_t copies_in_flight;
     bool deferred;                   /* this round: a CTA with room was not placed             */
     struct emu_cta **turns;          /* random scheduler: room to shuffle CTAs in              */
     uint32_t max_turns;
     int (*run_group)(struct emu_exec *, struct emu_group *, uint32_t limit);  /* enum emu_run */
+    struct emu_observer observer;
     bool faulted;
-    struct emu_fault fault;
 };
+
+/* The agent is its maker's, and stays as long as the world. */
+void emu_add_agent(struct emu_world *world, struct emu_agent *agent);
 
 /* The next number of the world's sequence, which the seed begins (splitmix64). */
 static inline uint64_t emu_random(struct emu_world *world)

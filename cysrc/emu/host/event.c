@@ -1,43 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
  * Marks, places in the work of streams, and who waits for them: streams, the host, events. */
-#include "emu/host/state.h"
+#include "emu/host/event.h"
+#include "emu/host/failure.h"
+#include "emu/host/owned.h"
+#include "emu/host/ranks.h"
+#include "emu/host/work.h"
 
 #include <stdlib.h>
-
-/* -- marks ------------------------------------------------------------------------------------ */
-
-void host_drop_mark(struct mark *mark)
-{
-    if (mark && --mark->refs == 0)
-        free(mark);
-}
-
-struct mark *host_mark(struct host_world *h, uint32_t rank, struct host_stream *stream)
-{
-    struct mark *mark = calloc(1, sizeof *mark);
-    struct op *op;
-
-    if (!mark) {
-        host_error(h, rank, EP_ERR_MEMORY, "stream: no memory");
-        return NULL;
-    }
-    mark->refs = 1;
-    mark->graph = stream->graph;
-    mark->captured = stream->graph != NULL;
-    mark->passed = host_runs_at_once(stream);
-    if (mark->passed)
-        return mark;
-    op = host_new_op(h, rank, OP_MARK, NULL, 0);
-    if (!op) {
-        free(mark);
-        return NULL;
-    }
-    mark->refs++;
-    op->mark = mark;
-    host_append(h, stream, op);
-    return mark;
-}
 
 /* The host asks for what only a graph holds. */
 static int refuse_captured(struct host_world *h, uint32_t rank, struct mark *mark, const char *what)
@@ -109,12 +79,10 @@ int host_stream_wait(struct host_world *h, uint32_t rank, struct host_stream *wa
     int code;
 
     lock(h);
-    code = host_failure_code(h, rank);
-    behind = host_stream_find(h, rank, waiter);
-    before = host_stream_find(h, rank, waited);
-    if (code == EP_OK && (!behind || !before)) {
-        code = EP_ERR_ARGUMENT;
-    } else if (code == EP_OK) {
+    code = host_stream_take(h, rank, waiter, &behind);
+    if (code == EP_OK)
+        code = host_stream_take(h, rank, waited, &before);
+    if (code == EP_OK) {
         mark = host_mark(h, rank, before);
         code = mark ? wait_for(h, rank, behind, mark) : EP_ERR_MEMORY;
         host_drop_mark(mark);
@@ -128,11 +96,18 @@ int host_stream_wait(struct host_world *h, uint32_t rank, struct host_stream *wa
 /* NULL with an error: not an event of the rank. */
 static struct host_event *find(struct host_world *h, uint32_t rank, const struct host_event *event)
 {
-    for (struct host_event *e = h->ranks[rank].events; e; e = e->next)
-        if (e == event)
-            return e;
-    host_error(h, rank, EP_ERR_ARGUMENT, "event: not an event of rank %u", rank);
-    return NULL;
+    return host_find(h, rank, h->ranks[rank].events, event, "event", "an event");
+}
+
+/* As host_stream_take(). */
+static int take(struct host_world *h, uint32_t rank, const struct host_event *event,
+                struct host_event **out)
+{
+    int code = host_failure_code(h, rank);
+
+    if (code == EP_OK && !(*out = find(h, rank, event)))
+        code = EP_ERR_ARGUMENT;
+    return code;
 }
 
 int host_event_create(struct host_world *h, uint32_t rank, struct host_event **out)
@@ -145,8 +120,7 @@ int host_event_create(struct host_world *h, uint32_t rank, struct host_event **o
     if (code == EP_OK && !(e = calloc(1, sizeof *e)))
         code = host_error(h, rank, EP_ERR_MEMORY, "event: no memory");
     if (code == EP_OK) {
-        e->next = h->ranks[rank].events;
-        h->ranks[rank].events = e;
+        host_own(&h->ranks[rank].events, &e->owned);
         *out = e;
     }
     unlock(h);
@@ -155,14 +129,12 @@ int host_event_create(struct host_world *h, uint32_t rank, struct host_event **o
 
 int host_event_destroy(struct host_world *h, uint32_t rank, struct host_event *event)
 {
-    struct host_event **link = &h->ranks[rank].events, *e;
+    struct host_event *e;
 
     lock(h);
     e = find(h, rank, event);
     if (e) {
-        while (*link != e)
-            link = &(*link)->next;
-        *link = e->next;
+        host_disown(&h->ranks[rank].events, &e->owned);
         host_drop_mark(e->mark);
         free(e);
     }
@@ -179,14 +151,12 @@ int host_event_record(struct host_world *h, uint32_t rank, struct host_event *ev
     int code;
 
     lock(h);
-    code = host_failure_code(h, rank);
-    e = find(h, rank, event);
-    s = host_stream_find(h, rank, stream);
-    if (code == EP_OK && (!e || !s)) {
-        code = EP_ERR_ARGUMENT;
-    } else if (code == EP_OK && !(mark = host_mark(h, rank, s))) {
+    code = take(h, rank, event, &e);
+    if (code == EP_OK)
+        code = host_stream_take(h, rank, stream, &s);
+    if (code == EP_OK && !(mark = host_mark(h, rank, s)))
         code = EP_ERR_MEMORY;
-    } else if (code == EP_OK) {
+    if (code == EP_OK) {
         host_drop_mark(e->mark);
         e->mark = mark;
     }
@@ -202,12 +172,10 @@ int host_event_wait(struct host_world *h, uint32_t rank, struct host_stream *str
     int code;
 
     lock(h);
-    code = host_failure_code(h, rank);
-    e = find(h, rank, event);
-    s = host_stream_find(h, rank, stream);
-    if (code == EP_OK && (!e || !s))
-        code = EP_ERR_ARGUMENT;
-    else if (code == EP_OK && e->mark)
+    code = take(h, rank, event, &e);
+    if (code == EP_OK)
+        code = host_stream_take(h, rank, stream, &s);
+    if (code == EP_OK && e->mark)
         code = wait_for(h, rank, s, e->mark);
     unlock(h);
     return code;
@@ -219,11 +187,8 @@ int host_event_synchronize(struct host_world *h, uint32_t rank, struct host_even
     int code;
 
     lock(h);
-    code = host_failure_code(h, rank);
-    e = find(h, rank, event);
-    if (code == EP_OK && !e) {
-        code = EP_ERR_ARGUMENT;
-    } else if (code == EP_OK && e->mark) {
+    code = take(h, rank, event, &e);
+    if (code == EP_OK && e->mark) {
         e->mark->refs++;                 /* the event may be destroyed meanwhile */
         code = host_wait_mark(h, rank, e->mark, "event_synchronize");
     }
@@ -237,11 +202,8 @@ int host_event_query(struct host_world *h, uint32_t rank, struct host_event *eve
     int code;
 
     lock(h);
-    code = host_failure_code(h, rank);
-    e = find(h, rank, event);
-    if (code == EP_OK && !e)
-        code = EP_ERR_ARGUMENT;
-    else if (code == EP_OK && e->mark && e->mark->captured)
+    code = take(h, rank, event, &e);
+    if (code == EP_OK && e->mark && e->mark->captured)
         code = refuse_captured(h, rank, e->mark, "event_query");
     else if (code == EP_OK)
         *done = !e->mark || e->mark->passed;
@@ -252,9 +214,9 @@ int host_event_query(struct host_world *h, uint32_t rank, struct host_event *eve
 void host_free_events(struct rank *r)
 {
     while (r->events) {
-        struct host_event *event = r->events;
+        struct host_event *event = (struct host_event *)r->events;
 
-        r->events = event->next;
+        r->events = event->owned.next;
         host_drop_mark(event->mark);
         free(event);
     }

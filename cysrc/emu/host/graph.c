@@ -2,18 +2,17 @@
  *
  * Capture of streams into graphs, and their replay.  A graph is a list: what its streams queued, in
  * the order in which they did, which every dependency between them agrees with. */
-#include "emu/host/state.h"
+#include "emu/host/graph.h"
+#include "emu/host/failure.h"
+#include "emu/host/owned.h"
+#include "emu/host/work.h"
 
 #include <stdlib.h>
 
 /* NULL with an error: not a graph of the rank. */
 static struct host_graph *find(struct host_world *h, uint32_t rank, const struct host_graph *graph)
 {
-    for (struct host_graph *g = h->ranks[rank].graphs; g; g = g->next)
-        if (g == graph)
-            return g;
-    host_error(h, rank, EP_ERR_ARGUMENT, "graph: not a graph of rank %u", rank);
-    return NULL;
+    return host_find(h, rank, h->ranks[rank].graphs, graph, "graph", "a graph");
 }
 
 /* The same for one whose capture is over. */
@@ -30,55 +29,17 @@ static struct host_graph *find_whole(struct host_world *h, uint32_t rank,
 
 /* -- life ------------------------------------------------------------------------------------- */
 
-void host_release(struct keep *kept)
-{
-    while (kept) {
-        struct keep *next = kept->next;
-
-        kept->release(kept->what);
-        free(kept);
-        kept = next;
-    }
-}
-
-static void free_ops(struct host_world *h, struct op *op)
-{
-    while (op) {
-        struct op *next = op->next;
-
-        host_free_op(h, op);
-        op = next;
-    }
-}
-
-void host_drop_graph(struct host_world *h, struct host_graph *graph)
-{
-    struct keep **end = &h->gone;
-
-    if (--graph->refs > 0)
-        return;
-    free_ops(h, graph->ops);
-    while (*end)
-        end = &(*end)->next;
-    *end = graph->kept;
-    free(graph);
-}
-
 /* The owner's reference goes. */
 static void disown(struct host_world *h, struct host_graph *graph)
 {
-    struct host_graph **link = &h->ranks[graph->rank].graphs;
-
-    while (*link != graph)
-        link = &(*link)->next;
-    *link = graph->next;
+    host_disown(&h->ranks[graph->rank].graphs, &graph->owned);
     host_drop_graph(h, graph);
 }
 
 void host_free_graphs(struct host_world *h, struct rank *r)
 {
     while (r->graphs)
-        disown(h, r->graphs);
+        disown(h, (struct host_graph *)r->graphs);
 }
 
 int host_graph_destroy(struct host_world *h, uint32_t rank, struct host_graph *graph)
@@ -125,11 +86,8 @@ int host_capture_begin(struct host_world *h, uint32_t rank, struct host_stream *
     int code;
 
     lock(h);
-    code = host_failure_code(h, rank);
-    s = host_stream_find(h, rank, stream);
-    if (code == EP_OK && !s)
-        code = EP_ERR_ARGUMENT;
-    else if (code == EP_OK && s->graph)
+    code = host_stream_take(h, rank, stream, &s);
+    if (code == EP_OK && s->graph)
         code = host_error(h, rank, EP_ERR_ARGUMENT, "stream: is captured already");
     else if (code == EP_OK && !(g = calloc(1, sizeof *g)))
         code = host_error(h, rank, EP_ERR_MEMORY, "graph: no memory");
@@ -137,8 +95,7 @@ int host_capture_begin(struct host_world *h, uint32_t rank, struct host_stream *
         g->rank = rank;
         g->refs = 1;
         g->origin = s;
-        g->next = h->ranks[rank].graphs;
-        h->ranks[rank].graphs = g;
+        host_own(&h->ranks[rank].graphs, &g->owned);
         s->graph = g;
     }
     unlock(h);
@@ -179,15 +136,17 @@ static int put_in_order(struct host_world *h, struct host_graph *graph)
 /* Nothing is captured into the graph any more. */
 static void let_go(struct host_world *h, struct host_graph *graph)
 {
-    struct host_stream *stream = h->ranks[graph->rank].streams, *next;
+    struct owned *each = h->ranks[graph->rank].streams, *next;
 
-    for (; stream; stream = next) {
-        next = stream->next;
+    for (; each; each = next) {
+        struct host_stream *stream = (struct host_stream *)each;
+
+        next = each->next;
         if (stream->graph != graph)
             continue;
         stream->graph = NULL;
         stream->joined = 0;
-        if (stream->closing && !stream->head)
+        if (each->destroyed && !stream->head)
             host_delete_stream(h, stream);
     }
     graph->origin = NULL;
@@ -242,11 +201,8 @@ int host_capture_of(struct host_world *h, uint32_t rank, struct host_stream *str
     int code;
 
     lock(h);
-    code = host_failure_code(h, rank);
-    s = host_stream_find(h, rank, stream);
-    if (code == EP_OK && !s)
-        code = EP_ERR_ARGUMENT;
-    else if (code == EP_OK)
+    code = host_stream_take(h, rank, stream, &s);
+    if (code == EP_OK)
         *out = s->graph;
     unlock(h);
     return code;
@@ -275,7 +231,7 @@ static int replay(struct host_world *h, struct host_graph *graph, struct host_st
     for (const struct op *op = graph->ops; op; op = op->next) {
         *end = clone(h, graph, op);
         if (!*end) {
-            free_ops(h, first);
+            host_free_ops(h, first);
             return EP_ERR_MEMORY;
         }
         end = &(*end)->next;
@@ -296,11 +252,11 @@ int host_graph_replay(struct host_world *h, uint32_t rank, struct host_graph *gr
     int code;
 
     lock(h);
-    code = host_failure_code(h, rank);
-    g = find_whole(h, rank, graph);
-    s = host_stream_find(h, rank, stream);
+    code = host_stream_take(h, rank, stream, &s);
+    if (code == EP_OK && !(g = find_whole(h, rank, graph)))
+        code = EP_ERR_ARGUMENT;
     if (code == EP_OK)
-        code = g && s ? replay(h, g, s) : EP_ERR_ARGUMENT;
+        code = replay(h, g, s);
     unlock(h);
     return code;
 }

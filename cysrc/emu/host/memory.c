@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Memory of the ranks as the host sees it: allocations, pinned memory, mapped arrays, peers. */
-#include "emu/host/state.h"
+#include "emu/host/memory.h"
+#include "emu/host/failure.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the parts of the host side share: host.c (threads and waits), memory.c, stream.c,
- * event.c, graph.c.
- * All functions here but host_release() want the world's lock held. */
+ * What the parts of the host side share.  Their functions want the world's lock held, but for those
+ * of host.h and host_release(). */
 #ifndef DEEPEP_PTX_EMU_HOST_STATE_H
 #define DEEPEP_PTX_EMU_HOST_STATE_H
 
@@ -55,12 +54,17 @@ struct op {
     unsigned char data[];    /* parameters or copied bytes */
 };
 
+/* What its owner knows by its address: a stream, an event or a graph, in a list of its rank. */
+struct owned {
+    struct owned *next;
+    int destroyed;           /* by its owner, and still in use */
+};
+
 struct host_stream {
-    struct host_stream *next;            /* of the rank's streams */
+    struct owned owned;
     struct host_stream *next_active;     /* of the streams with work */
     struct op *head, *tail;
     uint32_t rank;
-    int closing;                         /* destroyed by its owner, still has work */
     struct host_graph *graph;            /* that captures it, NULL: none */
     int joined;                          /* see struct mark */
 };
@@ -72,7 +76,7 @@ struct keep {
 };
 
 struct host_graph {
-    struct host_graph *next;             /* of the rank's graphs that have an owner */
+    struct owned owned;                  /* while it has an owner */
     struct op *ops;                      /* in order of capture; the newest first during it */
     struct host_stream *origin;          /* whose end ends the capture, NULL: it is over */
     int broken;                          /* something that no capture may have was asked for */
@@ -82,7 +86,7 @@ struct host_graph {
 };
 
 struct host_event {
-    struct host_event *next;             /* of the rank's events */
+    struct owned owned;
     struct mark *mark;                   /* what was recorded last, NULL: nothing was */
 };
 
@@ -104,10 +108,9 @@ struct rank {
     struct wait *wait;
     pthread_cond_t turn;
     pthread_cond_t waited;               /* none of its threads waits any more */
-    struct host_stream *streams;         /* the default stream is the last one */
+    struct owned *streams;               /* the default stream is the last one */
     struct host_stream *stream0;
-    struct host_event *events;
-    struct host_graph *graphs;
+    struct owned *events, *graphs;
     struct segment *segments;
     uint32_t num_segments, room_segments;
 };
@@ -129,6 +132,7 @@ struct host_world {
     int touched;             /* host code ran, or a stream wrote memory, since the last step */
     uint64_t round;          /* calls of progress() */
     uint64_t wait_limit_ns;
+    struct emu_fault fault;              /* once emu_faulted(); its text is never NULL */
     enum host_failure failure;
     int failed_rank;
     struct host_stream *active;
@@ -156,59 +160,5 @@ static inline void lock(struct host_world *h)
     pthread_mutex_lock(&h->lock);
     __atomic_fetch_sub(&h->wanted, 1, __ATOMIC_RELAXED);
 }
-
-/* Records the thread's error text and returns `code`. */
-__attribute__((format(printf, 4, 5)))
-int host_error(struct host_world *h, uint32_t rank, int code, const char *format, ...);
-/* The same for a result of the core (not EMU_OK); `what` names the argument. */
-int host_emu_error(struct host_world *h, uint32_t rank, int result, const char *what);
-/* EP_OK, or what every call of `rank` returns since the run failed. */
-int host_failure_code(struct host_world *h, uint32_t rank);
-/* The first failure stays. */
-void host_fail(struct host_world *h, enum host_failure failure, int rank);
-void host_fail_by_fault(struct host_world *h);
-
-/* NULL: none starts at va. */
-struct segment *host_find_segment(struct host_world *h, uint32_t rank, ep_dptr_t va);
-/* Unmaps now, or with the last pin. */
-void host_release_segment(struct host_world *h, uint32_t rank, struct segment *s);
-/* Frees what the world's end does not. */
-void host_free_segments(struct rank *r);
-
-/* NULL: no memory. */
-struct host_stream *host_stream_new(struct host_world *h, uint32_t rank);
-/* The rank's stream, NULL = its default one; returns NULL with an error for any other pointer. */
-struct host_stream *host_stream_find(struct host_world *h, uint32_t rank,
-                                     const struct host_stream *stream);
-/* Whether what is queued now need not wait: nothing is there before it, and nothing captures it. */
-static inline int host_runs_at_once(const struct host_stream *stream)
-{
-    return !stream->head && !stream->graph;
-}
-void host_delete_stream(struct host_world *h, struct host_stream *stream);
-void host_free_streams(struct host_world *h, struct rank *r);
-/* NULL with an error: no memory.  `bytes` of `data` are copied. */
-struct op *host_new_op(struct host_world *h, uint32_t rank, enum op_kind kind, const void *data,
-                       uint64_t bytes);
-void host_free_op(struct host_world *h, struct op *op);
-/* The op is the stream's from now on, or that of the graph that captures it. */
-void host_append(struct host_world *h, struct host_stream *stream, struct op *op);
-/* Moves every stream as far as it goes.  Returns whether anything ended or began. */
-int host_pump(struct host_world *h);
-
-/* A mark behind all that `stream` has queued, and a reference to it for the caller; NULL with an
- * error: no memory. */
-struct mark *host_mark(struct host_world *h, uint32_t rank, struct host_stream *stream);
-void host_drop_mark(struct mark *mark);
-/* The host waits until `mark` is passed; takes the caller's reference.  An error in a capture. */
-int host_wait_mark(struct host_world *h, uint32_t rank, struct mark *mark, const char *what);
-void host_free_events(struct rank *r);
-
-/* Takes a reference away.  With the last one the ops go, and what it keeps becomes h->gone. */
-void host_drop_graph(struct host_world *h, struct host_graph *graph);
-void host_free_graphs(struct host_world *h, struct rank *r);
-
-/* Waits as host.h says; `w` has kind, what and what the kind needs. */
-int host_wait(struct host_world *h, uint32_t rank, struct wait *w, uint64_t timeout_ns);
 
 #endif

@@ -2,176 +2,13 @@
  *
  * Streams: launches, copies, fills and frees in order.  What finds its stream empty happens at
  * once; the rest when host_pump() comes to it, between two steps of the world. */
-#include "emu/host/state.h"
+#include "emu/host/event.h"
+#include "emu/host/failure.h"
+#include "emu/host/memory.h"
+#include "emu/host/pump.h"
+#include "emu/host/work.h"
 
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-
-struct host_stream *host_stream_new(struct host_world *h, uint32_t rank)
-{
-    struct host_stream *s = calloc(1, sizeof *s);
-
-    if (!s)
-        return NULL;
-    s->rank = rank;
-    s->next = h->ranks[rank].streams;
-    h->ranks[rank].streams = s;
-    return s;
-}
-
-void host_delete_stream(struct host_world *h, struct host_stream *stream)
-{
-    struct host_stream **link = &h->ranks[stream->rank].streams;
-
-    while (*link != stream)
-        link = &(*link)->next;
-    *link = stream->next;
-    free(stream);
-}
-
-struct host_stream *host_stream_find(struct host_world *h, uint32_t rank,
-                                   const struct host_stream *stream)
-{
-    if (!stream)
-        return h->ranks[rank].stream0;
-    for (struct host_stream *s = h->ranks[rank].streams; s; s = s->next)
-        if (s == stream && !s->closing)
-            return s;
-    host_error(h, rank, EP_ERR_ARGUMENT, "stream: not a stream of rank %u", rank);
-    return NULL;
-}
-
-static int launch_now(struct host_world *h, uint32_t rank, struct op *op)
-{
-    return emu_launch(h->world, rank, op->kernel->kernel, op->data, (uint32_t)op->bytes, op->grid,
-                      op->block, op->smem, &op->running);
-}
-
-void host_free_op(struct host_world *h, struct op *op)
-{
-    host_drop_mark(op->mark);
-    if (op->graph)
-        host_drop_graph(h, op->graph);
-    free(op);
-}
-
-/* Starts or looks after the op at a stream's head.  Returns whether it is over. */
-static int advance(struct host_world *h, struct host_stream *stream, struct op *op)
-{
-    int result = EMU_OK;
-
-    switch (op->kind) {
-    case OP_LAUNCH:
-        if (!op->running) {
-            result = launch_now(h, stream->rank, op);
-            break;
-        }
-        if (!emu_grid_done(op->running))
-            return 0;
-        emu_grid_free(op->running);
-        return 1;
-    case OP_COPY:
-        result = emu_host_write(h->world, stream->rank, op->va, op->data, op->bytes);
-        break;
-    case OP_FILL:
-        result = emu_host_fill(h->world, stream->rank, op->va, op->value, op->bytes);
-        break;
-    case OP_FREE: {
-        struct segment *s = host_find_segment(h, stream->rank, op->va);
-
-        if (s)
-            host_release_segment(h, stream->rank, s);
-        return 1;
-    }
-    case OP_MARK:
-        op->mark->passed = 1;
-        return 1;
-    case OP_WAIT:
-        return op->mark->passed;
-    }
-    h->touched = 1;
-    if (result == EMU_ERR_FAULT && emu_world_fault(h->world)) {
-        host_fail_by_fault(h);
-    } else if (result != EMU_OK && h->failure == HOST_OK) {
-        snprintf(h->report, sizeof h->report, "rank %u: a queued %s%s no longer fitted when its "
-                 "turn came", stream->rank,
-                 op->kind == OP_LAUNCH ? "launch of " : op->kind == OP_COPY ? "copy" : "fill",
-                 op->kind == OP_LAUNCH ? op->kernel->symbol : "");
-        host_fail(h, HOST_LAUNCH_FAILED, (int)stream->rank);
-    }
-    return result != EMU_OK || op->kind != OP_LAUNCH;
-}
-
-int host_pump(struct host_world *h)
-{
-    struct host_stream **link = &h->active, *stream;
-    int changed = 0;
-
-    while ((stream = *link)) {
-        struct op *op;
-
-        while ((op = stream->head) && h->failure == HOST_OK) {
-            int began = op->kind == OP_LAUNCH && !op->running;
-
-            if (!advance(h, stream, op)) {
-                changed |= began;
-                break;
-            }
-            changed = 1;
-            stream->head = op->next;
-            host_free_op(h, op);
-        }
-        if (stream->head) {
-            link = &stream->next_active;
-            continue;
-        }
-        stream->tail = NULL;
-        *link = stream->next_active;
-        stream->next_active = NULL;
-        if (stream->closing && !stream->graph)
-            host_delete_stream(h, stream);
-    }
-    return changed;
-}
-
-struct op *host_new_op(struct host_world *h, uint32_t rank, enum op_kind kind, const void *data,
-                       uint64_t bytes)
-{
-    struct op *op = calloc(1, sizeof *op + bytes);
-
-    if (!op) {
-        host_error(h, rank, EP_ERR_MEMORY, "stream: no memory for %llu bytes",
-                   (unsigned long long)bytes);
-        return NULL;
-    }
-    op->kind = kind;
-    op->bytes = bytes;
-    if (bytes)
-        memcpy(op->data, data, bytes);
-    return op;
-}
-
-void host_append(struct host_world *h, struct host_stream *stream, struct op *op)
-{
-    if (stream->graph) {
-        op->stream = stream;
-        op->next = stream->graph->ops;
-        stream->graph->ops = op;
-        return;
-    }
-    if (stream->tail) {
-        stream->tail->next = op;
-    } else {
-        struct host_stream **link = &h->active;
-
-        while (*link)
-            link = &(*link)->next_active;
-        *link = stream;
-        stream->head = op;
-    }
-    stream->tail = op;
-}
 
 int host_stream_create(struct host_world *h, uint32_t rank, struct host_stream **out)
 {
@@ -206,7 +43,7 @@ int host_stream_destroy(struct host_world *h, uint32_t rank, struct host_stream 
     else if (s->graph && s->graph->origin == s)
         code = host_error(h, rank, EP_ERR_ARGUMENT, "stream: its capture must end first");
     else if (s->head || s->graph)
-        s->closing = 1;
+        s->owned.destroyed = 1;
     else
         host_delete_stream(h, s);
     unlock(h);
@@ -343,7 +180,7 @@ static int launch_on(struct host_world *h, uint32_t rank, const struct ep_launch
     op->block = launch->block;
     op->smem = launch->smem;
     if (host_runs_at_once(s)) {
-        int result = launch_now(h, rank, op);
+        int result = host_launch_now(h, rank, op);
 
         if (result != EMU_OK) {
             free(op);
@@ -403,20 +240,4 @@ int host_copy_out(struct host_world *h, uint32_t rank, void *dst, ep_dptr_t src,
     }
     unlock(h);
     return code;
-}
-
-void host_free_streams(struct host_world *h, struct rank *r)
-{
-    while (r->streams) {
-        struct host_stream *stream = r->streams;
-
-        r->streams = stream->next;
-        while (stream->head) {
-            struct op *op = stream->head;
-
-            stream->head = op->next;
-            host_free_op(h, op);
-        }
-        free(stream);
-    }
 }

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One emulated world as its host sees it: its life, its kernels, what came of it. */
+#include "emu/host/event.h"
+#include "emu/host/failure.h"
+#include "emu/host/graph.h"
+#include "emu/host/memory.h"
+#include "emu/host/work.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+struct host_kernel *host_kernel_load(struct host_world *h, const struct emu_kernel_image *image)
+{
+    struct host_kernel *kernel = calloc(1, sizeof *kernel);
+
+    if (!kernel)
+        return NULL;
+    lock(h);
+    kernel->kernel = emu_kernel_load(h->world, image);
+    if (kernel->kernel) {
+        kernel->param_bytes = image->param_bytes;
+        snprintf(kernel->symbol, sizeof kernel->symbol, "%s", image->symbol);
+        kernel->next = h->kernels;
+        h->kernels = kernel;
+    } else {
+        free(kernel);
+        kernel = NULL;
+    }
+    unlock(h);
+    return kernel;
+}
+
+void host_kernel_ran(struct host_world *h, const struct host_kernel *kernel, uint8_t *ran)
+{
+    uint32_t num_insns;
+    const bool *from;
+
+    lock(h);
+    from = emu_kernel_ran(kernel->kernel, &num_insns);
+    for (uint32_t i = 0; i < num_insns; i++)
+        ran[i] = from[i];
+    unlock(h);
+}
+
+int host_max_resident(struct host_world *h, uint32_t rank, const struct host_kernel *kernel,
+                      uint32_t block, uint32_t smem, uint32_t *ctas)
+{
+    int code = EP_OK, result;
+
+    lock(h);
+    result = emu_max_resident(h->world, kernel->kernel, block, smem, ctas);
+    if (result != EMU_OK)
+        code = host_emu_error(h, rank, result, kernel->symbol);
+    unlock(h);
+    return code;
+}
+
+uint64_t host_world_id(const struct host_world *h)
+{
+    return h->id;
+}
+
+uint64_t host_now(struct host_world *h)
+{
+    uint64_t now;
+
+    lock(h);
+    now = emu_now(h->world);
+    unlock(h);
+    return now;
+}
+
+void host_counters(struct host_world *h, uint32_t rank, struct emu_counters *out)
+{
+    lock(h);
+    emu_rank_counters(h->world, rank, out);
+    unlock(h);
+}
+
+struct host_world *host_create(const struct emu_options *options, uint64_t wait_limit_ns)
+{
+    static uint32_t worlds;
+    struct host_world *h = calloc(1, sizeof *h);
+
+    if (!h)
+        return NULL;
+    h->id = (uint64_t)getpid() << 32 | __atomic_add_fetch(&worlds, 1, __ATOMIC_RELAXED);
+    pthread_mutex_init(&h->lock, NULL);
+    h->wait_limit_ns = wait_limit_ns;
+    h->holder = NOBODY;
+    h->failed_rank = NOBODY;
+    h->ranks = calloc(options->num_ranks, sizeof *h->ranks);
+    h->fault.text = calloc(1, 1);        /* a report that gets no memory is empty, not missing */
+    h->world = emu_world_create(options, &(struct emu_observer){ .self = h, .fault = host_hear });
+    if (!h->ranks || !h->fault.text || !h->world)
+        goto failed;
+    for (uint32_t i = 0; i < options->num_ranks; i++) {
+        pthread_cond_init(&h->ranks[i].turn, NULL);
+        pthread_cond_init(&h->ranks[i].waited, NULL);
+        h->num_ranks++;
+        h->ranks[i].stream0 = host_stream_new(h, i);
+        if (!h->ranks[i].stream0)
+            goto failed;
+    }
+    return h;
+failed:
+    host_destroy(h);
+    return NULL;
+}
+
+void host_destroy(struct host_world *h)
+{
+    struct host_kernel *kernel = h->kernels;
+
+    if (h->world)
+        emu_world_destroy(h->world);         /* with the grids that still run, and the kernels */
+    while (kernel) {
+        struct host_kernel *next = kernel->next;
+
+        free(kernel);
+        kernel = next;
+    }
+    for (uint32_t i = 0; i < h->num_ranks; i++) {
+        host_free_events(&h->ranks[i]);
+        host_free_streams(h, &h->ranks[i]);
+        host_free_graphs(h, &h->ranks[i]);
+        host_free_segments(&h->ranks[i]);
+        pthread_cond_destroy(&h->ranks[i].turn);
+        pthread_cond_destroy(&h->ranks[i].waited);
+    }
+    host_release(h->gone);
+    free(h->ranks);
+    free(h->fault.text);
+    pthread_mutex_destroy(&h->lock);
+    free(h);
+}
