@@ -210,8 +210,8 @@ def test_the_arrays_have_the_layout_of_the_c_structures(tmp_path):
                for struct, dtype in checks]
     asserts += [f"_Static_assert(offsetof({struct}, {field}) == {dtype.fields[field][1]}, \"\");"
                 for struct, dtype in checks for field in dtype.names]
-    source = "\n".join(["#include <stddef.h>", '#include "gen/isa.h"', '#include "emu/device/emu.h"',
-                        *asserts])
+    headers = ["<stddef.h>", '"gen/isa.h"', '"emu/device/emu.h"']
+    source = "\n".join([*(f"#include {header}" for header in headers), *asserts])
     done = subprocess.run(
         ["gcc", "-std=c11", "-Wall", "-Werror", f"-I{tmp_path}", f"-I{ROOT / 'cysrc'}",
          "-fsyntax-only", "-xc", "-"], input=source, capture_output=True, text=True)

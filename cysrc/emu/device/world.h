@@ -196,8 +196,8 @@ enum emu_patience {
     EMU_FOR_EVER             /* nothing would ever happen again                               */
 };
 
-/* Who acts in a world: all its warps, all its bulk copies.  Each makes a step in every round, in the
- * order in which they joined. */
+/* Who acts in a world: all its warps, all its bulk copies.  Each makes a step in every round, in
+ * the order in which they joined. */
 struct emu_agent {
     struct emu_agent *next;
     void *self;              /* what its functions are given                                  */
