@@ -4,6 +4,7 @@
 #include "bits.h"
 #include "mbarrier.h"
 #include "memory.h"
+#include "observe.h"
 #include "fault.h"
 
 #include <stdlib.h>
@@ -157,8 +158,45 @@ bool emu_bulk_waits(const struct emu_warp *warp, const struct emu_group *group)
 
 enum outcome { GOES_ON, DONE, FAULTED };
 
+static void observe(const struct emu_copy *c, struct emu_access a)
+{
+    const struct emu_world *world = c->grid->world;
+
+    if (!emu_observed(world))
+        return;
+    a.proxy = EMU_PX_ASYNC;
+    a.rank = c->grid->rank->index;
+    a.grid = c->grid;
+    a.copy = c;
+    a.cta = c->cta_index;
+    a.warp = c->warp;
+    a.lanes = 1u << c->lane;
+    a.lane_bytes = a.bytes;
+    a.pc = c->pc;
+    emu_observe(world, &a);
+}
+
+static void observe_shared(const struct emu_copy *c, enum emu_access_kind kind, uint32_t at,
+                           uint32_t bytes)
+{
+    observe(c, (struct emu_access){
+        .kind = kind, .space = EMU_SP_SHARED, .sem = EMU_SEM_WEAK, .va = c->shared + at,
+        .bytes = bytes, .host = c->cta->shared + c->shared + at,
+    });
+}
+
+static void observe_global(const struct emu_copy *c, enum emu_access_kind kind, uint32_t at,
+                           uint32_t bytes, const uint8_t *host)
+{
+    observe(c, (struct emu_access){
+        .kind = kind, .space = EMU_SP_GLOBAL, .sem = EMU_SEM_WEAK, .va = c->global + at,
+        .bytes = bytes, .host = host,
+    });
+}
+
 static void read_source(struct emu_copy *c)
 {
+    observe_shared(c, EMU_ACCESS_BULK_READ, 0, c->bytes);
     memcpy(c->data, c->cta->shared + c->shared, c->bytes);
     emu_bits_copy(data_valid(c), 0, c->cta->shared_valid, c->shared, c->bytes);
     c->read = true;
@@ -170,9 +208,12 @@ static void transfer(struct emu_copy *c, const struct emu_mapping *m, uint32_t a
     uint64_t there = c->global - m->va + at;
 
     if (c->load) {
+        observe_global(c, EMU_ACCESS_BULK_READ, at, bytes, m->host + there);
+        observe_shared(c, EMU_ACCESS_BULK_WRITE, at, bytes);
         memcpy(c->cta->shared + c->shared + at, m->host + there, bytes);
         emu_bits_copy(c->cta->shared_valid, c->shared + at, m->valid, there, bytes);
     } else {
+        observe_global(c, EMU_ACCESS_BULK_WRITE, at, bytes, m->host + there);
         memcpy(m->host + there, c->data + at, bytes);
         if (m->valid)
             emu_bits_copy(m->valid, there, data_valid(c), at, bytes);
@@ -189,6 +230,11 @@ static bool deliver(const struct emu_copy *c)
                        c->barrier);
         return false;
     }
+    observe(c, (struct emu_access){
+        .kind = EMU_ACCESS_ATOMIC, .space = EMU_SP_SHARED, .sem = EMU_SEM_RELAXED,
+        .scope = EMU_SC_CLUSTER, .va = c->barrier, .bytes = EMU_MBARRIER_BYTES,
+        .host = c->cta->shared + c->barrier,
+    });
     before = object;
     what = emu_mbarrier_count(&object, -(int64_t)c->bytes, 0);
     if (what) {

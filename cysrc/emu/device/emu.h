@@ -84,6 +84,7 @@ struct emu_world;
 struct emu_kernel;
 struct emu_grid;
 struct emu_finding;
+struct emu_access;
 
 /* Whom a world tells what it finds, from inside of the call that finds it. */
 struct emu_observer {
@@ -91,6 +92,8 @@ struct emu_observer {
     /* The first fault: emu_report() describes it now or never.  The world stands still from here
      * on. */
     void (*fault)(void *self, const struct emu_finding *finding);
+    /* An access of memory, see observe.h; NULL: nobody hears of them. */
+    void (*access)(void *self, const struct emu_access *access);
 };
 
 struct emu_world *emu_world_create(const struct emu_options *options,

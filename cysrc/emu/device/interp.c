@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: MIT
  *
  * The interpreter's loop: one instruction, 32 lanes.  Its body is inlined into one function per
- * instruction set of the host, so that each is vectorised for it. */
+ * instruction set of the host, so that each is vectorised for it; and once more for worlds whose
+ * observer hears of accesses, so that the others pay nothing for that. */
 #include "interp.h"
 #include "access.h"
 #include "bulk.h"
+#include "fault.h"
 #include "forms.h"
 #include "mbarrier.h"
-#include "fault.h"
+#include "observe.h"
 #include "sync.h"
 #include "warp.h"
 
@@ -334,7 +336,9 @@ EMU_INLINE bool all_members_here(const struct emu_exec *x, const struct emu_inst
         break; \
     }
 
-EMU_INLINE int interpret(struct emu_exec *x, struct emu_group *g, uint32_t limit)
+/* `observed`: accesses are told to the world's observer. */
+EMU_INLINE int interpret(struct emu_exec *x, struct emu_group *g, uint32_t limit,
+                         const bool observed)
 {
     struct emu_warp *warp = x->warp;
     const struct emu_instr *ops = x->kernel->ops;
@@ -408,12 +412,16 @@ again:
         case EMU_FORM_LD:
             if (op->strong)
                 emu_note_poll(x, op);
+            if (observed)
+                emu_observe_lanes(x, op, m);
             if (emu_load(x, op, m)) {
                 end = EMU_RUN_FAULT;
                 goto out;
             }
             break;
         case EMU_FORM_ST:
+            if (observed)
+                emu_observe_lanes(x, op, m);
             if (emu_store(x, op, m)) {
                 end = EMU_RUN_FAULT;
                 goto out;
@@ -422,6 +430,8 @@ again:
         case EMU_FORM_ATOM:
             if (op->strong)
                 emu_note_poll(x, op);
+            if (observed)
+                emu_observe_lanes(x, op, m);
             if (emu_atomic(x, op, m)) {
                 end = EMU_RUN_FAULT;
                 goto out;
@@ -430,6 +440,8 @@ again:
         case EMU_FORM_MBARRIER:
             if (op->op == EMU_OP_MBAR_WAIT)
                 emu_note_poll(x, op);
+            if (observed)
+                emu_observe_lanes(x, op, m);
             if (emu_mbarrier_run(x, op, m)) {
                 end = EMU_RUN_FAULT;
                 goto out;
@@ -537,26 +549,46 @@ out:
 
 static int interpret_portable(struct emu_exec *x, struct emu_group *group, uint32_t limit)
 {
-    return interpret(x, group, limit);
+    return interpret(x, group, limit, false);
+}
+
+static int interpret_portable_observed(struct emu_exec *x, struct emu_group *group, uint32_t limit)
+{
+    return interpret(x, group, limit, true);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-__attribute__((target("avx2,fma,bmi,bmi2,popcnt")))
-static int interpret_avx2(struct emu_exec *x, struct emu_group *group, uint32_t limit)
+#define AVX2 __attribute__((target("avx2,fma,bmi,bmi2,popcnt")))
+
+AVX2 static int interpret_avx2(struct emu_exec *x, struct emu_group *group, uint32_t limit)
 {
-    return interpret(x, group, limit);
+    return interpret(x, group, limit, false);
 }
 
-void emu_choose_run_group(struct emu_world *world)
+AVX2 static int interpret_avx2_observed(struct emu_exec *x, struct emu_group *group, uint32_t limit)
 {
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+    return interpret(x, group, limit, true);
+}
 
-    world->run_group = avx2 ? interpret_avx2 : interpret_portable;
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
 }
 #else
-void emu_choose_run_group(struct emu_world *world)
+#define interpret_avx2 interpret_portable
+#define interpret_avx2_observed interpret_portable_observed
+
+static bool has_avx2(void)
 {
-    world->run_group = interpret_portable;
+    return false;
 }
 #endif
+
+void emu_choose_run_group(struct emu_world *world)
+{
+    if (emu_observed(world))
+        world->run_group = has_avx2() ? interpret_avx2_observed : interpret_portable_observed;
+    else
+        world->run_group = has_avx2() ? interpret_avx2 : interpret_portable;
+}

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "memory.h"
 #include "bits.h"
+#include "observe.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -331,12 +332,23 @@ int emu_unmap(struct emu_world *world, uint32_t rank, uint64_t va)
     return EMU_OK;
 }
 
+static void observe(const struct emu_world *world, enum emu_access_kind kind, uint32_t rank,
+                    const struct emu_mapping *m, uint64_t va, uint64_t bytes)
+{
+    if (emu_observed(world) && bytes)
+        emu_observe(world, &(struct emu_access){
+            .kind = kind, .space = EMU_SP_GLOBAL, .rank = rank, .va = va, .bytes = bytes,
+            .host = m->host + (va - m->va),
+        });
+}
+
 int emu_host_read(struct emu_world *world, uint32_t rank, void *dst, uint64_t va, uint64_t bytes)
 {
     struct emu_mapping *m = held(world, rank, va, bytes);
 
     if (!m)
         return EMU_ERR_ADDRESS;
+    observe(world, EMU_ACCESS_LOAD, rank, m, va, bytes);
     if (bytes)
         memcpy(dst, m->host + (va - m->va), bytes);
     return EMU_OK;
@@ -348,6 +360,7 @@ int emu_host_written(struct emu_world *world, uint32_t rank, uint64_t va, uint64
 
     if (!m)
         return EMU_ERR_ADDRESS;
+    observe(world, EMU_ACCESS_STORE, rank, m, va, bytes);
     if (m->valid)
         emu_bits_set(m->valid, va - m->va, bytes);
     emu_touch(world);
