@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The order of a buffer's stream: what a call comes after, and what a slot's next user comes after.
- * All that `order` guards is touched here alone. */
+ * What the mutex `order` guards changes here alone. */
 #ifndef DEEPEP_PTX_ORDER_H
 #define DEEPEP_PTX_ORDER_H
 

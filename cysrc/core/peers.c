@@ -59,7 +59,7 @@ int ep_buffer_publish(struct ep_buffer *b)
     return exec->stream_synchronize(exec->self, b->stream);
 }
 
-/* -- segments that go, and the end -------------------------------------------------------- */
+/* -- what goes ------------------------------------------------------------------------------ */
 
 uint32_t ep_buffer_idle_segments(struct ep_buffer *b)
 {
