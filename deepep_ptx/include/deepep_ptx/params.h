@@ -151,7 +151,7 @@ struct ep_call_record {                      /* ptx: REC */
  *     struct ep_call_record
  *     uint32_t rank_counts[num_ranks]                 dispatch: writer's tokens to each rank
  *     uint32_t expert_counts[num_local_experts]       likewise to each of MY experts, if not cached */
-struct ep_sent_record {                           /* ptx: RECS */
+struct ep_sent_record {                      /* ptx: RECS */
     uint64_t word[32 + EP_MAX_RANKS + EP_MAX_LOCAL_EXPERTS];
 };
 
@@ -164,7 +164,7 @@ struct ep_heap {                             /* ptx: HEAP */
     EP_REGION(struct ep_flags, num_ranks, flags);          /* of each writing peer: one line    */
     EP_REGION(struct ep_done, num_ranks, done);            /* likewise                          */
     EP_REGION(struct ep_pushed, num_ranks, pushed);        /* likewise                          */
-    EP_REGION(struct ep_sent_record, 2 * num_ranks, records);   /* two parities of the epoch, of each */
+    EP_REGION(struct ep_sent_record, 2 * num_ranks, records);      /* two parities of the epoch */
 };
 
 /* A record as a CTA keeps it in shared memory once it has come. */
