@@ -50,7 +50,7 @@ struct ep_block;                 /* a slot: an extent of the arena, held for a r
 /* -- life ----------------------------------------------------------------------------------- */
 
 /* grows: the caller adds segments when a call finds no room; the same on all ranks.  The executor's
- * table outlives the buffer. */
+ * table outlives the buffer.  Where it fails nothing is left. */
 int  ep_buffer_create(const struct ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                       uint64_t timeout_ns, int grows, struct ep_buffer **out);
 /* Between two barriers, once no rank makes a call any more: unmaps the peers' memory. */
@@ -117,9 +117,10 @@ int  ep_buffer_add_segment(struct ep_buffer *b, uint64_t bytes, uint32_t *index,
  * anything lies there. */
 void ep_buffer_set_view(struct ep_buffer *b, uint32_t index, uint64_t view);
 int  ep_buffer_open_segment(struct ep_buffer *b, uint32_t rank, uint32_t index, const void *handle);
-/* Makes all that was opened known to the kernels; waits for it. */
+/* Makes all that was opened known to the kernels; waits for that, and for the calls made so far. */
 int  ep_buffer_publish(struct ep_buffer *b);
-/* Bit i: nothing of segment i is in use.  Gives up landing, should that be all there is. */
+/* Bit i: nothing of segment i is in use.  Gives up landing, should that be all there is.  0 while a
+ * stream on which slots have died is captured. */
 uint32_t ep_buffer_idle_segments(struct ep_buffer *b);
 /* A segment of which nothing is in use, in two steps with a barrier between them: no rank maps it
  * any more when its owner frees it. */
@@ -271,8 +272,9 @@ struct ep_dispatch_args {        /* device addresses as in the parameter blocks 
     uint32_t  granule;           /* the slot is a multiple of so many bytes where there is room;
                                   * 0: of any                                                   */
     struct ep_copies copies;     /* queued with the call, whatever its totals are               */
-    /* NULL, or called when all is queued, before the host waits for the totals: how many bytes of
-     * the slot's extent [view, view + bytes) shall stay, whatever the totals are. */
+    /* NULL, or called by the same thread when all is queued, before the host waits for the totals:
+     * how many bytes of the slot's extent [view, view + bytes) shall stay, whatever the totals are.
+     * It calls no function of this buffer but those of any thread. */
     uint64_t (*queued)(void *what, uint64_t view, uint64_t bytes);
     void     *what;
 };
