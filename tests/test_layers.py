@@ -55,7 +55,7 @@ def imported(module):
 def test_imports_are_read():
     assert {"deepep_ptx._call", "deepep_ptx.arrays.library"} <= imported("deepep_ptx.buffer")
     assert {"deepep_ptx._array", "deepep_ptx.arrays"} <= imported("deepep_ptx._call")
-    assert "deepep_ptx._buffer" in imported("deepep_ptx.knobs"), "of a function"
+    assert "deepep_ptx._limits" in imported("deepep_ptx.knobs"), "of a function"
     assert "deepep_ptx.cli.tables" in imported("deepep_ptx.cli.ab.report")
 
 

@@ -108,7 +108,7 @@ void device_counters(const struct device *d, uint32_t rank, uint64_t out[8])
     memcpy(out, &counters, sizeof counters);
 }
 
-/* -- an agent: stores a word at a time, or when it is forced to --------------------------------- */
+/* -- an agent: stores a word at a time, or when it is forced to -------------------------------- */
 
 struct late_word {
     struct emu_agent agent;

@@ -37,9 +37,9 @@ def library(tmp_path_factory):
     """The device half alone: -z defs fails where it needs anything of the host half."""
     path = tmp_path_factory.mktemp("device") / "device.so"
     include = [f"-I{ROOT / folder}" for folder in ("cysrc", "cysrc/gen")]
-    subprocess.run([CC, *FLAGS, *include, "-shared", "-fPIC", "-Wl,-z,defs", "-o", path,
-                    ROOT / "tests/emu/device.c", *sorted((ROOT / "cysrc/emu/device").glob("*.c")), "-lm"],
-                   check=True)
+    sources = [ROOT / "tests/emu/device.c", *sorted((ROOT / "cysrc/emu/device").glob("*.c"))]
+    subprocess.run([CC, *FLAGS, *include, "-shared", "-fPIC", "-Wl,-z,defs", "-o", path, *sources,
+                    "-lm"], check=True)
     found = ctypes.CDLL(str(path))
     pointer64 = ctypes.POINTER(c_uint64)
     for name, result, *arguments in (
