@@ -149,6 +149,7 @@ class Buffer:
             self.variants = choose(name)
             if self.tuning is not None and not select.is_policy_requested(policy):
                 self.variants = tuned_variants(self.variants, self.tuning, choose)
+            self._symmetric = Symmetric(group)
 
         # No rank waits for one whose arguments were refused.
         all_or_none(group, check)
@@ -165,7 +166,6 @@ class Buffer:
         self.last_num_sms = None        # likewise, what it was given
         kernels = {name: (variant, select.read_text(variant))
                    for name, variant in self.variants.items()}
-        self._symmetric = Symmetric(group)
         self._ranks_here = self._symmetric.connect(self.num_nvl_bytes, self.arena_limit_bytes or 0,
                                                    timeout_ns(timeout_s), kernels)
         core = self._symmetric.core

@@ -9,7 +9,7 @@
 #define MOST_TABLES 64
 
 static struct fault {
-    struct ep_executor *table;   /* NULL: free                                                    */
+    struct ep_executor *table;   /* NULL: free                                                  */
     struct ep_executor real;
     uint64_t above;
 } faults[MOST_TABLES];

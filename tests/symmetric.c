@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * The symmetric memory of a buffer without Python: ranks are threads, their group is memory that they
- * share, and their executors hand out memory of the process.  What every rank is told is compared
- * with what has happened, and all that was taken must be given back.  Built and run by
+ * The symmetric memory of a buffer without Python: ranks are threads, their group is memory that
+ * they share, and their executors hand out memory of the process.  What every rank is told is
+ * compared with what has happened, and all that was taken must be given back.  Built and run by
  * tests/test_symmetric.py. */
 #include <pthread.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@
 #include "core/gather.h"
 
 #define R 3
-#define FAILING 1                            /* the rank on which functions fail                 */
+#define FAILING 1                            /* the rank on which functions fail                */
 #define START (1u << 16)
 #define STEP (1u << 12)
 #define MAX_NTH 100
@@ -34,7 +34,7 @@ enum kind { MEMORY, PINNED, IMPORTED, STREAM, EVENT, NUM_KINDS };
 struct machine {
     struct ep_executor table;
     int live[NUM_KINDS];
-    const char *fails;           /* this function does, the nth time from now on                 */
+    const char *fails;           /* this function does, the nth time from now on                */
     int nth, always, code, has_failed;
 };
 
@@ -207,9 +207,9 @@ struct rank {
     uint64_t limit;
     const char *device_name;
     int (*step)(struct rank *);
-    int rc, more;                            /* what a step returned, and its second call         */
+    int rc, more;                            /* what a step returned, and its second call       */
     int num_asked, num_views, fail_view;
-    int calls_left;                          /* of the group, until one fails; below 0: none      */
+    int calls_left;                          /* of the group, until one fails; below 0: none    */
     /* What is to become of what rank `rank` is told; NULL: nothing. */
     void (*lie)(struct ep_record *all);
     enum ep_collective lie_in;
@@ -462,7 +462,7 @@ static void a_life(void)
         all_do(grow);
         need_all(EP_OK);
     }
-    all_do(grow);                /* only the first is not idle by right                           */
+    all_do(grow);                /* only the first is not idle by right                         */
     need_all(EP_OK);
     NEED(num_segments() == 2);
     all_do(make_room);
@@ -477,7 +477,7 @@ static void a_life(void)
 
     begin_scene("another life");
     for (int i = 0; i < R; i++)
-        ranks[i].limit = START << i;         /* each its own                                      */
+        ranks[i].limit = START << i;         /* each its own                                    */
     all_do(make);
     need_all(EP_OK);
     NEED(ep_symmetric_number(ranks[0].symmetric) > number);
@@ -522,7 +522,7 @@ static void failures_of(const char *name, int (*step)(struct rank *), int before
             m->code = code;
             all_do(step);
             m->fails = NULL;
-            if (ranks[FAILING].rc == EP_OK) {        /* it could do without, or tried again       */
+            if (ranks[FAILING].rc == EP_OK) {        /* it could do without, or tried again     */
                 need_all(EP_OK);
                 need_same_arenas();
             } else {
@@ -556,11 +556,11 @@ static void a_full_device(void)
     m->fails = "arena";
     m->always = 1;
     m->code = EP_ERR_MEMORY;
-    all_do(grow);                /* as large as the arena, then as is needed                      */
+    all_do(grow);                /* as large as the arena, then as is needed                    */
     need_told(EP_ERR_MEMORY);
     NEED(failure_of(FAILING)->bytes == STEP && failure_of(0)->bytes == 0);
     NEED(ranks[FAILING].num_asked == 2 && ranks[0].num_asked == 0);
-    all_do(grow_by_much);        /* all of it is needed                                           */
+    all_do(grow_by_much);        /* all of it is needed                                         */
     need_told(EP_ERR_MEMORY);
     NEED(failure_of(FAILING)->bytes == 1u << 24 && ranks[FAILING].num_asked == 3);
     NEED(num_segments() == 2);
@@ -626,9 +626,10 @@ static void half_a_line(struct ep_record *all) { all[0].number[1] = 64; }
 static const struct {
     void (*lie)(struct ep_record *all);
     enum ep_collective in;
-    uint32_t rank;               /* about whom                                                    */
+    uint32_t rank;               /* about whom                                                  */
 } LIES[] = {
-    {number_too_large, EP_IN_CONNECT, 0}, {no_record, EP_IN_HEAPS, 0}, {another_order, EP_IN_ROOM, 0},
+    {number_too_large, EP_IN_CONNECT, 0}, {no_record, EP_IN_HEAPS, 0},
+    {another_order, EP_IN_ROOM, 0},
     {endless_text, EP_IN_GROWTH, 0}, {of_oneself, EP_IN_CONNECT, FAILING},
     {of_oneself, EP_IN_SEGMENT, FAILING}, {of_oneself, EP_IN_RECYCLING, FAILING},
     {of_oneself, EP_IN_RESET, FAILING}, {another_segment, EP_IN_SEGMENT, 0},
@@ -696,7 +697,7 @@ static void ranks_that_differ(void)
     for (int i = 0; i < R; i++)
         NEED(failure_of(i)->what == EP_FAILED_ELSEWHERE && failure_of(i)->rank == (i == 2 ? 0 : 2)
              && failure_of(i)->collective == (i == 2 ? EP_IN_END : EP_IN_ROOM));
-    for (int i = 0; i < R; i++)  /* who waits in another learns of the reset, and comes too       */
+    for (int i = 0; i < R; i++)  /* who waits in another learns of the reset, and comes too     */
         ranks[i].step = i == 0 ? grow_and_reset : reset;
     run();
     need_all(EP_OK);

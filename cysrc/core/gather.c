@@ -7,7 +7,7 @@
 
 #include "core/util.h"
 
-#define MAGIC 0x31647072u                    /* "rpd1"                                           */
+#define MAGIC 0x31647072u                    /* "rpd1"                                          */
 
 /* Padding would travel as whatever it was. */
 _Static_assert(sizeof(struct ep_record) == 24 + 8 * EP_RECORD_NUMBERS + EP_HANDLE_BYTES
@@ -36,7 +36,8 @@ static void show(struct ep_symmetric *s, uint32_t rank)
     const struct ep_record *got = &s->all[rank];
     snprintf(s->failure.reason, sizeof s->failure.reason,
              "collective %" PRIu32 " of buffer %" PRIu64 ", code %" PRIu32 ", numbers %" PRIu64
-             " %" PRIu64 " %" PRIu64 " %" PRIu64, got->collective, got->buffer, got->code, got->number[0], got->number[1],
+             " %" PRIu64 " %" PRIu64 " %" PRIu64,
+             got->collective, got->buffer, got->code, got->number[0], got->number[1],
              got->number[2], got->number[3]);
 }
 
@@ -58,7 +59,7 @@ static int exchange(struct ep_symmetric *s, enum ep_collective collective, struc
     s->failure.buffer = s->number;
     if (s->group.allgather(s->group.self, mine, s->all, sizeof *mine) != EP_OK)
         return ep_gather_failed(s, EP_FAILED_CALLER, me);
-    /* Who is told something else of itself goes to other collectives than the others, or to none. */
+    /* Who is told something else of itself goes to other collectives than the others. */
     if (memcmp(&s->all[me], mine, sizeof *mine) != 0)
         return ep_gather_nonsense(s, me);
     for (uint32_t rank = 0; rank < s->group.size; rank++)

@@ -13,16 +13,16 @@
 struct ep_record {
     uint32_t magic;
     uint32_t rank;
-    uint32_t collective;         /* enum ep_collective                                             */
-    uint32_t code;               /* EP_OK, or how this rank has failed                             */
-    uint64_t buffer;             /* whose collective it is, 0: it has no number yet                */
-    uint64_t number[EP_RECORD_NUMBERS];  /* at most EP_MOST_NUMBER                                 */
+    uint32_t collective;         /* enum ep_collective                                          */
+    uint32_t code;               /* EP_OK, or how this rank has failed                          */
+    uint64_t buffer;             /* whose collective it is, 0: it has no number yet             */
+    uint64_t number[EP_RECORD_NUMBERS];  /* at most EP_MOST_NUMBER                              */
     uint8_t  handle[EP_HANDLE_BYTES];
     union {
-        char reason[EP_REASON_BYTES];    /* where code is not EP_OK                                */
+        char reason[EP_REASON_BYTES];    /* where code is not EP_OK                             */
         struct {
             char name[EP_NAME_BYTES], place[EP_NAME_BYTES];
-        } device;                /* of connect                                                     */
+        } device;                /* of connect                                                  */
     } text;
 };
 
@@ -34,15 +34,16 @@ struct ep_symmetric {
     uint64_t growth_step;
     uint64_t number;
     struct ep_failure failure;
-    struct ep_record all[EP_MAX_RANKS];  /* of the newest collective                               */
+    struct ep_record all[EP_MAX_RANKS];  /* of the newest collective                            */
 };
 
-/* What rank `rank`, this one or another, has done wrong; returns the code for the caller. */
+/* Takes down who has done what; returns the code of a rank that has not failed itself. */
 int  ep_gather_failed(struct ep_symmetric *s, enum ep_failed what, uint32_t rank);
 /* The record that allgather has given as that rank's cannot be its. */
 int  ep_gather_nonsense(struct ep_symmetric *s, uint32_t rank);
-/* Gives `mine`, whose numbers, handle and device are set, and takes everybody's into s->all.
- * rc: what this rank has returned so far.  EP_OK where all ranks are here and none has failed. */
+/* Gives `mine`, whose numbers, handle and device are set, and takes everybody's into s->all.  rc:
+ * how this rank's own part has ended; where that is not EP_OK, it travels instead, and is returned.
+ * EP_OK where all ranks are here and none has failed. */
 int  ep_gather(struct ep_symmetric *s, enum ep_collective collective, int rc,
                struct ep_record *mine);
 /* Returns when all ranks are in this collective; who is in another learns there that this one is

@@ -234,7 +234,7 @@ static int add_as_large_as_can_be(struct ep_symmetric *s, uint64_t needed)
     int rc = add_segment(s, in_steps(max_u64(needed, held.arena_bytes), s->growth_step));
     if (rc == EP_OK || needed >= held.arena_bytes || !ep_gather_was_short(s))
         return rc;
-    begin(s);                    /* some device is nearly full                                    */
+    begin(s);                    /* some device is nearly full                                  */
     return add_segment(s, in_steps(needed, s->growth_step));
 }
 
@@ -247,7 +247,7 @@ static int recycle(struct ep_symmetric *s, uint64_t landing, uint64_t *needed)
     for (uint32_t rank = 0; rank < s->group.size; rank++)
         idle &= (uint32_t)s->all[rank].number[0];
     *needed += ep_gather_most(s, 1);
-    idle &= ~1u;                 /* arrays of the caller's may show the first one                 */
+    idle &= ~1u;                 /* arrays of the caller's may show the first one               */
     return drop(s, idle) == EP_OK ? EP_OK : ep_gather_failed(s, EP_FAILED_CALLER, s->group.rank);
 }
 

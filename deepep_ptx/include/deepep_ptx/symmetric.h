@@ -44,42 +44,42 @@ struct ep_group {
     int (*barrier)(void *self);
 };
 
-enum ep_collective {             /* which one; those of one call are told apart                    */
+enum ep_collective {             /* which one; those of one call are told apart                 */
     EP_IN_CONNECT = 1,
     EP_IN_HEAPS,
     EP_IN_PUBLISH,
-    EP_IN_SEGMENT,               /* allocated                                                      */
-    EP_IN_MAPPING,               /* of that segment                                                */
+    EP_IN_SEGMENT,               /* allocated                                                   */
+    EP_IN_MAPPING,               /* of that segment                                             */
     EP_IN_GROWTH,
     EP_IN_RECYCLING,
-    EP_IN_ROOM,                  /* ensure_landing                                                 */
+    EP_IN_ROOM,                  /* ensure_landing                                              */
     EP_IN_RESET,
-    EP_IN_EPOCH,                 /* of that reset                                                  */
+    EP_IN_EPOCH,                 /* of that reset                                               */
     EP_IN_RESET_END,
     EP_IN_END
 };
 
 enum ep_failed {
     EP_FAILED_NOT,
-    EP_FAILED_HERE,              /* `code` is this rank's: of the core or its executor             */
-    EP_FAILED_CALLER,            /* a function of ep_group or ep_hooks has failed                  */
-    EP_FAILED_PEER,              /* rank `rank` has, with `code`; `reason` is its own              */
-    EP_FAILED_ELSEWHERE,         /* rank `rank` is in another collective, or another buffer's      */
-    EP_FAILED_NONSENSE,          /* allgather gave as rank `rank`'s what it has not given: `reason` */
-    EP_FAILED_MISMATCH           /* ranks 0 and `rank` differ in `argument`                        */
+    EP_FAILED_HERE,              /* `code` is this rank's: of the core or its executor          */
+    EP_FAILED_CALLER,            /* a function of ep_group or ep_hooks has failed               */
+    EP_FAILED_PEER,              /* rank `rank` has, with `code`; `reason` is its own           */
+    EP_FAILED_ELSEWHERE,         /* rank `rank` is in another collective, or another buffer's   */
+    EP_FAILED_NONSENSE,          /* allgather gave `reason` as rank `rank`'s, which it is not   */
+    EP_FAILED_MISMATCH           /* ranks 0 and `rank` differ in `argument`                     */
 };
 
 struct ep_failure {
     enum ep_failed what;
-    enum ep_failed untold;       /* why the others could not be told of it; EP_FAILED_NOT: they are */
-    enum ep_failed kept;         /* likewise, why its segment could not be given back              */
+    enum ep_failed untold;       /* why the others could not be told; EP_FAILED_NOT: they are   */
+    enum ep_failed kept;         /* likewise, why its segment could not be given back           */
     int        code;
-    int        described;        /* this rank has failed, as ep_hooks has described it to the others */
+    int        described;        /* this rank has failed, and said so by ep_hooks.describe      */
     uint32_t   rank;
     enum ep_collective collective;
-    uint64_t   buffer;           /* whose that collective is                                       */
-    uint64_t   bytes;            /* of the segment for which there was no memory, else 0           */
-    const char *argument;        /* "arena_limit_bytes", with `sizes`, or "group", with `names`    */
+    uint64_t   buffer;           /* whose that collective is                                    */
+    uint64_t   bytes;            /* of the segment for which there was no memory, else 0        */
+    const char *argument;        /* "arena_limit_bytes", with `sizes`, or "group", with `names` */
     uint64_t   sizes[2];
     char       names[2][EP_NAME_BYTES];
     char       reason[EP_REASON_BYTES];
@@ -90,7 +90,7 @@ struct ep_hooks {
     void *self;
     /* Own segment `index` is there.  *view, where the caller's arrays over it begin, is `base`. */
     int  (*added)(void *self, uint32_t index, ep_dptr_t base, uint64_t bytes, uint64_t *view);
-    /* It is about to be freed. */
+    /* It is about to be freed; what the buffer still has at its end goes without a word. */
     void (*dropped)(void *self, uint32_t index);
     /* The device is short of memory: what the caller keeps of it without need goes back. */
     int  (*give_back)(void *self);
@@ -100,13 +100,13 @@ struct ep_hooks {
 };
 
 struct ep_connection {
-    struct ep_buffer *buffer;    /* with its kernels; it outlives all that follows                 */
-    int         made;            /* what making it has returned: not EP_OK, and the others hear it */
-    uint64_t    start_bytes;     /* of the arena, where it grows; the most of all ranks counts     */
-    uint64_t    limit_bytes;     /* 0, or all that it ever has; 0 on all ranks or on none          */
-    uint64_t    growth_step;     /* later segments are multiples of it; 0: EP_GROWTH_STEP          */
-    const char *device_name;     /* its kind, equal on all ranks                                   */
-    const char *place;           /* what ranks on one device have in common, and no others         */
+    struct ep_buffer *buffer;    /* with its kernels; it outlives all that follows              */
+    int         made;            /* what making it has returned, of which the others hear       */
+    uint64_t    start_bytes;     /* of the arena, where it grows; the most of all ranks counts  */
+    uint64_t    limit_bytes;     /* 0, or all that it ever has; 0 on all ranks or on none       */
+    uint64_t    growth_step;     /* later segments are multiples of it; 0: EP_GROWTH_STEP       */
+    const char *device_name;     /* its kind, equal on all ranks                                */
+    const char *place;           /* what ranks on one device have in common, and no others      */
 };
 
 /* Numbers that the ranks have told each other. */
