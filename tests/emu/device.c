@@ -108,6 +108,49 @@ void device_counters(const struct device *d, uint32_t rank, uint64_t out[8])
     memcpy(out, &counters, sizeof counters);
 }
 
+/* -- registers: each keeps what was stored last, and a load counts it up ----------------------- */
+
+struct registers {
+    struct emu_world *world;
+    uint64_t values[8], stores[64][3];   /* offset, bytes, value */
+    int num_stores;
+};
+
+static uint64_t load_register(void *self, uint64_t offset, unsigned bytes)
+{
+    struct registers *r = self;
+
+    emu_touch(r->world);
+    return r->values[offset / 8]++ + (bytes == 8 ? 1ull << 40 : 0);
+}
+
+static void store_register(void *self, uint64_t offset, unsigned bytes, uint64_t value)
+{
+    struct registers *r = self;
+
+    if (r->num_stores == 64)
+        abort();
+    memcpy(r->stores[r->num_stores++], (uint64_t[]){offset, bytes, value}, sizeof r->stores[0]);
+    r->values[offset / 8] = value;
+}
+
+struct registers *registers_map(struct device *d, uint32_t rank, uint64_t *va)
+{
+    struct registers *r = calloc(1, sizeof *r);
+    const struct emu_mmio mmio = {.self = r, .load = load_register, .store = store_register};
+
+    r->world = d->world;
+    if (emu_map_mmio(d->world, rank, &mmio, sizeof r->values, "doorbell", va) != EMU_OK)
+        abort();
+    return r;
+}
+
+int registers_stores(const struct registers *r, uint64_t out[64][3])
+{
+    memcpy(out, r->stores, sizeof r->stores);
+    return r->num_stores;
+}
+
 /* -- an agent: stores a word at a time, or when it is forced to -------------------------------- */
 
 struct late_word {

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The device half of the CPU executor, built without its host half: what an observer hears of
-memory, and agents that join a world."""
+memory, registers of devices, and agents that join a world."""
 
 import ctypes
+import os
+import shlex
 import shutil
 import subprocess
 from ctypes import c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
@@ -17,7 +19,8 @@ from tests.emu.machine import kernel, line_of, param_block
 
 ROOT = Path(__file__).resolve().parents[2]
 CC = shutil.which("cc") or "gcc"
-FLAGS = ["-std=gnu11", "-O0", "-g", "-Wall", "-Wextra", "-Werror"]
+FLAGS = ["-std=gnu11", "-O0", "-g", "-Wall", "-Wextra", "-Werror",
+         *shlex.split(os.environ.get("CFLAGS", ""))]
 
 IDLE, RUNNING, STALLED, FAULTED = range(4)              # enum emu_progress
 LOAD, STORE, ATOMIC, BULK_READ, BULK_WRITE = range(5)   # enum emu_access_kind
@@ -53,6 +56,9 @@ def library(tmp_path_factory):
             ("device_counters", None, c_void_p, c_uint32, pointer64),
             ("late_word_join", c_void_p, c_void_p, c_uint64, c_uint64),
             ("late_word_steps", c_int, c_void_p),
+            ("registers_map", c_void_p, c_void_p, c_uint32, pointer64),
+            ("registers_stores", c_int, c_void_p, c_void_p),
+            ("emu_unmap", c_int, c_void_p, c_uint32, c_uint64),
             ("emu_alloc", c_int, c_void_p, c_uint32, c_uint64, c_char_p, pointer64, c_void_p),
             ("emu_map_peer", c_int, c_void_p, c_uint32, c_uint32, c_uint64, pointer64),
             ("emu_host_write", c_int, c_void_p, c_uint32, c_uint64, c_char_p, c_uint64),
@@ -291,6 +297,108 @@ def test_what_is_out_of_bounds_is_not_heard_of(library):
         assert device.run() == FAULTED
         assert device.fault.startswith("out-of-bounds: load of 4 bytes")
         assert not len(device.records(who=LANES))
+
+
+# -- registers of devices --------------------------------------------------------------------------
+
+
+def map_registers(device, rank=0):
+    """(handle, address) of 64 bytes of them."""
+    va = c_uint64()
+    return device.c.registers_map(device.device, rank, va), va.value
+
+
+def stores_to(device, handle):
+    """(offset, bytes, value) of each store so far."""
+    out = np.zeros((64, 3), np.uint64)
+    count = device.c.registers_stores(handle, out.ctypes.data)
+    return [tuple(map(int, row)) for row in out[:count]]
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_store_rings_a_doorbell(library, observed):
+    body = """\
+setp.lt.u32 q0, r0, 3;
+mul.wide.u32 d4, r0, 8;
+add.u64 d4, d0, d4;
+mov.b64 d5, 0x1122334455667788;
+@q0 st.release.sys.global.u64 [d4], d5;
+setp.eq.u32 q1, r0, 7;
+mov.b32 w0.x, 0xaabbccdd;
+mov.b32 w0.y, 5;
+@q1 st.global.v2.b32 [d0 + 24], w0;
+@q1 st.global.u8 [d0 + 35], w0.x;
+st.relaxed.sys.global.u32 [d0 + 40], r0;
+"""
+    with Device(library, observed=observed) as device:
+        handle, va = map_registers(device)
+        device.launch(body, va)
+        before = device.counters()
+        assert device.run() == IDLE, device.fault
+        assert stores_to(device, handle) == [
+            *((8 * lane, 8, 0x1122334455667788) for lane in range(3)),
+            (24, 4, 0xaabbccdd), (28, 4, 5), (35, 1, 0xdd), *((40, 4, lane) for lane in range(32))]
+        assert before[2:] == device.counters()[2:]      # no bytes of memory
+        if observed:
+            rung = device.records(sem=Sem.RELEASE)
+            assert told(rung, "kind", "va", "bytes", "lanes", "host") == \
+                [(STORE, va + 8 * lane, 8, 1 << lane, 0) for lane in range(3)]
+
+
+def test_loads_of_registers(library):
+    body = """\
+st.global.u32 [d0 + 8], r0;
+ld.relaxed.sys.global.u64 d4, [d0 + 8];
+ld.global.v2.b32 w0, [d0];
+ld.global.u8 r5, [d0 + 9];
+st.global.u64 [d1], d4;
+st.global.v2.b32 [d1 + 8], w0;
+st.global.u32 [d1 + 16], r5;
+"""
+    with Device(library) as device:
+        handle, va = map_registers(device)
+        out = device.alloc(20)
+        device.launch(body, va, out, block=1)
+        assert device.run() == IDLE, device.fault
+        assert stores_to(device, handle) == [(8, 4, 0)]
+        assert np.frombuffer(device.read(out, 8), np.uint64) == [1 << 40]
+        assert [*np.frombuffer(device.read(out + 8, 12), np.uint32)] == [0, 1, 1]
+
+
+def test_a_poll_of_a_register_ends(library):
+    body = "$poll:\nld.relaxed.sys.global.u32 r4, [d0];\nsetp.lt.u32 q0, r4, 3000;\n@q0 bra $poll;"
+    with Device(library) as device:
+        device.launch(body, map_registers(device)[1], block=1)
+        assert device.run() == IDLE, device.fault
+
+
+@pytest.mark.parametrize(("statement", "text"), [
+    ("atom.relaxed.sys.global.add.u32 r4, [d0], r0;", "mmio: atomic of 4 bytes"),
+    ("cp.async.bulk.global.shared::cta.bulk_group [d0], [r0], r1;", "mmio: bulk store of 32 bytes"),
+    ("st.global.u32 [d0 + 2], r0;", "misaligned: store of 4 bytes"),
+    ("ld.global.u32 r4, [d0 + 64];", "out-of-bounds: load of 4 bytes"),
+])
+def test_what_registers_do_not_take(library, statement, text):
+    with Device(library) as device:
+        handle, va = map_registers(device)
+        device.launch(f"mov.u32 r1, 32;\n{statement}", va, block=1, smem=64)
+        assert device.run() == FAULTED
+        assert device.fault.startswith(text)
+        assert "'doorbell'" in device.fault
+        assert ("registers of a device are there" in device.fault) == text.startswith("mmio")
+        assert stores_to(device, handle) == []
+
+
+def test_registers_are_no_memory_of_the_host_or_a_peer(library):
+    with Device(library, num_ranks=2) as device:
+        handle, va = map_registers(device)
+        assert library.emu_host_write(device.world, 0, va, b"1", 1) != 0
+        assert library.emu_map_peer(device.world, 1, 0, va, c_uint64()) != 0
+        assert library.emu_unmap(device.world, 0, va) == 0
+        device.launch("st.global.u32 [d0], r0;", va, block=1)
+        assert device.run() == FAULTED
+        assert device.fault.startswith("use-after-free: store of 4 bytes")
+        assert stores_to(device, handle) == []
 
 
 # -- agents ----------------------------------------------------------------------------------------

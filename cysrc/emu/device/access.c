@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "access.h"
 #include "fault.h"
+#include "forms.h"
 
 /* One lane's bytes, at most 16. */
 struct lane_bytes { uint64_t word[2]; };
@@ -66,22 +67,57 @@ EMU_INLINE uint64_t transactions(uint64_t va, uint64_t *last)
     return *last != before;
 }
 
-/* Checks all but validity; false after a fault. */
-EMU_INLINE bool reach_lane(struct emu_exec *x, const struct emu_instr *op, unsigned lane,
-                           uint64_t va, bool writes, struct emu_span *span)
+/* Whether the bytes are in memory, and the lane may do with them what it is about to. */
+EMU_INLINE bool reach_lane(const struct emu_exec *x, const struct emu_instr *op, uint64_t va,
+                           bool writes, struct emu_span *span)
 {
-    enum emu_address_fault what;
+    return emu_aligned(op, va) && emu_reach(x, op->space, va, op->size, span) &&
+           !(writes && span->mapping && !span->mapping->writable);
+}
+
+static void load_registers(struct emu_exec *x, const struct emu_instr *op, unsigned lane,
+                           const struct emu_mapping *m, uint64_t va)
+{
+    for (unsigned k = 0; k < op->vec; k++)
+        set_register(x, op, op->dst[k], lane,
+                     m->mmio->load(m->mmio->self, va - m->va + k * op->elem, op->elem));
+}
+
+static void store_registers(struct emu_exec *x, const struct emu_instr *op, unsigned lane,
+                            const struct emu_mapping *m, uint64_t va)
+{
+    for (unsigned k = 0; k < op->vec; k++) {
+        uint64_t value = get_register(x, op, op->dst[k], lane);
+
+        m->mmio->store(m->mmio->self, va - m->va + k * op->elem, op->elem,
+                       value & emu_bits_mask(0, 8 * op->elem));
+    }
+    emu_note_write(x, true);
+}
+
+/* The first of the lanes `left` does not reach memory: it accesses a device's registers, or it is a
+ * fault.  Then the others, from here, so that the loops over lanes keep nothing for this. */
+__attribute__((cold, noinline))
+static int pass_by(struct emu_exec *x, const struct emu_instr *op, uint32_t left)
+{
+    unsigned lane = __builtin_ctz(left);
+    uint64_t va = emu_lane_address(x, op, lane);
+    const struct emu_mapping *m = op->space == EMU_SP_GLOBAL ? emu_mapping_at(x->rank, va) : NULL;
+    struct emu_span span;
 
     if (!emu_aligned(op, va))
-        what = EMU_FAULT_MISALIGNED;
-    else if (!emu_reach(x, op->space, va, op->size, span))
-        what = EMU_FAULT_UNREACHABLE;
-    else if (writes && span->mapping && !span->mapping->writable)
-        what = EMU_FAULT_READ_ONLY;
-    else
-        return true;
-    emu_fault_address(x, what, lane, va);
-    return false;
+        return emu_fault_address(x, EMU_FAULT_MISALIGNED, lane, va);
+    if (emu_reach(x, op->space, va, op->size, &span))
+        return emu_fault_address(x, EMU_FAULT_READ_ONLY, lane, va);
+    if (!m || !emu_mapping_has_registers(m, va, op->size) || op->form == EMU_FORM_ATOM)
+        return emu_fault_address(x, EMU_FAULT_UNREACHABLE, lane, va);
+    left &= left - 1;
+    if (op->form == EMU_FORM_LD) {
+        load_registers(x, op, lane, m, va);
+        return emu_load_lanes(x, op, left);
+    }
+    store_registers(x, op, lane, m, va);
+    return emu_store_lanes(x, op, left);
 }
 
 int emu_load_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
@@ -93,8 +129,8 @@ int emu_load_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
         uint64_t va = emu_lane_address(x, op, lane);
         struct emu_span span;
 
-        if (!reach_lane(x, op, lane, va, false, &span))
-            return EMU_RUN_FAULT;
+        if (!reach_lane(x, op, va, false, &span))
+            return pass_by(x, op, left);
         if (!emu_readable(x, &span, op->size))
             return emu_fault_address(x, EMU_FAULT_UNWRITTEN, lane, va);
         for (unsigned k = 0; k < op->vec; k++)
@@ -114,8 +150,8 @@ int emu_store_lanes(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
         struct lane_bytes bytes = {{0}};
         struct emu_span span;
 
-        if (!reach_lane(x, op, lane, va, true, &span))
-            return EMU_RUN_FAULT;
+        if (!reach_lane(x, op, va, true, &span))
+            return pass_by(x, op, left);
         for (unsigned k = 0; k < op->vec; k++) {
             struct lane_bytes value = {{get_register(x, op, op->dst[k], lane)}};
 
@@ -159,8 +195,8 @@ int emu_atomic(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
         struct lane_bytes new = {{0}};
         struct emu_span span;
 
-        if (!reach_lane(x, op, lane, va, true, &span))
-            return EMU_RUN_FAULT;
+        if (!reach_lane(x, op, va, true, &span))
+            return pass_by(x, op, left);
         if (!emu_readable(x, &span, op->size))
             return emu_fault_address(x, EMU_FAULT_UNWRITTEN, lane, va);
         old = get_element(span.host, op->elem);

@@ -109,6 +109,16 @@ int emu_map_host(struct emu_world *world, uint32_t rank, void *host, uint64_t by
                  const char *name, uint64_t *va);
 int emu_map_peer(struct emu_world *world, uint32_t rank, uint32_t owner, uint64_t owner_va,
                  uint64_t *va);
+/* Registers of a device, a doorbell say, in place of memory: what a lane loads or stores there is a
+ * call, of `bytes` (1 to 8) at `offset`, element by element and lane by lane.  No other access.
+ * Who changes what a kernel may poll there calls emu_touch(). */
+struct emu_mmio {
+    void *self;
+    uint64_t (*load)(void *self, uint64_t offset, unsigned bytes);
+    void (*store)(void *self, uint64_t offset, unsigned bytes, uint64_t value);
+};
+int emu_map_mmio(struct emu_world *world, uint32_t rank, const struct emu_mmio *mmio,
+                 uint64_t bytes, const char *name, uint64_t *va);
 /* Unmaps; the owner's unmap frees.  A later access of the address is reported as use after free,
  * with the name of what was there while that is among the last ones that the rank has unmapped, and
  * as long as the address has not been given to another segment. */

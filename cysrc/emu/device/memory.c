@@ -276,6 +276,27 @@ int emu_map_host(struct emu_world *world, uint32_t rank, void *host, uint64_t by
     return EMU_OK;
 }
 
+int emu_map_mmio(struct emu_world *world, uint32_t rank, const struct emu_mmio *mmio,
+                 uint64_t bytes, const char *name, uint64_t *va)
+{
+    struct emu_segment *s;
+    struct emu_mapping *m;
+
+    if (rank >= world->options.num_ranks)
+        return EMU_ERR_ARGUMENT;
+    if (bytes > RANK_WINDOW || !(s = new_segment(rank, bytes, name)))
+        return EMU_ERR_MEMORY;
+    s->mmio = *mmio;
+    if (map_segment(&world->ranks[rank], s, true, &m)) {
+        free_segment(s);
+        return EMU_ERR_MEMORY;
+    }
+    m->bytes = 0;
+    m->mmio = &s->mmio;
+    *va = m->va;
+    return EMU_OK;
+}
+
 /* The live mapping of `rank` that holds the bytes, or NULL. */
 static struct emu_mapping *held(const struct emu_world *world, uint32_t rank, uint64_t va,
                                 uint64_t bytes)
@@ -310,6 +331,7 @@ static void unmap(struct emu_mapping *m)
     m->bytes = 0;
     m->host = NULL;
     m->valid = NULL;
+    m->mmio = NULL;
 }
 
 int emu_unmap(struct emu_world *world, uint32_t rank, uint64_t va)

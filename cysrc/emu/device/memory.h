@@ -22,6 +22,7 @@ struct emu_segment {
     uint64_t bytes;
     uint32_t owner;
     bool     owned;                      /* `host` is ours to free                            */
+    struct emu_mmio mmio;                /* of registers, which have no host memory           */
     char     *name;
     struct emu_mapping *mappings;
 };
@@ -33,11 +34,13 @@ struct emu_mapping {
     uint32_t number;                     /* place in the rank's `mappings`                    */
     uint64_t va;                         /* `skew` bytes behind the start of a page           */
     uint64_t skew;                       /* so that it is aligned as the host address is      */
-    uint64_t bytes;                      /* 0 once unmapped or freed: no access passes        */
+    uint64_t bytes;                      /* no access passes where it is 0: once unmapped or
+                                            freed, and where registers are                    */
     uint8_t  *host;
     uint64_t *valid;
     struct emu_segment *segment;
     struct emu_mapping *sibling;         /* next mapping of the segment                       */
+    const struct emu_mmio *mmio;         /* NULL: no registers are here                       */
     bool     writable, peer;
     bool     unmapped;                   /* by its rank, and not only freed by the owner      */
 };
@@ -62,6 +65,15 @@ static inline bool emu_mapping_holds(const struct emu_mapping *m, uint64_t va, u
     uint64_t offset = va - m->va;
 
     return offset < m->bytes && bytes <= m->bytes - offset;
+}
+
+/* Whether all these bytes are registers. */
+static inline bool emu_mapping_has_registers(const struct emu_mapping *m, uint64_t va,
+                                             uint64_t bytes)
+{
+    uint64_t offset = va - m->va;
+
+    return m->mmio && offset < m->segment->bytes && bytes <= m->segment->bytes - offset;
 }
 
 /* The closest mapping whose pages end at or below `va`: what an access past the end missed. */

@@ -18,6 +18,7 @@ static uint8_t kind_of(const struct emu_instr *op)
 /* Where the bytes are.  False: nowhere, the access is a fault. */
 static bool find(const struct emu_exec *x, const struct emu_instr *op, struct emu_access *a)
 {
+    const struct emu_mapping *m;
     struct emu_span span;
 
     if (op->form == EMU_FORM_MBARRIER) {
@@ -26,10 +27,13 @@ static bool find(const struct emu_exec *x, const struct emu_instr *op, struct em
         a->host = x->cta->shared + a->va;
         return true;
     }
-    if (!emu_reach(x, a->space, a->va, a->bytes, &span))
-        return false;
-    a->host = span.host;
-    return true;
+    if (emu_reach(x, a->space, a->va, a->bytes, &span)) {
+        a->host = span.host;
+        return true;
+    }
+    m = a->space == EMU_SP_GLOBAL ? emu_mapping_at(x->rank, a->va) : NULL;
+    a->host = NULL;
+    return m && emu_mapping_has_registers(m, a->va, a->bytes);
 }
 
 void emu_observe_lanes(const struct emu_exec *x, const struct emu_instr *op, uint32_t m)

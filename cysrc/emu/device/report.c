@@ -211,7 +211,9 @@ static void report_address(struct emu_fault *fault, const struct emu_finding *f)
 {
     const struct emu_exec *x = f->exec;
     const struct emu_mapping *m = f->space == EMU_SP_SHARED ? NULL : emu_mapping_at(x->rank, f->va);
-    bool dead = m && !m->host;
+    bool mmio = m && f->address == EMU_FAULT_UNREACHABLE &&
+                emu_mapping_has_registers(m, f->va, f->bytes);
+    bool dead = m && !m->host && !m->mmio;
     bool freed = dead || (f->space != EMU_SP_SHARED &&
                           emu_page_at(x->rank, f->va) == EMU_PAGE_FREED);
     /* Shared memory that is there and yet out of reach is an mbarrier. */
@@ -221,7 +223,7 @@ static void report_address(struct emu_fault *fault, const struct emu_finding *f)
     begin(fault, f->address == EMU_FAULT_MISALIGNED ? "misaligned" :
                  f->address == EMU_FAULT_READ_ONLY ? "read-only" :
                  f->address == EMU_FAULT_UNWRITTEN ? "uninitialised" :
-                 object ? "mbarrier" : freed ? "use-after-free" : "out-of-bounds");
+                 mmio ? "mmio" : object ? "mbarrier" : freed ? "use-after-free" : "out-of-bounds");
     set_place(fault, x->warp, x->pc, f->lane);
     append(fault, "%s of %" PRIu64 " bytes at ", access_name(emu_exec_op(x)), f->bytes);
     append_address(fault, x->rank, f->space, x->cta, f->va);
@@ -230,6 +232,8 @@ static void report_address(struct emu_fault *fault, const struct emu_finding *f)
 
         append(fault, ": nobody wrote byte %" PRIu64 " of it",
                emu_bits_run(valid, m ? f->va - m->va : f->va, f->bytes));
+    } else if (mmio) {
+        append(fault, ": registers of a device are there, which lanes load and store, no more");
     } else if (object) {
         append(fault, ": an mbarrier is there, which only mbarrier instructions may use");
     } else if (f->address == EMU_FAULT_READ_ONLY) {
