@@ -14,20 +14,24 @@
 
 /* -- segments ---------------------------------------------------------------------------------- */
 
-static struct emu_segment *new_segment(uint32_t owner, uint64_t bytes, const char *name)
+static int new_segment(const struct emu_world *world, uint32_t owner, uint64_t bytes,
+                       const char *name, struct emu_segment **out)
 {
-    struct emu_segment *s = calloc(1, sizeof *s);
+    struct emu_segment *s;
 
-    if (!s)
-        return NULL;
+    if (owner >= world->options.num_ranks)
+        return EMU_ERR_ARGUMENT;
+    if (bytes > RANK_WINDOW || !(s = calloc(1, sizeof *s)))
+        return EMU_ERR_MEMORY;
     s->owner = owner;
     s->bytes = bytes;
     s->name = strdup(name ? name : "unnamed");
     if (!s->name) {
         free(s);
-        return NULL;
+        return EMU_ERR_MEMORY;
     }
-    return s;
+    *out = s;
+    return EMU_OK;
 }
 
 static void free_bytes(struct emu_segment *s)
@@ -233,11 +237,10 @@ int emu_alloc(struct emu_world *world, uint32_t rank, uint64_t bytes, const char
     struct emu_segment *s;
     struct emu_mapping *m;
     void *memory = NULL;
+    int result = new_segment(world, rank, bytes, name, &s);
 
-    if (rank >= world->options.num_ranks)
-        return EMU_ERR_ARGUMENT;
-    if (bytes > RANK_WINDOW || !(s = new_segment(rank, bytes, name)))
-        return EMU_ERR_MEMORY;
+    if (result != EMU_OK)
+        return result;
     if (posix_memalign(&memory, ALIGNED_BYTES, bytes ? bytes : 1)) {
         free_segment(s);
         return EMU_ERR_MEMORY;
@@ -261,11 +264,10 @@ int emu_map_host(struct emu_world *world, uint32_t rank, void *host, uint64_t by
 {
     struct emu_segment *s;
     struct emu_mapping *m;
+    int result = new_segment(world, rank, bytes, name, &s);
 
-    if (rank >= world->options.num_ranks)
-        return EMU_ERR_ARGUMENT;
-    if (bytes > RANK_WINDOW || !(s = new_segment(rank, bytes, name)))
-        return EMU_ERR_MEMORY;
+    if (result != EMU_OK)
+        return result;
     s->host = host;
     s->stored = writable ? calloc(emu_bitmap_words(bytes) + 1, sizeof *s->stored) : NULL;
     if ((writable && !s->stored) || map_segment(&world->ranks[rank], s, writable != 0, &m)) {
@@ -281,11 +283,10 @@ int emu_map_mmio(struct emu_world *world, uint32_t rank, const struct emu_mmio *
 {
     struct emu_segment *s;
     struct emu_mapping *m;
+    int result = new_segment(world, rank, bytes, name, &s);
 
-    if (rank >= world->options.num_ranks)
-        return EMU_ERR_ARGUMENT;
-    if (bytes > RANK_WINDOW || !(s = new_segment(rank, bytes, name)))
-        return EMU_ERR_MEMORY;
+    if (result != EMU_OK)
+        return result;
     s->mmio = *mmio;
     if (map_segment(&world->ranks[rank], s, true, &m)) {
         free_segment(s);
