@@ -8,16 +8,19 @@
 PYTHON ?= python3
 VENV   ?= .venv
 
-# DEPS: what the build and the demo need; DEV: tests, linters and packaging besides.
+# DEPS: what the build needs; DEV: tests, linters and packaging besides; BUILT: the package, built in
+# place, and with an environment of the clone's own installed there.
 # `| ready`: checked every time, and makes nothing out of date.
 ifeq ($(VENV),0)
-PY   := $(PYTHON)
-DEPS := | ready
-DEV  := | ready
+PY    := $(PYTHON)
+DEPS  := | ready
+DEV   := | ready
+BUILT  = $(IN_PLACE)
 else
-PY   := $(VENV)/bin/python
-DEPS := $(VENV)/.deps
-DEV  := $(VENV)/.dev
+PY    := $(VENV)/bin/python
+DEPS  := $(VENV)/.deps
+DEV   := $(VENV)/.dev
+BUILT := $(VENV)/.installed
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 endif
 
@@ -28,7 +31,17 @@ define CHECK_PYTHON
     { echo "$(PYTHON) is older than 3.11; say make PYTHON=python3.11 ..." >&2; exit 1; }
 endef
 
-BUILT   := build/.built-$(subst /,-,$(PY))
+IN_PLACE := build/.built-$(subst /,-,$(PY))
+
+# Names of modules: of what builds, and of what the package imports.
+define CHECK_PACKAGES
+@$(PY) -c 'import sys; from importlib.util import find_spec; \
+    missing = ", ".join(name for name in sys.argv[1:] if not find_spec(name)); \
+    missing and sys.exit(f"{sys.executable} lacks {missing}: install it there, or leave out " \
+                         "VENV=0 for an environment that make sets up")' \
+    setuptools Cython numpy ml_dtypes tqdm
+endef
+
 PIP     := $(PY) -m pip install --disable-pip-version-check
 SOURCES := setup.py pyproject.toml ptx/variants.toml ptx/variants.lock \
            $(shell find ptx cysrc deepep_ptx/include deepep_ptx/toolchain deepep_ptx/emu tools \
@@ -50,7 +63,7 @@ demo: $(BUILT)  ## the main job: real text dispatched, computed on and combined,
 test: $(BUILT) $(DEV)  ## every test that this machine can run; ARGS="-k layout" and the like go to pytest
 	$(PY) -m pytest $(PYTEST_JOBS) $(ARGS)
 
-sanitize: $(DEV)  ## tests of the C code under ASan and UBSan, on a build of their own
+sanitize: $(BUILT) $(DEV)  ## tests of the C code under ASan and UBSan, on a build of their own
 	$(PY) tools/sanitize.py --cc '$(CC)' -- -q $(PYTEST_JOBS) $(ARGS)
 
 gpu-test: $(BUILT) $(DEV)  ## what only GPUs can show, and the round trips of the CPU executor on them
@@ -93,25 +106,29 @@ lock: $(DEV)  ## rewrites ptx/variants.lock
 clean:  ## removes what was built and generated; the environment stays
 	rm -rf build dist *.egg-info deepep_ptx/*.so deepep_ptx/_ptx ptx/gen cysrc/gen
 
-$(BUILT): $(SOURCES) $(DEPS)
+$(IN_PLACE): $(SOURCES) $(DEPS)
 	$(PY) -W ignore setup.py --quiet build_ext --inplace
 	@mkdir -p $(@D) && touch $@
 
 ready:
 	$(CHECK_PYTHON)
-	@$(PY) tools/requirements.py --missing build base
+	$(CHECK_PACKAGES)
 
-$(VENV)/.deps: pyproject.toml tools/requirements.py tools/link.py
+# Debian 12 has pip 23.0 and Ubuntu 24.04 24.0; 25.1 is the first that knows groups.
+$(VENV)/.deps: pyproject.toml
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(PY) tools/requirements.py build base >$(VENV)/requirements.txt
-	$(PIP) -r $(VENV)/requirements.txt
-	$(PY) tools/link.py
+	$(PIP) --upgrade 'pip>=25.1'
+	$(PIP) --group build
 	@touch $@
 
+# What ptxas and nvdisasm would bring with them is a compiler, of 200 MB.
 $(VENV)/.dev: $(VENV)/.deps
-	$(PY) tools/requirements.py dev >$(VENV)/requirements.txt
-	$(PIP) -r $(VENV)/requirements.txt
-	$(PY) tools/requirements.py ptxas >$(VENV)/requirements.txt
-	$(PIP) --no-deps -r $(VENV)/requirements.txt
+	$(PIP) --group dev
+	$(PIP) --no-deps --group ptxas
+	@touch $@
+
+# Editable: links the objects that are there, and what is built in place stays the only build.
+$(VENV)/.installed: pyproject.toml | $(IN_PLACE)
+	$(PIP) --no-build-isolation --editable .
 	@touch $@
