@@ -139,14 +139,19 @@ def let_run(executor, rounds=200):
         executor.yield_()
 
 
-def alone(main, **kwargs):
-    """main(side, buffer) on the only rank, with a GPU."""
+def on_ranks(main, *args, num_ranks=2, on_gpu=True, **kwargs):
+    """What main(side, buffer) returns on each rank; the other arguments are the buffer's."""
     def rank_main(comm):
-        side = Side(comm)
-        with Buffer(side.comm, **kwargs) as buffer:
+        side = Side(comm, on_gpu)
+        with Buffer(side.comm, *args, **kwargs) as buffer:
             return main(side, buffer)
 
-    return run_ranks(rank_main, 1, executor="emu")[0]
+    return run_ranks(rank_main, num_ranks, executor="emu")
+
+
+def alone(main, **kwargs):
+    """What main(side, buffer) returns on the only rank, with a GPU."""
+    return on_ranks(main, num_ranks=1, **kwargs)[0]
 
 
 # -- order on streams -------------------------------------------------------------------------
@@ -412,21 +417,19 @@ def test_inputs_of_combine_live_until_it_has_ended():
 @pytest.mark.parametrize("on_gpu", [True, False], ids=["gpu", "emu"])
 def test_results_dropped_before_the_end(on_gpu):
     """Their slot is not free before the rows of this call have come."""
-    def main(comm):
-        side = Side(comm, on_gpu)
-        with Buffer(side.comm, ROOM) as buffer:
-            x, arguments = side.inputs(buffer, *tokens(comm.rank))
-            for _ in range(3):
-                buffer.dispatch(x, **arguments, num_worst_tokens=WORST, async_finish=True)
-            gc.collect()
-            assert buffer.stats()["arena_used_bytes"] >= 3 * WORST * H * 2
-            comm.barrier()                      # nobody waits for the calls
-            buffer.check()
-            gc.collect()
-            assert buffer.stats()["arena_used_bytes"] == 0
-            side.check_round(buffer)
+    def main(side, buffer):
+        x, arguments = side.inputs(buffer, *tokens(buffer.rank))
+        for _ in range(3):
+            buffer.dispatch(x, **arguments, num_worst_tokens=WORST, async_finish=True)
+        gc.collect()
+        assert buffer.stats()["arena_used_bytes"] >= 3 * WORST * H * 2
+        side.comm.barrier()                 # nobody waits for the calls
+        buffer.check()
+        gc.collect()
+        assert buffer.stats()["arena_used_bytes"] == 0
+        side.check_round(buffer)
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, ROOM, on_gpu=on_gpu)
 
 
 def test_a_buffer_dropped_with_a_call_in_flight():
@@ -468,26 +471,24 @@ def test_a_buffer_left_with_a_call_in_flight():
 
 def test_several_calls_in_flight():
     """Nothing has run when they return; each event ends its own call and those before."""
-    def main(comm):
-        side = Side(comm, on_gpu=False)
-        received = received_by(comm.size)[comm.rank]
-        with Buffer(comm, ROOM) as buffer:
-            x, arguments = side.inputs(buffer, *tokens(comm.rank))
-            before, start = comm.executor.counters(), comm.executor.now
-            calls = [buffer.dispatch(x, **arguments, num_worst_tokens=WORST, async_finish=True)
-                     for _ in range(5)]
-            # this rank's kernels have not run an instruction, whatever the other rank's did
-            assert comm.executor.counters() == before and comm.executor.now == start
-            assert not any(done(call[-1]) for call in calls)
-            comm.barrier()
-            calls[2][-1].current_stream_wait()
-            assert [done(call[-1]) for call in calls[:3]] == [True] * 3
-            calls[4][-1].current_stream_wait()
-            for recv_x, *_ in calls:
-                np.testing.assert_array_equal(bits(recv_x[:received.num_recv]),
-                                              bits(received.recv_x))
+    def main(side, buffer):
+        received = received_by(side.comm.size)[buffer.rank]
+        x, arguments = side.inputs(buffer, *tokens(buffer.rank))
+        before, start = side.comm.executor.counters(), side.comm.executor.now
+        calls = [buffer.dispatch(x, **arguments, num_worst_tokens=WORST, async_finish=True)
+                 for _ in range(5)]
+        # this rank's kernels have not run an instruction, whatever the other rank's did
+        assert side.comm.executor.counters() == before and side.comm.executor.now == start
+        assert not any(done(call[-1]) for call in calls)
+        side.comm.barrier()
+        calls[2][-1].current_stream_wait()
+        assert [done(call[-1]) for call in calls[:3]] == [True] * 3
+        calls[4][-1].current_stream_wait()
+        for recv_x, *_ in calls:
+            np.testing.assert_array_equal(bits(recv_x[:received.num_recv]),
+                                          bits(received.recv_x))
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, ROOM, on_gpu=False)
 
 
 def test_mappings_end_with_the_call():
@@ -655,82 +656,72 @@ def test_all_ranks_learn_alike(fail, told_by, on_gpu):
 @pytest.mark.parametrize("on_gpu", ON)
 def test_results_of_a_refused_call_are_as_large_as_asked_for(on_gpu):
     """And not past the end of a slot that was too small for them."""
-    def main(comm):
-        side = Side(comm, on_gpu)
-        with Buffer(side.comm, arena_limit_bytes=ROOM) as buffer:
-            x, arguments = side.inputs(buffer, *tokens(comm.rank))
-            recv_x, recv_idx, *_ = buffer.dispatch(x, **arguments, num_worst_tokens=1000 * T,
-                                                   **side.later)
-            assert (recv_x.shape, recv_idx.shape) == ((1000 * T, H), (1000 * T, K))
-            assert buffer.stats()["arena_used_bytes"] == 0
-            assert isinstance(raised(buffer.check), CapacityError)
+    def main(side, buffer):
+        x, arguments = side.inputs(buffer, *tokens(buffer.rank))
+        recv_x, recv_idx, *_ = buffer.dispatch(x, **arguments, num_worst_tokens=1000 * T,
+                                               **side.later)
+        assert (recv_x.shape, recv_idx.shape) == ((1000 * T, H), (1000 * T, K))
+        assert buffer.stats()["arena_used_bytes"] == 0
+        assert isinstance(raised(buffer.check), CapacityError)
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, arena_limit_bytes=ROOM, on_gpu=on_gpu)
 
 
 @pytest.mark.parametrize("told_by", ["dispatch", "combine"])
 def test_an_arena_that_grows_does_not_swallow_an_earlier_error(told_by):
     """The call that waits may find room by growth, but not for the one before."""
-    def main(comm):
-        side = Side(comm, on_gpu=False)
-        with Buffer(comm) as buffer:
-            x, arguments = side.inputs(buffer, *tokens(comm.rank))
-            recv_x, _, _, _, handle, _ = buffer.dispatch(x, **arguments)
-            before = buffer.stats()["arena_bytes"]
-            buffer.dispatch(x, **arguments, num_worst_tokens=1, async_finish=True)
-            if told_by == "dispatch":
-                error = raised(buffer.dispatch, x, **arguments)
-            else:
-                error = raised(buffer.combine, recv_x, handle)
-            assert isinstance(error, CapacityError), error
-            assert buffer.stats()["arena_bytes"] == before
-            side.check_round(buffer)
+    def main(side, buffer):
+        x, arguments = side.inputs(buffer, *tokens(buffer.rank))
+        recv_x, _, _, _, handle, _ = buffer.dispatch(x, **arguments)
+        before = buffer.stats()["arena_bytes"]
+        buffer.dispatch(x, **arguments, num_worst_tokens=1, async_finish=True)
+        if told_by == "dispatch":
+            error = raised(buffer.dispatch, x, **arguments)
+        else:
+            error = raised(buffer.combine, recv_x, handle)
+        assert isinstance(error, CapacityError), error
+        assert buffer.stats()["arena_bytes"] == before
+        side.check_round(buffer)
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, on_gpu=False)
 
 
 @pytest.mark.parametrize("on_gpu", ON)
 def test_calls_between_the_error_and_its_report_are_carried_out(on_gpu):
     """A refused call moves no row and is over; those behind it are calls like any other."""
-    def main(comm):
-        side = Side(comm, on_gpu)
-        received = received_by(comm.size)
-        with Buffer(side.comm, ROOM) as buffer:
-            x, arguments = side.inputs(buffer, *tokens(comm.rank))
-            recv_x, _, _, _, handle, _ = buffer.dispatch(x, **arguments)
-            buffer.dispatch(x, **arguments, num_worst_tokens=1, **side.later)
-            out, _, event = buffer.combine(recv_x, handle, **side.later)
-            assert isinstance(raised(buffer.dispatch, x, **arguments), CapacityError)
-            want = first(reference.combine([r.recv_x for r in received], received)[comm.rank])
-            np.testing.assert_array_equal(bits(side.arrays.get(out)), bits(want))
-            side.check_round(buffer)
+    def main(side, buffer):
+        received = received_by(side.comm.size)
+        x, arguments = side.inputs(buffer, *tokens(buffer.rank))
+        recv_x, _, _, _, handle, _ = buffer.dispatch(x, **arguments)
+        buffer.dispatch(x, **arguments, num_worst_tokens=1, **side.later)
+        out, _, event = buffer.combine(recv_x, handle, **side.later)
+        assert isinstance(raised(buffer.dispatch, x, **arguments), CapacityError)
+        want = first(reference.combine([r.recv_x for r in received], received)[buffer.rank])
+        np.testing.assert_array_equal(bits(side.arrays.get(out)), bits(want))
+        side.check_round(buffer)
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, ROOM, on_gpu=on_gpu)
 
 
 def test_the_wait_for_an_event_raises_on_the_cpu_executor():
-    def main(comm):
-        side = Side(comm, on_gpu=False)
-        with Buffer(comm, ROOM) as buffer:
-            event = side.dispatch(buffer, num_worst_tokens=1, async_finish=True)[-1]
-            with pytest.raises(CapacityError), event:
-                pass
-            side.check_round(buffer)
+    def main(side, buffer):
+        event = side.dispatch(buffer, num_worst_tokens=1, async_finish=True)[-1]
+        with pytest.raises(CapacityError), event:
+            pass
+        side.check_round(buffer)
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, ROOM, on_gpu=False)
 
 
 def test_what_raises_in_the_block_counts_more():
     """The wait at the block's end comes all the same."""
-    def main(comm):
-        side = Side(comm, on_gpu=False)
-        with Buffer(comm, ROOM) as buffer:
-            event = side.dispatch(buffer, num_worst_tokens=WORST, async_finish=True)[-1]
-            with pytest.raises(KeyError), event:
-                raise KeyError
-            assert done(event)
+    def main(side, buffer):
+        event = side.dispatch(buffer, num_worst_tokens=WORST, async_finish=True)[-1]
+        with pytest.raises(KeyError), event:
+            raise KeyError
+        assert done(event)
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, ROOM, on_gpu=False)
 
 
 def with_bad_expert(rank, bad_rank):
@@ -748,22 +739,20 @@ FAULT = "rank 1 reported bad arguments; no rows were moved"
 @pytest.mark.parametrize("between", ["nothing", "combine"])
 def test_bad_expert_of_a_layout_nobody_waited_for(between, on_gpu):
     """This rank's next dispatch says what, and the others' that."""
-    def main(comm):
-        side = Side(comm, on_gpu)
-        with Buffer(side.comm, ROOM) as buffer:
-            recv_x, _, _, _, handle, _ = side.dispatch(buffer)
-            x, idx, weights = side.give(*with_bad_expert(comm.rank, 1))
-            per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, E, **side.later)
-            if between == "combine":
-                buffer.combine(recv_x, handle, **side.later)
-            error = raised(buffer.dispatch, x, num_tokens_per_rank=per_rank,
-                           is_token_in_rank=in_rank, num_tokens_per_expert=per_expert,
-                           topk_idx=idx, topk_weights=weights)
-            buffer.check()
-            side.check_round(buffer)
-            return type(error), str(error)
+    def main(side, buffer):
+        recv_x, _, _, _, handle, _ = side.dispatch(buffer)
+        x, idx, weights = side.give(*with_bad_expert(buffer.rank, 1))
+        per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, E, **side.later)
+        if between == "combine":
+            buffer.combine(recv_x, handle, **side.later)
+        error = raised(buffer.dispatch, x, num_tokens_per_rank=per_rank,
+                       is_token_in_rank=in_rank, num_tokens_per_expert=per_expert,
+                       topk_idx=idx, topk_weights=weights)
+        buffer.check()
+        side.check_round(buffer)
+        return type(error), str(error)
 
-    results = run_ranks(main, 3, executor="emu")
+    results = on_ranks(main, ROOM, on_gpu=on_gpu, num_ranks=3)
     assert results == [(DeepEPError, FAULT), (ValueError, TOPK), (DeepEPError, FAULT)]
 
 
@@ -771,20 +760,18 @@ def test_bad_expert_of_a_layout_nobody_waited_for(between, on_gpu):
 @pytest.mark.parametrize("told_by", ["dispatch", "check"])
 def test_bad_expert_that_a_worst_case_dispatch_has_told(told_by, on_gpu):
     """All ranks have something to raise then: none may go on alone into the next dispatch."""
-    def main(comm):
-        side = Side(comm, on_gpu)
-        with Buffer(side.comm, ROOM, timeout_s=0.5) as buffer:
-            x, idx, weights = side.give(*with_bad_expert(comm.rank, 1))
-            per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, E, **side.later)
-            buffer.dispatch(x, num_tokens_per_rank=per_rank, is_token_in_rank=in_rank,
-                            num_tokens_per_expert=per_expert, topk_idx=idx, topk_weights=weights,
-                            num_worst_tokens=3 * T, **side.later)
-            error = raised(side.dispatch if told_by == "dispatch" else Buffer.check, buffer)
-            assert not getattr(error, "__notes__", []), error.__notes__
-            side.check_round(buffer)
-            return type(error), str(error)
+    def main(side, buffer):
+        x, idx, weights = side.give(*with_bad_expert(buffer.rank, 1))
+        per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, E, **side.later)
+        buffer.dispatch(x, num_tokens_per_rank=per_rank, is_token_in_rank=in_rank,
+                        num_tokens_per_expert=per_expert, topk_idx=idx, topk_weights=weights,
+                        num_worst_tokens=3 * T, **side.later)
+        error = raised(side.dispatch if told_by == "dispatch" else Buffer.check, buffer)
+        assert not getattr(error, "__notes__", []), error.__notes__
+        side.check_round(buffer)
+        return type(error), str(error)
 
-    results = run_ranks(main, 3, executor="emu")
+    results = on_ranks(main, ROOM, timeout_s=0.5, on_gpu=on_gpu, num_ranks=3)
     assert results == [(DeepEPError, FAULT), (ValueError, TOPK), (DeepEPError, FAULT)]
 
 
@@ -838,34 +825,30 @@ def test_many_bad_experts_leave_room_for_what_all_ranks_must_learn():
 
 def test_bad_expert_found_by_check_is_not_told_again():
     """check() is local: who raises there has said it, and no dispatch tells the others."""
-    def main(comm):
-        side = Side(comm)
-        with Buffer(side.comm, ROOM) as buffer:
-            buffer.get_dispatch_layout(*side.give(with_bad_expert(comm.rank, 1)[1]), E)
-            if comm.rank == 1:
-                error = raised(buffer.check)
-                assert isinstance(error, ValueError) and str(error) == TOPK
-            side.check_round(buffer)
+    def main(side, buffer):
+        buffer.get_dispatch_layout(*side.give(with_bad_expert(buffer.rank, 1)[1]), E)
+        if buffer.rank == 1:
+            error = raised(buffer.check)
+            assert isinstance(error, ValueError) and str(error) == TOPK
+        side.check_round(buffer)
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, ROOM)
 
 
 @pytest.mark.parametrize("on_gpu", ON)
 def test_wrong_counts_of_a_worst_case_dispatch(on_gpu):
-    def main(comm):
-        side = Side(comm, on_gpu)
-        with Buffer(side.comm, ROOM) as buffer:
-            x, arguments = side.inputs(buffer, *tokens(comm.rank))
-            if comm.rank == 1:
-                counts = side.arrays.get(arguments["num_tokens_per_rank"])
-                counts[0] += 1
-                arguments["num_tokens_per_rank"] = side.arrays.give(counts)
-            buffer.dispatch(x, **arguments, num_worst_tokens=WORST, **side.later)
-            error = raised(side.dispatch, buffer)
-            side.check_round(buffer)
-            return type(error), str(error)[:21]
+    def main(side, buffer):
+        x, arguments = side.inputs(buffer, *tokens(buffer.rank))
+        if buffer.rank == 1:
+            counts = side.arrays.get(arguments["num_tokens_per_rank"])
+            counts[0] += 1
+            arguments["num_tokens_per_rank"] = side.arrays.give(counts)
+        buffer.dispatch(x, **arguments, num_worst_tokens=WORST, **side.later)
+        error = raised(side.dispatch, buffer)
+        side.check_round(buffer)
+        return type(error), str(error)[:21]
 
-    assert run_ranks(main, 2, executor="emu") == [
+    assert on_ranks(main, ROOM, on_gpu=on_gpu) == [
         (DeepEPError, "rank 1 reported bad a"), (ValueError, "num_tokens_per_rank: ")]
 
 
@@ -885,121 +868,111 @@ def wait_for_the_limit(executor):
 @pytest.mark.parametrize("kind", ["worst", "cached", "combine"])
 @pytest.mark.parametrize("told_by", ["dispatch", "combine", "layout", "check"])
 def test_timeout(told_by, kind, on_gpu):
-    def main(comm):
-        side = Side(comm, on_gpu)
-        with Buffer(side.comm, ROOM, timeout_s=LIMIT_S) as buffer:
-            recv_x, _, _, _, handle, _ = side.dispatch(buffer)
-            x, arguments = side.inputs(buffer, *tokens(comm.rank))
-            side.executor.synchronize()
-            calls = {
-                "worst": lambda: buffer.dispatch(x, **arguments, num_worst_tokens=WORST,
-                                                 **side.later),
-                "cached": lambda: buffer.dispatch(x, handle=handle, **side.later),
-                "combine": lambda: buffer.combine(recv_x, handle, **side.later),
-                "layout": lambda: buffer.get_dispatch_layout(arguments["topk_idx"], E,
-                                                             **side.later),
-                "dispatch": lambda: buffer.dispatch(x, **arguments),
-                "check": buffer.check,
-            }
-            if comm.rank == 0:
-                calls[kind]()                       # returns
-                if told_by in ("combine", "layout"):
-                    wait_for_the_limit(comm.executor)
-                error = raised(calls[told_by])
-                assert isinstance(error, DeepEPTimeoutError), error
-                assert (error.rank, error.peer, error.wait) == (0, 1, "call record")
-                if told_by != "check":
-                    assert buffer.last_launch == ()
-                error = raised(calls["layout"])
-                assert type(error) is DeepEPError and "reset()" in str(error)
-            gc.collect()
-            buffer.reset()
-            buffer.check()
-            side.check_round(buffer)
-            buffer.combine(recv_x, handle)          # older results still serve
-            recv_x = handle = calls = None
-            gc.collect()
-            buffer.check()
-            assert buffer.stats()["arena_used_bytes"] == 0
+    def main(side, buffer):
+        recv_x, _, _, _, handle, _ = side.dispatch(buffer)
+        x, arguments = side.inputs(buffer, *tokens(buffer.rank))
+        side.executor.synchronize()
+        calls = {
+            "worst": lambda: buffer.dispatch(x, **arguments, num_worst_tokens=WORST,
+                                             **side.later),
+            "cached": lambda: buffer.dispatch(x, handle=handle, **side.later),
+            "combine": lambda: buffer.combine(recv_x, handle, **side.later),
+            "layout": lambda: buffer.get_dispatch_layout(arguments["topk_idx"], E,
+                                                         **side.later),
+            "dispatch": lambda: buffer.dispatch(x, **arguments),
+            "check": buffer.check,
+        }
+        if buffer.rank == 0:
+            calls[kind]()                       # returns
+            if told_by in ("combine", "layout"):
+                wait_for_the_limit(side.comm.executor)
+            error = raised(calls[told_by])
+            assert isinstance(error, DeepEPTimeoutError), error
+            assert (error.rank, error.peer, error.wait) == (0, 1, "call record")
+            if told_by != "check":
+                assert buffer.last_launch == ()
+            error = raised(calls["layout"])
+            assert type(error) is DeepEPError and "reset()" in str(error)
+        gc.collect()
+        buffer.reset()
+        buffer.check()
+        side.check_round(buffer)
+        buffer.combine(recv_x, handle)          # older results still serve
+        recv_x = handle = calls = None
+        gc.collect()
+        buffer.check()
+        assert buffer.stats()["arena_used_bytes"] == 0
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, ROOM, timeout_s=LIMIT_S, on_gpu=on_gpu)
 
 
 def test_the_limit_begins_when_the_call_runs():
     """What the callers' streams had queued before is nobody's delay."""
-    def main(comm):
-        side = Side(comm)
-        with Buffer(side.comm, ROOM, timeout_s=LIMIT_S) as buffer:
-            x, arguments = side.inputs(buffer, *tokens(comm.rank))
-            before = comm.executor.now
-            queue(side.executor, DELAY, 4 * SECOND)
-            recv_x = buffer.dispatch(x, **arguments)[0]
-            assert comm.executor.now - before > 4 * SECOND
-            np.testing.assert_array_equal(bits(side.arrays.get(recv_x)),
-                                          bits(received_by(2)[comm.rank].recv_x))
+    def main(side, buffer):
+        x, arguments = side.inputs(buffer, *tokens(buffer.rank))
+        before = side.comm.executor.now
+        queue(side.executor, DELAY, 4 * SECOND)
+        recv_x = buffer.dispatch(x, **arguments)[0]
+        assert side.comm.executor.now - before > 4 * SECOND
+        np.testing.assert_array_equal(bits(side.arrays.get(recv_x)),
+                                      bits(received_by(2)[buffer.rank].recv_x))
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, ROOM, timeout_s=LIMIT_S)
 
 
 def test_a_call_that_does_not_run_yet_learns_that_a_peer_has_given_up():
-    def main(comm):
-        side = Side(comm)
-        with Buffer(side.comm, ROOM, timeout_s=LIMIT_S) as buffer:
-            x, arguments = side.inputs(buffer, *tokens(comm.rank))
-            if comm.rank == 1:
-                queue(side.executor, DELAY, 4 * SECOND)
-            error = raised(buffer.dispatch, x, **arguments)
-            assert isinstance(error, DeepEPTimeoutError), error
-            assert (error.rank, error.peer) == (comm.rank, 1)
-            buffer.reset()
-            side.check_round(buffer)
+    def main(side, buffer):
+        x, arguments = side.inputs(buffer, *tokens(buffer.rank))
+        if buffer.rank == 1:
+            queue(side.executor, DELAY, 4 * SECOND)
+        error = raised(buffer.dispatch, x, **arguments)
+        assert isinstance(error, DeepEPTimeoutError), error
+        assert (error.rank, error.peer) == (buffer.rank, 1)
+        buffer.reset()
+        side.check_round(buffer)
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, ROOM, timeout_s=LIMIT_S)
 
 
 @pytest.mark.parametrize("on_gpu", ON)
 @pytest.mark.parametrize("waiting", [0, 1])
 def test_ranks_of_which_one_waits_for_the_totals(waiting, on_gpu):
     """Only that one could grow the arena, so it does not begin to."""
-    def main(comm):
-        side = Side(comm, on_gpu)
-        with Buffer(side.comm, ROOM) as buffer:
-            x, arguments = side.inputs(buffer, *tokens(comm.rank))
-            held = []
-            while buffer.stats()["copied_bytes"] == 0:      # until nothing is free but landing
-                held.append(side.dispatch(buffer, num_worst_tokens=WORST)[0])
-            before = buffer.stats()["arena_bytes"]
-            if comm.rank == waiting:
-                error = raised(buffer.dispatch, x, **arguments)
-                assert buffer.stats()["arena_bytes"] == before
-            else:
-                buffer.dispatch(x, **arguments, num_worst_tokens=WORST, **side.later)
-                error = raised(buffer.check)
-            assert isinstance(error, RankMismatchError), error
-            assert error.argument == "num_worst_tokens" and set(error.values) == {0, WORST}
-            side.check_round(buffer)
+    def main(side, buffer):
+        x, arguments = side.inputs(buffer, *tokens(buffer.rank))
+        held = []
+        while buffer.stats()["copied_bytes"] == 0:      # until nothing is free but landing
+            held.append(side.dispatch(buffer, num_worst_tokens=WORST)[0])
+        before = buffer.stats()["arena_bytes"]
+        if buffer.rank == waiting:
+            error = raised(buffer.dispatch, x, **arguments)
+            assert buffer.stats()["arena_bytes"] == before
+        else:
+            buffer.dispatch(x, **arguments, num_worst_tokens=WORST, **side.later)
+            error = raised(buffer.check)
+        assert isinstance(error, RankMismatchError), error
+        assert error.argument == "num_worst_tokens" and set(error.values) == {0, WORST}
+        side.check_round(buffer)
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, ROOM, on_gpu=on_gpu)
 
 
 @pytest.mark.parametrize("on_gpu", ON)
 @pytest.mark.parametrize("waiting", [0, 1])
 def test_ranks_of_which_one_makes_room_before_the_call(waiting, on_gpu):
     """By a collective, to which the other does not come: its reset() ends the wait."""
-    def main(comm):
-        side = Side(comm, on_gpu)
-        with Buffer(side.comm, timeout_s=LIMIT_S) as buffer:
-            x, arguments = side.inputs(buffer, *tokens(comm.rank))
-            if comm.rank == waiting:
-                assert isinstance(raised(buffer.dispatch, x, **arguments), DeepEPTimeoutError)
-            else:
-                error = raised(buffer.dispatch, x, **arguments, num_worst_tokens=WORST,
-                               **side.later)
-                assert type(error) is DeepEPError and "making room in buffer" in str(error)
-            buffer.reset()
-            side.check_round(buffer)
+    def main(side, buffer):
+        x, arguments = side.inputs(buffer, *tokens(buffer.rank))
+        if buffer.rank == waiting:
+            assert isinstance(raised(buffer.dispatch, x, **arguments), DeepEPTimeoutError)
+        else:
+            error = raised(buffer.dispatch, x, **arguments, num_worst_tokens=WORST,
+                           **side.later)
+            assert type(error) is DeepEPError and "making room in buffer" in str(error)
+        buffer.reset()
+        side.check_round(buffer)
 
-    run_ranks(main, 2, executor="emu")
+    on_ranks(main, timeout_s=LIMIT_S, on_gpu=on_gpu)
 
 
 def test_destroy_raises_what_was_never_raised():

@@ -44,6 +44,25 @@ def layout_of(buffer, idx, **how):
             "is_token_in_rank": in_rank}, event
 
 
+def arguments_of(buffer):
+    """x, and the other arguments of a rank's dispatch."""
+    x, idx, weights = make(buffer.rank)
+    return x, layout_of(buffer, idx)[0] | {"topk_idx": idx, "topk_weights": weights}
+
+
+def dispatched(buffer):
+    """The arguments of a rank's dispatch, and the rows and the handle that it returns."""
+    x, arguments = arguments_of(buffer)
+    recv_x, _, _, _, handle, _ = buffer.dispatch(x, **arguments)
+    return x, arguments, recv_x, handle
+
+
+def assert_combined(out, x, arguments, times=1):
+    """What combine makes of received rows, each multiplied by `times`."""
+    copies = arguments["is_token_in_rank"].sum(1, keepdim=True)
+    assert torch.equal(out.float(), times * copies * x.float())
+
+
 @pytest.mark.parametrize("how", ["stream", "event", "torch event", "comm stream"])
 def test_a_layer_that_never_waits(how):
     """Everything is queued behind a long kernel; only the last line waits."""
@@ -93,10 +112,7 @@ def test_the_host_does_not_wait():
     def main(comm, buffer):
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
-            x, idx, weights = make(comm.rank)
-            layout, _ = layout_of(buffer, idx)
-            recv_x, _, _, _, handle, _ = buffer.dispatch(x, **layout, topk_idx=idx,
-                                                         topk_weights=weights)
+            x, arguments, recv_x, handle = dispatched(buffer)
             side.synchronize()
             comm.barrier()
             torch.cuda._sleep(2 * SLEEP)
@@ -105,8 +121,7 @@ def test_the_host_does_not_wait():
             again, *_ = buffer.dispatch(x, handle=handle)
             waited = side.query()                   # true: everything is over already
             side.synchronize()
-            copies = layout["is_token_in_rank"].sum(1, keepdim=True)
-            assert torch.equal(out.float(), 2 * copies * x.float())
+            assert_combined(out, x, arguments, times=2)
             assert torch.equal(again, recv_x)
         return waited
 
@@ -143,26 +158,21 @@ def test_errors_come_later_and_to_all(two_gpus):
     def main(comm, buffer):
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
-            x, idx, weights = make(comm.rank)
-            layout, _ = layout_of(buffer, idx)
-            recv_x, _, _, _, handle, _ = buffer.dispatch(x, **layout, topk_idx=idx,
-                                                         topk_weights=weights)
+            x, arguments, recv_x, handle = dispatched(buffer)
             y = recv_x[:, :H // 2].contiguous() if comm.rank else recv_x
             buffer.combine(y, handle)               # hidden differs: refused by all, later
             with pytest.raises(RankMismatchError, match="^hidden: "):
-                buffer.dispatch(x, **layout, topk_idx=idx, topk_weights=weights)
-            bad = idx.clone()
+                buffer.dispatch(x, **arguments)
+            bad = arguments["topk_idx"].clone()
             bad[3, 1] = E if comm.rank else 0
             layout_of(buffer, bad)
             error = ValueError if comm.rank else DeepEPError
             with pytest.raises(error):
-                buffer.dispatch(x, **layout, topk_idx=idx, topk_weights=weights)
-            recv_x, _, _, _, handle, _ = buffer.dispatch(x, **layout, topk_idx=idx,
-                                                         topk_weights=weights)
+                buffer.dispatch(x, **arguments)
+            recv_x, _, _, _, handle, _ = buffer.dispatch(x, **arguments)
             out, _, _ = buffer.combine(recv_x, handle)
             side.synchronize()
-            copies = layout["is_token_in_rank"].sum(1, keepdim=True)
-            assert torch.equal(out.float(), copies * x.float())
+            assert_combined(out, x, arguments)
 
     on_ranks(main)
 
@@ -171,10 +181,7 @@ def test_a_rank_that_does_not_come():
     def main(comm, buffer):
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
-            x, idx, weights = make(comm.rank)
-            layout, _ = layout_of(buffer, idx)
-            recv_x, _, _, _, handle, _ = buffer.dispatch(x, **layout, topk_idx=idx,
-                                                         topk_weights=weights)
+            x, arguments, recv_x, handle = dispatched(buffer)
             side.synchronize()
             if comm.rank == 0:
                 buffer.combine(recv_x, handle)
@@ -187,26 +194,22 @@ def test_a_rank_that_does_not_come():
             buffer.reset()
             out, _, _ = buffer.combine(recv_x, handle)
             side.synchronize()
-            copies = layout["is_token_in_rank"].sum(1, keepdim=True)
-            assert torch.equal(out.float(), copies * x.float())
+            assert_combined(out, x, arguments)
 
     on_ranks(main, timeout_s=0.5)
 
 
 def test_ranks_that_share_a_gpu_and_the_legacy_stream():
     def main(comm, buffer):
-        x, idx, weights = make(comm.rank)
-        layout, _ = layout_of(buffer, idx)
+        x, arguments = arguments_of(buffer)
         for _ in range(10):
-            recv_x, _, _, _, handle, event = buffer.dispatch(
-                x, **layout, topk_idx=idx, topk_weights=weights, async_finish=True)
+            recv_x, _, _, _, handle, event = buffer.dispatch(x, **arguments, async_finish=True)
             event.current_stream_wait()
             out, _, event = buffer.combine(recv_x, handle, async_finish=True)
             event.current_stream_wait()
-        copies = layout["is_token_in_rank"].sum(1, keepdim=True)
-        return torch.equal(out.float(), copies * x.float())
+        assert_combined(out, x, arguments)
 
-    assert all(on_ranks(main, devices=(0, 0, 0, 0)))
+    on_ranks(main, devices=(0, 0, 0, 0))
 
 
 def test_ten_thousand_calls_leave_nothing(two_gpus):
