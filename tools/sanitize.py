@@ -57,7 +57,6 @@ def environment(cc: list[str]) -> dict[str, str]:
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",
-        "CFLAGS": FLAGS,            # of what tests compile themselves
         "PYTHONPATH": f"{FOLDER / 'lib'}:{_tree.ROOT}",     # before the tree's own package
         "PYTHONSAFEPATH": "1",
     }
