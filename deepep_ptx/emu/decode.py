@@ -6,11 +6,13 @@ bits at an offset of the warp's register file; a predicate is one mask, by its i
 32 equal lanes in the pool.  Registers get their place at their first use, each its own: nothing is
 packed, so that a read of a register that nobody wrote is seen.
 
+A call is the function's body in its place, with registers of its own: the core knows no calls.
+
 What is decoded, the C core loads: the limits of its tables are checked here, at the statement.
 """
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -35,6 +37,9 @@ LANES = 32
 MAX_WORDS = 2 ** 16 - 4                # of a kernel's registers: see struct emu_instr, `defined`
 MAX_PARAM_BYTES = 32764                # PTX's
 MAX_SHARED_BYTES = 227 * 1024          # emu_options.cta_smem of cysrc/emu/device/emu.h, at most
+MAX_CALLED = 2 ** 16                   # statements that calls bring in
+MAX_CALLS = 20                         # of functions within each other
+_END = "the end"                       # label behind a function's body: no name of a text
 _MOST_NEAR, _LONGEST_NEAR = 2000, 64   # names that are looked at for a misspelt one
 
 # struct emu_insn and struct emu_line of cysrc/emu/device/emu.h.
@@ -163,10 +168,11 @@ class _Decoder:
         self.branches = []                       # (row, label, scope, node)
         self.clocks, self.written = set(), set()  # registers: by mov %globaltimer, by others
         self.temporaries = []
+        self.num_called, self.num_calls = 0, 0    # statements of functions; calls under way
         self.sm = int(module.target.partition("_")[2].rstrip("af"))
 
     def image(self):
-        module = _Scope(None)
+        module = self.global_scope = _Scope(None)
         shared_bytes = self.declare_shared(module)
         scope = _Scope(module)
         param_bytes = self.declare_params(scope)
@@ -228,12 +234,23 @@ class _Decoder:
 
     # -- statements ----------------------------------------------------------------------------
 
-    def block(self, block, scope):
+    def block(self, block, scope, function=None):
+        """function: the one whose body this is, None in an entry."""
         for s in block.statements:
+            if function is not None:
+                self.num_called += 1
+                if self.num_called > MAX_CALLED:
+                    raise self.source.error(s.start, f"calls bring in more than {MAX_CALLED} "
+                                                     f"statements")
             if isinstance(s, ast.Instruction):
                 self.statement(s.start, s.end)
                 try:
-                    self.instruction(s, scope)
+                    if s.opcode == "call":
+                        self.call(s, scope, function)
+                    elif s.opcode == "ret" and function is not None:
+                        self.instruction(replace(s, opcode="bra", operands=[ast.Name(_END)]), scope)
+                    else:
+                        self.instruction(s, scope)
                 except (_Refused, FormError) as error:
                     text = self.module.text[s.start:s.end]
                     raise self.source.error(s.start, str(error), text) from None
@@ -244,7 +261,36 @@ class _Decoder:
             elif isinstance(s, ast.Variable):
                 self.declare(scope, s.name, self.shared[s.start], s.start)
             else:
-                self.block(s, _Scope(scope))
+                self.block(s, _Scope(scope), function)
+
+    def call(self, node, scope, caller):
+        """The body of a function, which sees the module's names and its own."""
+        name, *arguments = node.operands
+        functions = {f.name: f for f in self.module.functions
+                     if caller is None or f.start < caller.start}
+        function = functions.get(name.name)
+        if function is None:
+            raise _Refused(f"no .func '{name.name}' stands before this"
+                           + _did_you_mean(name.name, list(functions)))
+        if node.guard is not None or node.qualifiers:
+            raise _Refused("a call has no guard and no qualifiers here: branch around it")
+        if len(arguments) != len(function.params):
+            raise _Refused(f"'{name.name}' takes {len(function.params)} arguments, not "
+                           f"{len(arguments)}")
+        inner = _Scope(self.global_scope)
+        for parameter, argument in zip(function.params, arguments, strict=True):
+            self.registers(parameter, inner)
+            register = inner.names[parameter.names[0]]
+            place, _ = self.value(argument, scope, register.type, False, constant=True)
+            self.emit({"op": Op.MOV, "vec": 1, "type": register.type},
+                      dst=[self.place(register, 0, parameter.names[0])], src=[place])
+            self.written.add(register.places[0])
+        self.num_calls += 1
+        if self.num_calls > MAX_CALLS:
+            raise _Refused(f"more than {MAX_CALLS} calls within each other")
+        self.block(function.body, _Scope(inner), function)
+        self.num_calls -= 1
+        self.declare(inner, _END, len(self.rows), node.start, "labels")
 
     def registers(self, node, scope):
         if node.type not in _REGISTER_TYPES.split():

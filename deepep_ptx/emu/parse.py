@@ -139,6 +139,15 @@ class Entry:
 
 
 @dataclass(slots=True)
+class Function:
+    """A `.func` without results, whose parameters are registers; called as `call name, (a, b);`."""
+    name: str
+    params: list                       # of Registers, one name each
+    body: Block
+    start: int
+
+
+@dataclass(slots=True)
 class Module:
     text: str
     version: tuple                     # (7, 8)
@@ -146,6 +155,7 @@ class Module:
     variables: list                    # .shared at module level
     entries: list
     source: "SourceMap" = field(repr=False)
+    functions: list = field(default_factory=list)
 
 
 class SourceMap:
@@ -240,6 +250,15 @@ def _tokens(text):
     return tokens
 
 
+def _first_variable(block):
+    for s in block.statements:
+        if isinstance(s, Variable):
+            return s
+        if isinstance(s, Block) and (found := _first_variable(s)) is not None:
+            return found
+    return None
+
+
 def parse(text, name="<ptx>"):
     """The Module of a PTX text.  Raises PtxError with the source file and line.
 
@@ -329,9 +348,9 @@ class _Parser:
         return module
 
     def check_names(self, module):
-        """No name is given to two entries, or to an entry and a variable."""
+        """No name is given to two entries or functions, or to one of them and a variable."""
         names = {v.name for v in module.variables}
-        for entry in module.entries:
+        for entry in (*module.entries, *module.functions):
             if entry.name in names:
                 raise self.error(f"'{entry.name}' is declared twice", entry.start)
             names.add(entry.name)
@@ -346,8 +365,30 @@ class _Parser:
             self.accept(".visible")
             self.expect(".entry")
             module.entries.append(self.entry(start))
+        elif self.accept(".func"):
+            module.functions.append(self.function(start))
         else:
-            raise self.unexpected("a directive (.entry, .shared, .extern, .file)")
+            raise self.unexpected("a directive (.entry, .func, .shared, .extern, .file)")
+
+    def function(self, start):
+        name = self.declared_name("the function's name")
+        self.expect("(")
+        params = [self.argument()]
+        while self.accept(","):
+            params.append(self.argument())
+        self.expect(")")
+        body = self.block()
+        if (variable := _first_variable(body)) is not None:
+            raise self.error("a function has no .shared variables of its own", variable.start)
+        return Function(name, params, body, start)
+
+    def argument(self):
+        start = self.start
+        self.expect(".reg")
+        if self.kind != "dot" or self.word[1:] not in _TYPES or self.word == ".pred":
+            raise self.unexpected("a type of an argument")
+        type_ = self.advance()[1:]
+        return Registers(type_, 1, [self.declared_name("a parameter's name")], start)
 
     def entry(self, start):
         name = self.declared_name("the entry's name")
@@ -513,7 +554,9 @@ class _Parser:
         while self.kind == "dot":
             qualifiers.append(self.advance()[1:])
         operands = []
-        if self.word != ";":
+        if opcode == "call":
+            operands = self.called()
+        elif self.word != ";":
             operands.append(self.operand())
             while self.accept(","):
                 operands.append(self.operand())
@@ -522,6 +565,17 @@ class _Parser:
         end = self.start + 1
         self.advance()
         return Instruction(opcode, tuple(qualifiers), operands, guard, start, end)
+
+    def called(self):
+        """The function's name and the arguments of `call name, (a, b)`."""
+        operands = [Name(self.expect_kind("name", "a function's name"))]
+        self.expect(",")
+        self.expect("(")
+        operands.append(self.element())
+        while self.accept(","):
+            operands.append(self.element())
+        self.expect(")")
+        return operands
 
     # -- operands ------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 that are taken for true, and what is computed from them, decide it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepep_ptx.emu import parse as ast
 from deepep_ptx.toolchain.front_end import parse_rendered
@@ -11,6 +11,7 @@ from deepep_ptx.toolchain.preprocess import Place
 from deepep_ptx.toolchain.ptx_text import Rendered
 
 _ENDS = ("ret", "exit")
+_END = "the end"                                # label behind a function's body: no name of a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +41,37 @@ class Node:
 
 
 def nodes_of(rendered: Rendered) -> list[Node]:
-    """The instructions of the text's entry, in order; a place behind the last one is its end."""
+    """The instructions of the text's entry, in order; a place behind the last one is its end.
+
+    A call is what it calls, behind a `mov` for each argument.
+    """
     module = parse_rendered(rendered)
+    functions = {function.name: function for function in module.functions}
     nodes: list[Node] = []
     branches = []
 
-    def walk(block, names, labels):
+    def call(s, names):
+        name, *arguments = s.operands
+        function, own = functions[name.name], {}
+        line = module.source.position(s.start)[0]
+        for parameter, argument in zip(function.params, arguments, strict=True):
+            register = own[parameter.names[0]] = Register(parameter.names[0], -1 - len(nodes))
+            given = names.get(argument.name) if isinstance(argument, ast.Name) else None
+            nodes.append(Node(f"mov.{parameter.type}", [ast.Name(register.name), argument],
+                              (register, given), None, line, rendered.place(line)))
+        end: dict[str, int] = {}
+        walk(function.body, own, [end], end)
+        end[_END] = len(nodes)
+
+    def walk(block, names, labels, end=None):
         names, labels = dict(names), [{}, *labels]
         for s in block.statements:
-            if isinstance(s, ast.Instruction):
+            if isinstance(s, ast.Instruction) and s.opcode == "call":
+                call(s, names)
+            elif isinstance(s, ast.Instruction):
                 line = module.source.position(s.start)[0]
+                if s.opcode == "ret" and end is not None:
+                    s = replace(s, opcode="bra", operands=[ast.Name(_END)])
                 operands = [o.first if isinstance(o, ast.Pair) else o for o in s.operands]
                 inner = [o.name if isinstance(o, ast.Negated) else o for o in operands]
                 registers = tuple(names.get(o.name) if isinstance(o, ast.Name) else None
@@ -64,7 +86,7 @@ def nodes_of(rendered: Rendered) -> list[Node]:
             elif isinstance(s, ast.Label):
                 labels[0][s.name] = len(nodes)
             elif isinstance(s, ast.Block):
-                walk(s, names, labels)
+                walk(s, names, labels, end)
 
     (entry,) = module.entries
     walk(entry.body, {}, [])

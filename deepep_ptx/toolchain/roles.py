@@ -148,6 +148,9 @@ def _free_names(rendered: Rendered) -> Iterator[tuple[str, set[tuple[str, tuple[
 
     for entry in module.entries:
         free(entry.body, None)
+    for function in module.functions:           # shares its parameters, and nothing else
+        at = rendered.origin(module.source.position(function.start)[0])
+        found.append((at[0], {(name, at) for p in function.params for name in p.names}))
     yield from found
 
 
@@ -155,7 +158,7 @@ def _used(instruction: ast.Instruction) -> Iterator[str]:
     if instruction.guard:
         yield instruction.guard.name
     if instruction.opcode != "bra":             # whose operand is a label
-        for operand in instruction.operands:
+        for operand in instruction.operands[instruction.opcode == "call":]:
             yield from _names(operand)
 
 

@@ -401,3 +401,52 @@ def test_decoding_is_quick():
         image = load_image(text)
         best = min(best, time.perf_counter() - start)
     assert best / len(image.insns) < 60e-3 / 500
+
+
+# -- calls ----------------------------------------------------------------------------------------
+
+FUNCTION = ".func f(.reg .b32 r0, .reg .b64 d0) {{ {} ret; }}\n"
+
+
+def with_function(body, *statements):
+    return load_image(kernel(*statements).replace(".visible", FUNCTION.format(body) + ".visible"))
+
+
+def test_a_call_is_the_body_in_its_place():
+    image = with_function("bra $out; $out:", "call f, (r1, d1);",
+                          "call f, (-1, d1);")
+    mov, wide, over, back = image.insns[:4]
+    assert [i["op"] for i in image.insns] == [Op.MOV, Op.MOV, Op.BRA, Op.BRA] * 2 + [Op.EXIT] * 2
+    assert (over["target"], back["target"]) == (3, 4)
+    again = image.insns[4]
+    assert again["dst"][0] != mov["dst"][0] and constant(image, again["src"][0], "u4") == 2**32 - 1
+    assert (mov["type"], wide["type"]) == (Type.B32, Type.B64)
+
+
+@pytest.mark.parametrize(("body", "statement", "says"), [
+    ("", "call g, (r1, d1);", "no .func 'g' stands before this"),
+    ("", "call f, (r1);", "'f' takes 2 arguments, not 1"),
+    ("", "call f, (d1, d1);", "'d1' is a .b64 register, which does not fit .b32"),
+    ("", "@q0 call f, (r1, d1);", "no guard"),
+    ("", "call.uni f, (r1, d1);", "no qualifiers"),
+    ("mov.u32 r0, r1;", "call f, (r1, d1);", "'r1' is not declared"),
+    ("ld.param.u32 r0, [p];", "call f, (r1, d1);", "'p' is not declared"),
+    ("bra $end;", "call f, (r1, d1);", "$end"),
+    ("call f, (r0, d0);", "call f, (r1, d1);", "no .func 'f' stands before this"),
+])
+def test_calls_that_are_refused(body, statement, says):
+    with pytest.raises(PtxError) as caught:
+        with_function(body, statement)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(("length", "calls", "depth", "says"), [
+    (5000, 20, 1, "calls bring in more than 65536 statements"),
+    (1, 1, 30, "more than 20 calls within each other"),
+])
+def test_calls_have_limits(length, calls, depth, says):
+    functions = [f".func f0(.reg .b32 r) {{ {'add.u32 r, r, 1;' * length} }}\n"]
+    functions += [f".func f{i}(.reg .b32 r) {{ call f{i - 1}, (r); }}\n" for i in range(1, depth)]
+    text = kernel(*[f"call f{depth - 1}, (r0);"] * calls)
+    with pytest.raises(PtxError, match=says):
+        load_image(text.replace(".visible", "".join(functions) + ".visible"))

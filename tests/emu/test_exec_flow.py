@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from machine import Machine, fault_of
+from machine import HEADER, Machine, fault_of
 
 STORE = "\nmad.wide.u32 d4, r1, 4, d0;\nst.global.u32 [d4], r4;"
 LANES = np.arange(32)
@@ -15,6 +15,55 @@ def lanes(body, block=32, **options):
     out = machine.space(4 * block)
     machine.run(body + STORE, out, block=block)
     return machine.fetch(out, "u4", block), machine
+
+
+# -- calls -------------------------------------------------------------------------------------
+
+FUNCTIONS = """\
+.shared .align 4 .b32 s_calls;
+.func twice(.reg .b64 d0, .reg .b32 r4)
+{
+    .reg .b32 r1; .reg .pred q0;
+    setp.lt.u32 q0, r4, 5;
+    @q0 ret;
+    add.u32 r1, r4, r4;
+    st.global.u32 [d0], r1;
+    red.relaxed.cta.shared.add.u32 [s_calls], 1;
+    ret;
+}
+.func both(.reg .b64 d0, .reg .b64 d1, .reg .b32 r0)
+{
+    call twice, (d0, r0);
+    call twice, (d1, 9);
+}
+"""
+
+
+def test_calls(monkeypatch):
+    """Arguments are copies, names are a function's own, and a return ends the innermost call."""
+    monkeypatch.setattr("machine.HEADER", HEADER.replace(".visible", FUNCTIONS + ".visible"))
+    machine = Machine()
+    first, second, third = (machine.space(4 * 32) for _ in range(3))
+    machine.run("""\
+setp.eq.u32 q0, r0, 0;
+@q0 st.shared.u32 [s_calls], 0;
+bar.sync 0;
+mov.u32 r4, 7;
+mad.wide.u32 d4, r0, 4, d0;
+mad.wide.u32 d5, r0, 4, d1;
+mad.wide.u32 d6, r0, 4, d2;
+setp.lt.u32 q0, r0, 2;
+@q0 bra $none;
+call both, (d4, d5, r0);
+$none:
+bar.sync 0;
+ld.shared.u32 r5, [s_calls];
+add.u32 r4, r4, r5;
+st.global.u32 [d6], r4;
+""", first, second, third)
+    assert (machine.fetch(third, "u4", 32) == 7 + 27 + 30).all()
+    assert (machine.fetch(second, "u4", 32)[2:] == 18).all()
+    assert np.array_equal(machine.fetch(first, "u4", 32)[5:], 2 * np.arange(5, 32))
 
 
 # -- divergence ----------------------------------------------------------------------------------

@@ -172,7 +172,12 @@ def test_errors_name_the_source_line():
 @pytest.mark.parametrize(("text", "says"), [
     ("", "expected '.version', found the end of the text"),
     (".version 7.8\n.target sm_90\n.address_size 32\n", "must be 64"),
-    (".version 7.8\n.target sm_90\n.address_size 64\n.func f() { ret; }", "found '.func'"),
+    (".version 7.8\n.target sm_90\n.address_size 64\n.global .b32 x;", "found '.global'"),
+    (".version 7.8\n.target sm_90\n.address_size 64\n.func f() { ret; }", "expected '.reg'"),
+    (".version 7.8\n.target sm_90\n.address_size 64\n.func f(.reg .pred q) { ret; }",
+     "expected a type of an argument"),
+    (".version 7.8\n.target sm_90\n.address_size 64\n.func f(.reg .b32 r) {\n.shared .b32 s;}",
+     "<ptx>:5: a function has no .shared"),
     (".version 7.8\n.target sm_90\n.address_size 64\n.entry k() .reqntid 32 { ret; }",
      "expected '{' or a directive"),
     (".version 7.8\n.target sm_90\n.address_size 64\n.entry k() { ret;", "found the end"),
