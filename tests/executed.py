@@ -25,7 +25,7 @@ TABLE = Path(__file__).with_name("unexecuted.toml")
 # Included for each wait, or each error, of a kernel: that of its copies one is executed is enough.
 SHARED = tuple(f"ptx/role/{name}.inc" for name in (
     "exchange/wait_flag", "fault/abort_rank", "fault/give_up", "fault/report", "fault/stuck",
-    "fault/tell_peers"))
+    "fault/tell_abort", "fault/tell_peers", "fault/write_report"))
 
 AT_ONCE = 1e-7          # seconds: a wait of more than 64 polls gives up
 LONG = 1 << 20          # hidden of rows that take longer than so many polls

@@ -14,7 +14,8 @@ from deepep_ptx.emu.kernel import load_image
 # Role files that only a refused call or a wait that gives up comes to.
 OF_ERRORS = frozenset(f"ptx/role/{name}.inc" for name in (
     "dispatch/refuse_dispatch", "exchange/claim_call", "exchange/refuse_capacity",
-    "fault/abort_rank", "fault/give_up", "fault/report", "fault/stuck", "fault/tell_peers"))
+    "fault/abort_rank", "fault/give_up", "fault/report", "fault/stuck", "fault/tell_abort",
+    "fault/tell_peers", "fault/write_report"))
 WIDTH = 100
 
 

@@ -76,7 +76,7 @@ def ours(tmp_path):
         ("lib/sync.inc", "st.release.sys", "st.relaxed.sys", "RAISE_FLAG has no st.release.sys"),
         ("lib/sync.inc", "st.release.sys", "st.release.gpu", "RAISE_FLAG has no st.release.sys"),
         ("lib/sync.inc", "atom.acq_rel", "atom.relaxed", "ARRIVE has no atom.acq_rel.gpu"),
-        ("role/fault/report.inc", "st.release.sys.global", "st.global",
+        ("role/fault/write_report.inc", "st.release.sys.global", "st.global",
          "st.global.u32 to STAT_VALID"),
         ("role/dispatch/tell_host.inc", "st.release.sys", "st.relaxed.sys", "to TOT_TICKET, which"),
         ("role/dispatch/refuse_dispatch.inc", "st.release.sys", "st.relaxed.sys",

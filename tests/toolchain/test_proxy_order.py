@@ -71,7 +71,8 @@ def test_a_fence_of_other_memory_is_none(symbol, number):
 @pytest.mark.parametrize("symbol, number", FENCES)
 def test_a_fence_that_may_not_run_is_none(symbol, number):
     def guard(lines):
-        entry = next(i for i, line in enumerate(lines) if line == "{")
+        header = next(i for i, line in enumerate(lines) if ".entry" in line)
+        entry = lines.index("{", header)
         lines[entry] += " .reg .pred p_perhaps; setp.ne.u32 p_perhaps, 1, 1;"
         lines[number] = f"@p_perhaps {lines[number].strip()}"
 
