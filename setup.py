@@ -37,6 +37,9 @@ C_SOURCES = {
     "_torch": [],
     "_buffer": ["cysrc/core"],
     "_emu": ["cysrc/emu/device", "cysrc/emu/host"],
+    "_emu_executor": [],
+    "_emu_graph": [],
+    "_emu_image": [],
     "_cuda": ["cysrc/cuda"],
 }
 

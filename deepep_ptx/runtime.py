@@ -10,6 +10,7 @@ import time
 
 from deepep_ptx._cuda import device_count
 from deepep_ptx._emu import MAX_RANKS, World
+from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.checks import as_int, check_choice
 from deepep_ptx.comm import RankComm
 from deepep_ptx.cuda_ranks import CudaWorld
@@ -82,7 +83,7 @@ def run_ranks(
         world = CudaWorld(num_ranks, devices=devices, arch=arch, timeout_s=timeout_s)
         executors = world.executors
     else:
-        executors = [world.executor(rank, arch=arch or ARCHS[-1]) for rank in range(num_ranks)]
+        executors = [EmuExecutor(world, rank, arch or ARCHS[-1]) for rank in range(num_ranks)]
     comms = [RankComm(executor, num_ranks, ranks_per_node) for executor in executors]
     outcomes = [None] * num_ranks
     _run_threads(world, fn, comms, args, outcomes)

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from deepep_ptx._emu import EmuExecutor
+from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx._executor import Memory
 from deepep_ptx.arrays import BFLOAT16, DeviceArray
 from deepep_ptx.comm import RankComm

@@ -10,7 +10,7 @@ import pytest
 from deepep_ptx import Buffer, Config, EventOverlap, run_ranks
 from deepep_ptx._arguments import Placement
 from deepep_ptx._call import Call
-from deepep_ptx._emu import EmuExecutor
+from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.arrays.library import NUMPY
 from deepep_ptx.comm import RankComm
 from deepep_ptx.errors import CapacityError, DestroyedError, RankError, RankMismatchError

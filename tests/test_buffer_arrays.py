@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, RankError, run_ranks
-from deepep_ptx._emu import EmuExecutor
+from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.arrays import BFLOAT16, DeviceArray
 from deepep_ptx.comm import RankComm
 from tests.array_libraries import (

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deepep_ptx import Buffer, leaving, reference, run_ranks, select
+from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.config import slot_bytes
 from deepep_ptx.errors import (
     CapacityError,
@@ -627,7 +628,7 @@ def test_dropped_buffers_are_not_kept(each_its_own, monkeypatch):
 
     def main(comm):
         for _ in range(5):
-            own = comm.executor.world.executor(comm.rank) if each_its_own else None
+            own = EmuExecutor(comm.executor.world, comm.rank) if each_its_own else None
             buffer = Buffer(OtherGroup(comm, own))
             dispatch(buffer, *tokens(comm.rank))
             comm.barrier()

@@ -8,6 +8,7 @@ import pytest
 
 from deepep_ptx import Buffer, RankError, run_ranks
 from deepep_ptx._emu import World
+from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.comm import all_or_none
 from deepep_ptx.errors import DeepEPError
 from tests.hostile_groups import LISTS, RECORD, VALUES, Group, contents, is_record
@@ -189,7 +190,7 @@ def test_a_rank_that_a_world_does_not_have(rank):
     outcomes = [None, None]
     for call in (lambda: world.skip_rank(rank), lambda: world.run_rank(rank, int, (), outcomes),
                  lambda: world.collect(rank, "barrier", None), lambda: world.counters(rank),
-                 lambda: world.executor(rank)):
+                 lambda: EmuExecutor(world, rank)):
         with pytest.raises(ValueError, match=r"^rank: must be in \[0, 1\], got "):
             call()
     with pytest.raises(TypeError, match=r"^rank: must be an integer"):

@@ -14,6 +14,7 @@ import pytest
 
 from deepep_ptx import _emu, errors, run_ranks, runtime
 from deepep_ptx._cuda import device_count
+from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.comm import as_comm
 
 HEAD = """.version 8.3
@@ -777,7 +778,7 @@ def test_world_reports_faults():
 
 def test_world_executor_waits_in_the_callers_thread():
     world = _emu.World(1)
-    ex = world.executor(0)
+    ex = EmuExecutor(world, 0)
     mine = words(ex)
     ex.launch(ex.load("step", STEP, 32), params(mine, 1), 1, 1)
     assert word_of(ex, mine) == 1

@@ -2,9 +2,9 @@
 # cython: language_level=3
 """The CPU executor: virtual GPUs that run the rendered PTX, and the threads of their ranks.
 
-`World` is one run's set of virtual GPUs, `EmuExecutor` one rank of it as the core sees a machine,
-`EmuGraph` work that was captured instead of run.
-`deepep_ptx.run_ranks` makes both; using them directly is for tests and embedders.
+`World` is one run's set of virtual GPUs; `_emu_executor` has one rank of it as the core sees a
+machine, `_emu_graph` work that was captured instead of run.  This module alone calls the C code of
+cysrc/emu.  `deepep_ptx.run_ranks` makes a world; using it directly is for tests and embedders.
 
 Threads: under `run_ranks` exactly one rank's thread runs at a time, from one wait to the next; a
 world without rank threads is for one thread.  No wait holds the GIL.  Determinism: what runs when
@@ -23,12 +23,24 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from deepep_ptx._emu_host cimport (
+    EMU_CHECK_UNINIT, EMU_SCHED_LATE_ASYNC, EMU_SCHED_RANDOM, EMU_SCHED_RR, HOST_FAULT,
+    HOST_RUN_FAILED, HOST_RUN_IDLE, HOST_RUN_MORE, emu_counters, emu_executor_create,
+    emu_executor_destroy, emu_executor_table, emu_fault, emu_options, host_abort, host_alloc,
+    host_capture_begin, host_capture_end, host_capture_of, host_copy_in, host_copy_out,
+    host_counters, host_create, host_destroy, host_enter, host_failure, host_fault, host_free,
+    host_graph, host_graph_destroy, host_graph_keep, host_graph_replay, host_holder, host_kernel,
+    host_kernel_load, host_kernel_ran, host_last_error, host_launch, host_leave, host_map,
+    host_map_peer, host_now, host_pin, host_report, host_run, host_start, host_stream,
+    host_stream_create, host_stream_destroy, host_synchronize, host_unmap, host_unmap_peer,
+    host_unpin, host_wait_word, host_written, host_yield,
+)
+from deepep_ptx._emu_image cimport Image
 from deepep_ptx._executor cimport (
-    EP_ERR_ABORTED, EP_ERR_ARGUMENT, EP_ERR_MEMORY, EP_ERR_TIMEOUT, EP_HANDLE_BYTES, EP_OK,
+    EP_ERR_ABORTED, EP_ERR_ARGUMENT, EP_ERR_MEMORY, EP_ERR_TIMEOUT, EP_OK, ep_dptr_t, ep_launch,
 )
 
 from deepep_ptx.checks import check_choice, check_int
@@ -54,10 +66,6 @@ cdef uint32_t ROUNDS_PER_LOOK = 256
 cdef uint64_t MAX_U32 = 0xffffffff
 
 
-def _generation(arch):
-    return int(arch.removeprefix("sm_").rstrip("af"))
-
-
 def limit_ns(name, seconds):
     """Nanoseconds of a time limit given in seconds; None = no limit (2**64 - 1)."""
     if seconds is None:
@@ -73,10 +81,8 @@ def limit_ns(name, seconds):
     return max(1, round(value * 1e9))
 
 
-cdef class _Mapping:
+cdef class Mapping:
     """Holds a Python buffer while a rank has it mapped."""
-    cdef Py_buffer view
-    cdef bint held
 
     def __cinit__(self, buffer, bint writable):
         PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
@@ -113,6 +119,21 @@ cdef class _HostView:
         PyBuffer_FillInfo(view, self, self.address, self.nbytes, 0, flags)
 
 
+@cython.no_gc_clear     # who uses it in a __dealloc__ needs its world there
+cdef class RankTable:
+    """The core's table of one rank of a world."""
+
+    def __cinit__(self, World world not None, uint32_t rank):
+        self.world = world
+        self.own = emu_executor_create(world.host, rank)
+        if self.own == NULL:
+            raise MemoryError("rank: no memory for its executor")
+        self.table = emu_executor_table(self.own)
+
+    def __dealloc__(self):
+        emu_executor_destroy(self.own)
+
+
 cdef class _Collective:
     """One allgather or barrier: who has come, with what."""
     cdef str kind
@@ -139,6 +160,20 @@ cdef class Kernel:
     def handle(self):
         """What launches name the kernel by."""
         return <uint64_t><size_t>self.kernel
+
+    cdef int fill_launch(self, World world, ep_launch *launch, bytes params, grid, block,
+                         smem) except -1:
+        """A launch of it by `world`, without a stream."""
+        if self.world is not world:
+            raise ValueError("kernel: was loaded into another world")
+        memset(launch, 0, sizeof(launch[0]))        # no attributes
+        launch.kernel = self.kernel
+        launch.params = PyBytes_AS_STRING(params)
+        launch.param_bytes = len(params)
+        launch.grid = check_int(grid, "grid", 1, MAX_U32)
+        launch.block = check_int(block, "block", 1, 1024)
+        launch.smem = check_int(smem, "smem", 0, MAX_U32)
+        return 0
 
 
 cdef Kernel wrap_kernel(World world, host_kernel *kernel, str symbol, int param_bytes, str target):
@@ -236,10 +271,6 @@ cdef class World:
             file=fault.file.decode(errors="replace"), line=fault.line, rank=fault.rank,
             cta=fault.cta, warp=fault.warp, lane=fault.lane)
 
-    def executor(self, rank, *, arch="sm_90"):
-        """The `EmuExecutor` of one rank; `arch` is the target whose kernels it takes."""
-        return EmuExecutor(self, rank, arch)
-
     # -- raw memory, for tests ---------------------------------------------------------------
 
     def alloc(self, rank, nbytes, *, name="alloc"):
@@ -256,7 +287,7 @@ cdef class World:
         The buffer is held until `unmap`.
         """
         cdef uint32_t r = self.valid_rank(rank)
-        cdef _Mapping mapping = _Mapping(buffer, writable)
+        cdef Mapping mapping = Mapping(buffer, writable)
         cdef ep_dptr_t va = 0
         if mapping.view.len == 0:
             raise ValueError("buffer: must have at least 1 byte, got 0")
@@ -294,8 +325,75 @@ cdef class World:
     def write(self, rank, va, data):
         """Store `data` (bytes or a contiguous buffer) at `va` of `rank`."""
         cdef uint32_t r = self.valid_rank(rank)
-        cdef _Mapping mapping = _Mapping(data, False)
+        cdef Mapping mapping = Mapping(data, False)
         self.check(host_copy_in(self.host, r, va, mapping.view.buf, mapping.view.len, NULL), r)
+
+    # -- what a rank's executor has beside its table ---------------------------------------------
+
+    def map_address(self, rank, size_t address, nbytes, writable, str name not None):
+        """Map the caller's memory [address, address + nbytes) for `rank`, until `unmap_address`;
+        returns its address there."""
+        cdef uint32_t r = self.valid_rank(rank)
+        cdef ep_dptr_t va = 0
+        self.check(host_map(self.host, r, <void *>address,
+                            check_int(nbytes, f"{name}: bytes", 1, 2**48), writable,
+                            name.encode(), &va), r)
+        return va
+
+    def unmap_address(self, rank, va):
+        """Undo `map_address`, at once."""
+        cdef uint32_t r = self.valid_rank(rank)
+        self.check(host_unmap(self.host, r, va), r)
+
+    def host_view(self, rank, va, nbytes):
+        """A NumPy uint8 array [nbytes] over memory at `va` of `rank`, which it pins."""
+        if not nbytes:
+            return np.empty(0, np.uint8)
+        return np.frombuffer(_HostView(self, self.valid_rank(rank), va, nbytes), np.uint8)
+
+    def written(self, rank, va, nbytes):
+        """The host has stored `nbytes` bytes at `va` of `rank`: kernels may read them."""
+        cdef uint32_t r = self.valid_rank(rank)
+        self.check(host_written(self.host, r, va, check_int(nbytes, "nbytes", 0, 2**40)), r)
+
+    def synchronize(self, rank, size_t stream):
+        """Wait until all work queued on `stream` is done."""
+        cdef uint32_t r = self.valid_rank(rank)
+        cdef int code
+        with nogil:
+            code = host_synchronize(self.host, r, <host_stream *>stream)
+        self.check(code, r)
+
+    def yield_(self, rank):
+        """Let every other rank, and the kernels, go on once."""
+        cdef uint32_t r = self.valid_rank(rank)
+        cdef int code
+        with nogil:
+            code = host_yield(self.host, r)
+        self.check(code, r)
+
+    cdef host_graph *capture_begin(self, uint32_t rank, host_stream *stream) except NULL:
+        cdef host_graph *graph = NULL
+        self.check(host_capture_begin(self.host, rank, stream), rank)
+        self.check(host_capture_of(self.host, rank, stream, &graph), rank)
+        return graph
+
+    cdef int capture_end(self, uint32_t rank, host_stream *stream, host_graph **out) noexcept:
+        cdef int code
+        with nogil:
+            code = host_capture_end(self.host, rank, stream, out)
+        return code
+
+    cdef int graph_replay(self, uint32_t rank, host_graph *graph, host_stream *stream) except -1:
+        return self.check(host_graph_replay(self.host, rank, graph, stream), rank)
+
+    cdef int graph_keep(self, uint32_t rank, host_graph *graph, void *what,
+                        void (*release)(void *what) noexcept nogil) except -1:
+        return self.check(host_graph_keep(self.host, rank, graph, what, release), rank)
+
+    cdef void graph_destroy(self, uint32_t rank, host_graph *graph) noexcept:
+        with nogil:
+            host_graph_destroy(self.host, rank, graph)
 
     # -- kernels --------------------------------------------------------------------------------
 
@@ -304,9 +402,18 @@ cdef class World:
 
         The same text and symbol give the same code.  Raises `PtxError` naming file and line.
         """
+        from deepep_ptx.emu.kernel import load_image
+
+        cdef Image image
+        cdef host_kernel *kernel
         found = self.kernels.get((symbol, text))
         if found is None:
-            found = load_kernel(self, text, symbol)
+            decoded = load_image(text, symbol)
+            image = Image(decoded)
+            kernel = host_kernel_load(self.host, &image.image)
+            if kernel == NULL:
+                raise MemoryError(f"text: no memory to load {decoded.symbol}")
+            found = <size_t>kernel, decoded.symbol, decoded.param_bytes, decoded.target
             self.kernels[symbol, text] = found
         handle, name, param_bytes, target = found
         return wrap_kernel(self, <host_kernel *><size_t>handle, name, param_bytes, target)
@@ -320,7 +427,7 @@ cdef class World:
         cdef uint32_t r = self.valid_rank(rank)
         cdef host_stream *stream = NULL
         cdef ep_launch launch
-        fill_launch(&launch, self, kernel, params, grid, block, smem)
+        kernel.fill_launch(self, &launch, params, grid, block, smem)
         self.check(host_stream_create(self.host, r, &stream), r)
         launch.stream = stream
         try:
@@ -482,430 +589,3 @@ cdef class World:
             raise DeepEPTimeoutError(host_last_error().decode(errors="replace"),
                                      rank=rank, peer=missing, wait=kind)
         self.check(code, r)
-
-
-cdef int fill_launch(ep_launch *launch, World world, Kernel kernel, bytes params, grid, block,
-                     smem) except -1:
-    if kernel.world is not world:
-        raise ValueError("kernel: was loaded into another world")
-    memset(launch, 0, sizeof(launch[0]))        # no attributes
-    launch.kernel = kernel.kernel
-    launch.params = PyBytes_AS_STRING(params)
-    launch.param_bytes = len(params)
-    launch.grid = check_int(grid, "grid", 1, MAX_U32)
-    launch.block = check_int(block, "block", 1, 1024)
-    launch.smem = check_int(smem, "smem", 0, MAX_U32)
-    return 0
-
-
-cdef class _Strings:
-    """A C array of C strings; `texts` (bytes) stay with it."""
-    cdef const char **items
-    cdef tuple texts
-
-    def __cinit__(self, tuple texts not None):
-        self.texts = texts
-        self.items = <const char **>calloc(len(texts) + 1, sizeof(char *))
-        if self.items == NULL:
-            raise MemoryError("texts: no memory")
-        for i, text in enumerate(texts):
-            self.items[i] = PyBytes_AS_STRING(text)
-
-    def __dealloc__(self):
-        free(self.items)
-
-
-cdef load_kernel(World world, str text, symbol):
-    """Decode and load; returns (handle, symbol, parameter bytes, target)."""
-    from deepep_ptx.emu.kernel import load_image
-
-    image = load_image(text, symbol)
-    cdef emu_kernel_image c_image
-    cdef const uint8_t[::1] insns = np.ascontiguousarray(image.insns).view(np.uint8)
-    cdef const uint8_t[::1] constants = np.ascontiguousarray(image.constants)
-    cdef const uint8_t[::1] lines = np.ascontiguousarray(image.lines).view(np.uint8)
-    cdef _Strings files = _Strings(image.files)
-    cdef _Strings texts = _Strings(image.texts)
-    cdef bytes name = image.symbol.encode()
-    cdef host_kernel *kernel
-    memset(&c_image, 0, sizeof(c_image))
-    c_image.symbol = name
-    c_image.num_insns = insns.shape[0] // sizeof(emu_insn)
-    if c_image.num_insns:
-        c_image.insns = <const emu_insn *>&insns[0]
-    c_image.constant_bytes = constants.shape[0]
-    if constants.shape[0]:
-        c_image.constants = &constants[0]
-    c_image.register_bytes = image.register_bytes
-    c_image.num_predicates = image.num_predicates
-    c_image.param_bytes = image.param_bytes
-    c_image.shared_bytes = image.shared_bytes
-    c_image.local_bytes = image.local_bytes
-    c_image.max_threads = image.max_threads
-    c_image.files = files.items
-    c_image.num_files = len(image.files)
-    c_image.num_lines = lines.shape[0] // sizeof(emu_line)
-    if c_image.num_lines:
-        c_image.lines = <const emu_line *>&lines[0]
-    c_image.texts = texts.items
-    kernel = host_kernel_load(world.host, &c_image)
-    if kernel == NULL:
-        raise MemoryError(f"text: no memory to load {image.symbol}")
-    return <uint64_t><size_t>kernel, image.symbol, image.param_bytes, image.target
-
-
-@cython.no_gc_clear     # who uses it in a __dealloc__ needs its world there
-cdef class EmuExecutor(Executor):
-    """One rank of a `World`, as the core sees a machine.
-
-    Work of one stream runs in order; streams and ranks run beside each other.  Launches, fills,
-    copies to the device and frees are asynchronous; `copy_out`, `synchronize`, `event_synchronize`
-    and `wait_word` wait, and only there another rank or a kernel runs.  Addresses are device
-    addresses of this rank.
-
-    Every method raises `Aborted` once another rank of the run has failed, `KernelFault` where a
-    kernel of this rank ended it, `ValueError` for an address, stream, event or size that is not
-    this rank's.
-    """
-
-    def __cinit__(self, World world not None, rank, arch="sm_90"):
-        self.world = world
-        self.rank = world.valid_rank(rank)
-        self.name = "emu"
-        self.in_host_memory = True
-        self.ends_with_run = True
-        self.arch = arch
-        self.cta_smem = world.cta_smem
-        self.executor = emu_executor_create(world.host, self.rank)
-        if self.executor == NULL:
-            raise MemoryError("rank: no memory for its executor")
-        self.table = emu_executor_table(self.executor)
-
-    def __dealloc__(self):
-        emu_executor_destroy(self.executor)
-
-    def load(self, str symbol not None, str text not None, param_bytes):
-        """Load entry `symbol` of PTX `text`.  `DeepEPError` unless it takes `param_bytes` bytes of
-        parameters and its target is not above this executor's; `PtxError` for what the CPU executor
-        does not execute."""
-        kernel = self.world.load(text, symbol)
-        if _generation(kernel.target) > _generation(self.arch):
-            raise DeepEPError(f"{symbol}: is for {kernel.target}, this executor is {self.arch}")
-        if kernel.param_bytes != param_bytes:
-            raise DeepEPError(f"{symbol}: the text takes {kernel.param_bytes} parameter bytes, "
-                              f"params.h says {param_bytes}; render it again")
-        return kernel
-
-    def map_array(self, address, nbytes, writable, name):
-        """Map the caller's memory [address, address + nbytes); returns its device address, 0 for
-        0 bytes.
-
-        The memory must stay until `unmap`.
-        """
-        cdef ep_dptr_t va = 0
-        cdef size_t where = address
-        if nbytes:
-            self.world.check(host_map(self.world.host, self.rank, <void *>where,
-                                      check_int(nbytes, f"{name}: bytes", 1, 2**48), writable,
-                                      name.encode(), &va), self.rank)
-        return va
-
-    def unmap(self, dptr):
-        """Undo `map_array`, at once: a kernel that still uses the array is a `KernelFault`."""
-        if dptr:
-            self.world.check(host_unmap(self.world.host, self.rank, dptr), self.rank)
-
-    def error(self, code):
-        """The exception for `code`, which a function of `table` has just returned."""
-        return self.world.error(code, self.rank)
-
-    def host_view(self, dptr, nbytes):
-        """A NumPy uint8 array [nbytes] over device memory of this rank, a peer's, or pinned.
-
-        It keeps the memory and the world alive, also after a free.  Reading it does not wait for
-        kernels: synchronize first.  After storing to bytes that no kernel has written, say so with
-        `written`.
-        """
-        if not nbytes:
-            return np.empty(0, np.uint8)
-        return np.frombuffer(_HostView(self.world, self.rank, dptr, nbytes), np.uint8)
-
-    def written(self, dptr, nbytes):
-        """These bytes were stored through a `host_view`: kernels may read them."""
-        self.world.check(host_written(self.world.host, self.rank, dptr,
-                                      check_int(nbytes, "nbytes", 0, 2**40)), self.rank)
-
-    @property
-    def place(self):
-        """The rank: each has a device of its own."""
-        return self.rank
-
-    def counters(self):
-        """Totals of this rank's kernels since the run began, see `World.counters`."""
-        return self.world.counters(self.rank)
-
-    def ran(self):
-        """Of all ranks of the run, see `World.ran`."""
-        return self.world.ran()
-
-    @property
-    def now(self):
-        """Virtual time of the run, in ns."""
-        return self.world.now
-
-    # -- the table's functions, for tests and embedders ------------------------------------------
-
-    def alloc(self, nbytes, *, name="alloc"):
-        """`nbytes` of uninitialised device memory; returns its address."""
-        return self.world.alloc(self.rank, nbytes, name=name)
-
-    def free(self, dptr, *, stream=0):
-        """Free what `alloc` gave, when the work now queued on `stream` is done."""
-        self.call(self.table.free(self.table.self, dptr, <void *><size_t>stream))
-
-    def host_alloc(self, nbytes, *, name="pinned"):
-        """`nbytes` of zeroed host memory that kernels see; returns (host address, device address).
-        """
-        cdef void *host = NULL
-        cdef ep_dptr_t va = 0
-        self.call(self.table.host_alloc(self.table.self, check_int(nbytes, "nbytes", 1, 2**40),
-                                        name.encode(), &host, &va))
-        return <uint64_t><size_t>host, va
-
-    def host_free(self, address):
-        """Free what `host_alloc` gave, by its host address."""
-        self.call(self.table.host_free(self.table.self, <void *><size_t>address))
-
-    def copy_in(self, dptr, data, *, stream=0):
-        """Copy bytes or a contiguous buffer to the device, in stream order."""
-        cdef _Mapping source = _Mapping(data, False)
-        self.call(self.table.copy_in(self.table.self, dptr, source.view.buf, source.view.len,
-                                     <void *><size_t>stream))
-
-    def copy_out(self, dptr, nbytes, *, stream=0):
-        """Wait for `stream`, then return `nbytes` bytes of device memory."""
-        cdef Py_ssize_t size = check_int(nbytes, "nbytes", 0, 2**40)
-        cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
-        cdef char *dst = PyBytes_AS_STRING(out)
-        cdef ep_dptr_t src = dptr
-        cdef host_stream *c_stream = <host_stream *><size_t>stream
-        cdef int code
-        with nogil:
-            code = host_copy_out(self.world.host, self.rank, dst, src, size, c_stream)
-        self.call(code)
-        return out
-
-    def fill(self, dptr, value, nbytes, *, stream=0):
-        """Set `nbytes` bytes to `value` in [0, 255], in stream order."""
-        self.call(self.table.fill(self.table.self, dptr, check_int(value, "value", 0, 255),
-                                  check_int(nbytes, "nbytes", 0, 2**40), <void *><size_t>stream))
-
-    def export_memory(self, dptr):
-        """A handle (bytes) of the allocation that starts at `dptr`."""
-        cdef bytes handle = PyBytes_FromStringAndSize(NULL, EP_HANDLE_BYTES)
-        self.call(self.table.export_memory(self.table.self, dptr, PyBytes_AS_STRING(handle)))
-        return handle
-
-    def import_memory(self, bytes handle not None):
-        """Address here of another rank's allocation; one's own handle gives one's own address."""
-        cdef ep_dptr_t va = 0
-        if len(handle) != EP_HANDLE_BYTES:
-            raise ValueError(f"handle: must have {EP_HANDLE_BYTES} bytes, got {len(handle)}")
-        self.call(self.table.import_memory(self.table.self, PyBytes_AS_STRING(handle), &va))
-        return va
-
-    def release_memory(self, dptr):
-        """Undo `import_memory`."""
-        self.call(self.table.release_memory(self.table.self, dptr))
-
-    def stream_create(self):
-        """A new stream (int); 0 is the default stream, which is like any other."""
-        cdef void *stream = NULL
-        self.call(self.table.stream_create(self.table.self, &stream))
-        return <uint64_t><size_t>stream
-
-    def stream_destroy(self, stream):
-        """Forget a stream; work queued on it still runs."""
-        self.call(self.table.stream_destroy(self.table.self, <void *><size_t>stream))
-
-    def synchronize(self, stream=0):
-        """Wait until all work queued on `stream` is done."""
-        cdef host_stream *c_stream = <host_stream *><size_t>stream
-        cdef int code
-        with nogil:
-            code = host_synchronize(self.world.host, self.rank, c_stream)
-        self.call(code)
-
-    def event_create(self):
-        """A new event (int): a point in the work of a stream.  Until it is recorded it is complete.
-        """
-        cdef void *event = NULL
-        self.call(self.table.event_create(self.table.self, &event))
-        return <uint64_t><size_t>event
-
-    def event_destroy(self, event):
-        """Forget an event; who waits for it still does."""
-        self.call(self.table.event_destroy(self.table.self, <void *><size_t>event))
-
-    def event_record(self, event, stream=0):
-        """Make `event` the end of what `stream` has queued now, instead of what it was."""
-        self.call(self.table.event_record(self.table.self, <void *><size_t>event,
-                                          <void *><size_t>stream))
-
-    def event_wait(self, event, stream=0):
-        """What is queued on `stream` from now on runs after what `event` is now."""
-        self.call(self.table.event_wait(self.table.self, <void *><size_t>stream,
-                                        <void *><size_t>event))
-
-    def event_synchronize(self, event):
-        """Wait until the work before `event` is done."""
-        cdef void *c_event = <void *><size_t>event
-        cdef int code
-        with nogil:
-            code = self.table.event_synchronize(self.table.self, c_event)
-        self.call(code)
-
-    def event_query(self, event):
-        """Whether the work before `event` is done.  Nothing runs meanwhile: a loop that polls has
-        to `yield_`."""
-        cdef int done = 0
-        self.call(self.table.event_query(self.table.self, <void *><size_t>event, &done))
-        return bool(done)
-
-    def capture(self, stream=0):
-        """A context that yields an `EmuGraph`: what `stream` and the streams that wait for it queue
-        inside of it is recorded instead of run; see `EmuGraph`."""
-        return new_graph(self, stream)
-
-    def captured(self, stream=0):
-        """Whether `stream` is being captured."""
-        cdef void *graph = NULL
-        self.call(self.table.capture(self.table.self, <void *><size_t>stream, &graph))
-        return graph != NULL
-
-    def launch(self, Kernel kernel not None, bytes params not None, grid, block, smem=0, *,
-               stream=0):
-        """Queue a launch of `grid` CTAs of `block` threads; see `World.launch`."""
-        cdef ep_launch launch
-        fill_launch(&launch, self.world, kernel, params, grid, block, smem)
-        launch.stream = <void *><size_t>stream
-        self.call(self.table.launch(self.table.self, &launch))
-
-    def wait_word(self, address, want, timeout_s=None):
-        """Wait until the u64 at host `address` is `want`; `DeepEPTimeoutError` after `timeout_s`
-        of virtual time (None: the world's limit)."""
-        cdef const uint64_t *word = <const uint64_t *><size_t>address
-        cdef uint64_t c_want = want
-        cdef uint64_t limit = limit_ns("timeout_s", timeout_s)
-        cdef int code
-        with nogil:
-            code = host_wait_word(self.world.host, self.rank, word, c_want, limit, "wait_word")
-        self.call(code)
-
-    def yield_(self):
-        """Let every other rank, and the kernels, go on once: for host loops that poll."""
-        cdef int code
-        with nogil:
-            code = host_yield(self.world.host, self.rank)
-        self.call(code)
-
-    def max_resident(self, Kernel kernel not None, block, smem=0):
-        """CTAs of `kernel` that run on this rank's device at the same time."""
-        cdef uint32_t ctas = 0
-        self.call(self.table.max_resident(self.table.self, kernel.kernel,
-                                          check_int(block, "block", 1, 1024),
-                                          check_int(smem, "smem", 0, MAX_U32), &ctas))
-        return ctas
-
-    cdef int call(self, int code) except -1:
-        return self.world.check(code, self.rank)
-
-
-cdef EmuGraph new_graph(EmuExecutor executor, stream):
-    cdef EmuGraph self = EmuGraph.__new__(EmuGraph)
-    self.executor = executor
-    self.stream = <host_stream *><size_t>stream
-    return self
-
-
-cdef void drop_object(void *what) noexcept with gil:
-    Py_DECREF(<object>what)
-
-
-@cython.no_gc_clear     # __dealloc__ uses the executor
-cdef class EmuGraph:
-    """Work captured by `EmuExecutor.capture`, to be queued as often as one likes.
-
-        with executor.capture(stream) as graph:
-            ...                              # recorded, not run
-        graph.replay(stream)
-
-    Rules, those of CUDA: launches, fills and copies to the device are recorded, with the parameters
-    and bytes that they have then; a stream that waits for captured work (`event_wait`,
-    `stream_wait`) joins the capture and must be joined back before its end; nothing in a capture
-    waits for work outside of it, and the host for none of its work.  `DeepEPError` where a rule is
-    broken, again at the end of the block, and for a free on a captured stream.  The capture is
-    dropped when the block raises, or its end does.
-    """
-
-    def __init__(self):
-        raise TypeError("EmuGraph: made by EmuExecutor.capture() only")
-
-    def __enter__(self):
-        cdef void *graph = NULL
-        cdef EmuExecutor ex = self.executor
-        if self.graph != NULL:
-            raise ValueError("capture: one block for one graph")
-        ex.call(host_capture_begin(ex.world.host, ex.rank, self.stream))
-        self.capturing = True
-        ex.call(ex.table.capture(ex.table.self, self.stream, &graph))
-        self.graph = <host_graph *>graph
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        cdef int code = self.end()
-        if kind is not None:
-            self.close()
-        else:
-            self.executor.call(code)
-
-    def __dealloc__(self):
-        if self.capturing:
-            self.end()
-        self.close()
-
-    cdef int end(self) noexcept:
-        """Ends the capture; an error leaves no graph."""
-        cdef EmuExecutor ex = self.executor
-        cdef int code
-        self.capturing = False
-        self.graph = NULL
-        with nogil:
-            code = host_capture_end(ex.world.host, ex.rank, self.stream, &self.graph)
-        return code
-
-    def replay(self, stream=0):
-        """Queue the work on `stream`, in the order in which it was captured; returns at once.
-
-        Memory that it uses must still be there when it runs, as for any launch.  On a stream that
-        is captured, it becomes a part of that capture.  `ValueError` before the end of the capture
-        and after `close`.
-        """
-        cdef EmuExecutor ex = self.executor
-        ex.call(host_graph_replay(ex.world.host, ex.rank, self.graph,
-                                  <host_stream *><size_t>stream))
-
-    def keep(self, what):
-        """Keep the object `what` until the graph is closed and its replays are over."""
-        cdef EmuExecutor ex = self.executor
-        ex.call(ex.table.graph_keep(ex.table.self, self.graph, <void *>what, drop_object))
-        Py_INCREF(what)
-
-    def close(self):
-        """Forget the work; replays already queued still run.  Closing twice does nothing."""
-        cdef EmuExecutor ex = self.executor
-        cdef host_graph *graph = self.graph
-        self.graph = NULL
-        if graph != NULL:
-            with nogil:
-                host_graph_destroy(ex.world.host, ex.rank, graph)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from machine import Machine, fault_of
 
+from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.errors import KernelFault
 
 LOAD = "ld.global.u32 r4, [d0];   // BUG"
@@ -29,7 +30,7 @@ def cycles(executor, array, count, nbytes=64):
 
 def test_more_mappings_than_the_address_space_has_room_for(caller):
     """Two pages each: an address space that gives none back has room for half its pages."""
-    executor = Machine().world.executor(0)
+    executor = EmuExecutor(Machine().world, 0)
     cycles(executor, caller, KEPT)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cycles(executor, caller, PAGES // 2)
@@ -39,7 +40,7 @@ def test_more_mappings_than_the_address_space_has_room_for(caller):
 
 def test_large_mappings_go_round_the_address_space(caller):
     machine = Machine()
-    executor = machine.world.executor(0)
+    executor = EmuExecutor(machine.world, 0)
     data = machine.array(np.arange(32, dtype="u4"))
     cycles(executor, caller, 64, 2 ** 40)
     late = machine.array(np.arange(100, 132, dtype="u4"))
@@ -53,7 +54,7 @@ def test_large_mappings_go_round_the_address_space(caller):
 
 
 def test_the_address_space_has_an_end(caller):
-    executor = Machine().world.executor(0)
+    executor = EmuExecutor(Machine().world, 0)
     held = [executor.map_array(caller.ctypes.data, 2 ** 41, False, "x") for _ in range(3)]
     with pytest.raises(MemoryError):
         executor.map_array(caller.ctypes.data, 2 ** 41, False, "x")
@@ -71,14 +72,14 @@ def test_freed_memory_is_reported_with_its_name_then_without(caller, others, say
     data = machine.space(64, name="slot")
     machine.space(64, name="behind")
     machine.world.unmap(0, data)
-    cycles(machine.world.executor(0), caller, others)
+    cycles(EmuExecutor(machine.world, 0), caller, others)
     assert says in str(fault_of(LOAD, data, kind="use-after-free", machine=machine))
 
 
 def test_behind_the_end_stays_unmapped_when_addresses_are_used_again(caller):
     """One of 64 mappings stays; later ones get the places between, but no page behind one."""
     machine = Machine()
-    executor = machine.world.executor(0)
+    executor = EmuExecutor(machine.world, 0)
     live = {}
     for i in range(4096):
         va = executor.map_array(caller.ctypes.data, 64, False, f"array {i}")
@@ -101,7 +102,7 @@ def test_behind_the_end_stays_unmapped_when_addresses_are_used_again(caller):
 
 def test_what_a_peer_still_maps_is_not_used_again(caller):
     machine = Machine(2)
-    world, peer_side = machine.world, machine.world.executor(1)
+    world, peer_side = machine.world, EmuExecutor(machine.world, 1)
     data = machine.array(np.zeros(16, "u4"), name="slot")
     peer = world.map_peer(1, 0, data)
     world.unmap(0, data)

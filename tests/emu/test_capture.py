@@ -11,13 +11,15 @@ import pytest
 from machine import AWAIT, RAISE, STEP, queue, word, words
 
 from deepep_ptx import run_ranks
-from deepep_ptx._emu import EmuGraph, World
+from deepep_ptx._emu import World
+from deepep_ptx._emu_executor import EmuExecutor
+from deepep_ptx._emu_graph import EmuGraph
 from deepep_ptx.errors import Aborted, DeepEPError, KernelFault, RankError
 
 
 @pytest.fixture
 def ex():
-    return World(1).executor(0)
+    return EmuExecutor(World(1), 0)
 
 
 class Thing:
@@ -50,7 +52,7 @@ def test_nothing_runs_before_a_replay(ex):
 @pytest.mark.parametrize("scheduler", ["rr", "random", "late-async"])
 @pytest.mark.parametrize("own_stream", [False, True])
 def test_replays_with_new_data_in_between(scheduler, own_stream):
-    ex = World(1, scheduler=scheduler).executor(0)
+    ex = EmuExecutor(World(1, scheduler=scheduler), 0)
     stream = ex.stream_create() if own_stream else 0
     cell = words(ex)
     with ex.capture(stream) as graph:
@@ -357,7 +359,7 @@ def test_memory_that_is_gone_when_a_replay_runs(ex):
         ex.synchronize()
     with pytest.raises(KernelFault):
         graph.replay()
-    other = World(1).executor(0)
+    other = EmuExecutor(World(1), 0)
     cell = words(other)
     with other.capture() as graph:
         other.fill(cell, 0, 8)
@@ -427,7 +429,7 @@ def test_what_is_kept_may_use_the_executor_when_it_goes(ex):
 def test_a_graph_keeps_its_world():
     log = []
     world = World(1)
-    ref, ex = weakref.ref(world), world.executor(0)
+    ref, ex = weakref.ref(world), EmuExecutor(world, 0)
     with ex.capture() as graph:
         queue(ex, STEP, ex.alloc(8), 1)
         kept_by(graph, log)

@@ -8,6 +8,7 @@ from machine import AWAIT, RAISE, STEP, queue, word, words
 
 from deepep_ptx import run_ranks
 from deepep_ptx._emu import World
+from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.errors import DeepEPTimeoutError, KernelFault, RankError
 
 # Counts d1 down, then raises flag d0 to 1.
@@ -22,7 +23,7 @@ mov.u64 d1, 1;
 
 @pytest.fixture
 def ex():
-    return World(1).executor(0)
+    return EmuExecutor(World(1), 0)
 
 
 def blocked(ex, flag, stream):
@@ -36,7 +37,7 @@ def release(ex, flag):
 
 @pytest.mark.parametrize("scheduler", ["rr", "random", "late-async"])
 def test_a_stream_runs_after_the_event(scheduler):
-    ex = World(1, scheduler=scheduler).executor(0)
+    ex = EmuExecutor(World(1, scheduler=scheduler), 0)
     flag, cell = words(ex), words(ex)
     first, second, event = ex.stream_create(), ex.stream_create(), ex.event_create()
     blocked(ex, flag, first)
@@ -204,7 +205,7 @@ def test_a_livelock_report_names_the_wait():
 
 
 def test_a_time_limit_names_the_wait():
-    ex = World(1, timeout_s=2.0).executor(0)
+    ex = EmuExecutor(World(1, timeout_s=2.0), 0)
     event, flag = ex.event_create(), words(ex)
     blocked(ex, flag, 0)
     ex.event_record(event)
@@ -219,7 +220,7 @@ def test_a_time_limit_names_the_wait():
 
 
 def test_what_is_not_an_event(ex):
-    event, other = ex.event_create(), World(1).executor(0)
+    event, other = ex.event_create(), EmuExecutor(World(1), 0)
     ex.event_destroy(event)
     for bad in (0, 12345, event, other.event_create()):
         for act in (ex.event_destroy, ex.event_record, ex.event_wait, ex.event_synchronize,
