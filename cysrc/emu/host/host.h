@@ -164,7 +164,7 @@ int host_refuse(struct host_world *h, uint32_t rank, const char *text);
 enum host_failure {
     HOST_OK,
     HOST_RANK_FAILED,        /* host_leave(failed)                                            */
-    HOST_FAULT,              /* a kernel: emu_world_fault()                                   */
+    HOST_FAULT,              /* a kernel: host_fault()                                        */
     HOST_LAUNCH_FAILED,      /* a queued launch or copy no longer fitted when its turn came   */
     HOST_STOPPED             /* host_abort()                                                  */
 };
