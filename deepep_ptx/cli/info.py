@@ -7,16 +7,16 @@ from importlib import metadata
 
 import deepep_ptx
 from deepep_ptx import _cuda, select
-from deepep_ptx.cli import demo
 from deepep_ptx.cli.options import HELP
 from deepep_ptx.cli.tables import aligned
 from deepep_ptx.errors import DeepEPError
+from deepep_ptx.runtime import ARCHS, EXECUTORS
 from deepep_ptx.toolchain import ptxas
 
 
 def add(commands):
     info = commands.add_parser("info", help="what would run here: executor, variants, tools")
-    info.add_argument("--arch", choices=demo.ARCHS, help=HELP["arch"])
+    info.add_argument("--arch", choices=ARCHS, help=HELP["arch"])
     info.add_argument("--policy", help=HELP["policy"])
     info.set_defaults(command=_info)
 
@@ -32,13 +32,13 @@ def _info(args):
 def _facts(args):
     """(name, text) of each line of `info`."""
     gpu, gpu_arch, cta_smem = _gpu()
-    arch = args.arch or gpu_arch or demo.ARCHS[-1]
+    arch = args.arch or gpu_arch or ARCHS[-1]
     policy, origin = select.requested_policy(args.policy)
     table = select.load_table()
     executor = os.environ.get("DEEPEP_PTX_EXECUTOR") or ("cuda" if gpu_arch else "emu")
-    if executor not in demo.EXECUTORS:
+    if executor not in EXECUTORS[1:]:
         raise ValueError(f"DEEPEP_PTX_EXECUTOR: {executor!r} is not one of "
-                         f"{', '.join(map(repr, demo.EXECUTORS))}")
+                         f"{', '.join(map(repr, EXECUTORS[1:]))}")
     if executor == "cuda" and not gpu_arch:
         raise DeepEPError("DEEPEP_PTX_EXECUTOR: 'cuda' is asked for, and nothing would run; gpu: "
                           f"{gpu}")

@@ -4,12 +4,13 @@
 import math
 from dataclasses import dataclass, fields
 
+from deepep_ptx import runtime
 from deepep_ptx.checks import as_int, check_size
 from deepep_ptx.cli.demo import corpus, gating
 from deepep_ptx.reference import FP8_GROUP
 
-ARCHS = ("sm_80", "sm_90")
-EXECUTORS = ("emu", "cuda")
+ARCHS = runtime.ARCHS
+EXECUTORS = runtime.EXECUTORS[1:]       # the first is whichever there is
 CHECKS = ("all", "off")
 COMBINE_MODES = ("pull", "push")
 DTYPES = ("bf16", "fp8")
