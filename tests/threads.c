@@ -11,6 +11,7 @@
 
 #include "deepep_ptx/deepep_ptx.h"
 #include "cuda/executor.h"
+#include "kernels.h"
 
 #define NUM_THREADS 3
 #define ROUNDS 200
@@ -56,7 +57,7 @@ static struct ep_buffer *make_buffer(void *const *kernels)
     ep_dptr_t base;
 
     NEED(ep_buffer_create(exec, 0, 1, 1000, 1, &b) == EP_OK);
-    for (uint32_t i = 0; i < EP_NUM_LOADED; i++) {
+    for (uint32_t i = 0; i < EP_NUM_KERNELS; i++) {
         struct ep_loaded loaded = { .handle = kernels[i], .threads = 128 };
         ep_buffer_set_kernel(b, i, &loaded);
     }
@@ -215,7 +216,7 @@ static void check_timed_events(uint64_t (*calls)(unsigned, const char **))
 int main(int argc, char **argv)
 {
     struct thread threads[NUM_THREADS];
-    void *kernels[EP_NUM_LOADED], *driver;
+    void *kernels[EP_NUM_KERNELS], *driver;
     const char *why = NULL;
     pthread_t capturing;
 
@@ -233,7 +234,7 @@ int main(int argc, char **argv)
     exec = cuda_executor_table(executor);
     cuda_executor_ask(executor, never);
     check_timed_events(null_calls);
-    for (uint32_t i = 0; i < EP_NUM_LOADED; i++)
+    for (uint32_t i = 0; i < EP_NUM_KERNELS; i++)
         kernels[i] = load(i);
     NEED(exec->stream_create(exec->self, &captured_stream) == EP_OK);
     null_capture(captured_stream);
@@ -256,7 +257,7 @@ int main(int argc, char **argv)
     }
     for (uint32_t i = 0; i < NUM_THREADS; i++)
         ep_buffer_destroy(threads[i].buffer);
-    for (uint32_t i = 0; i < EP_NUM_LOADED; i++)
+    for (uint32_t i = 0; i < EP_NUM_KERNELS; i++)
         cuda_executor_unload(executor, kernels[i]);
     exec->stream_destroy(exec->self, captured_stream);
     cuda_executor_destroy(executor);
