@@ -10,6 +10,7 @@
 #include "forms.h"
 #include "mbarrier.h"
 #include "observe.h"
+#include "observe_lanes.h"
 #include "sync.h"
 #include "warp.h"
 

@@ -46,7 +46,4 @@ static inline void emu_observe(const struct emu_world *world, const struct emu_a
     world->observer.access(world->observer.self, access);
 }
 
-/* The exec's lanes m are about to execute a load, a store, an atomic or an mbarrier operation. */
-void emu_observe_lanes(const struct emu_exec *x, const struct emu_instr *op, uint32_t m);
-
 #endif

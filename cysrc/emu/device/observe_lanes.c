@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-#include "observe.h"
+#include "observe_lanes.h"
 #include "access.h"
 #include "forms.h"
+#include "observe.h"
 
 static uint8_t kind_of(const struct emu_instr *op)
 {
