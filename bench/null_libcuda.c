@@ -140,13 +140,35 @@ struct ipc { uint64_t address, rest[7]; };
 static int ipc_get(struct ipc *out, uint64_t ptr) { *out = (struct ipc){ .address = ptr }; return 0; }
 static int ipc_open(uint64_t *out, struct ipc handle) { *out = handle.address; return 0; }
 
-static int stream_wait(void) { return WORK(cuStreamWaitEvent); }
+static _Thread_local void *waiter, *waited;      /* stream and event of the newest wait             */
+
+static int stream_wait(void *stream, void *event)
+{
+    waiter = stream;
+    waited = event;
+    return WORK(cuStreamWaitEvent);
+}
+
 static int event_create(void **out) { COUNT(cuEventCreate); return make(out); }
 static int event_destroy(void *event) { COUNT(cuEventDestroy); free(event); return 0; }
 static int event_record(void) { return WORK(cuEventRecord); }
 static int event_query(void) { return WORK(cuEventQuery); }
 static int fill(void) { return WORK(cuMemsetD8Async); }
-static int launch(void) { return WORK(cuLaunchKernelEx); }
+
+/* CUlaunchConfig and CUlaunchAttribute of cuda.h. */
+struct attribute { uint64_t id, value[8]; };
+struct config { uint32_t grid[3], block[3], smem; void *stream; struct attribute *attributes;
+                uint32_t num_attributes; };
+
+static _Thread_local struct attribute attributes[8];     /* of the newest launch                    */
+static _Thread_local uint32_t num_attributes;
+
+static int launch(const struct config *config)
+{
+    num_attributes = config->num_attributes;
+    memcpy(attributes, config->attributes, num_attributes * sizeof *attributes);
+    return WORK(cuLaunchKernelEx);
+}
 
 /* A kernel is the number of bytes that its one parameter block has by its text. */
 static int load(void **out, const char *ptx)
@@ -167,6 +189,19 @@ static int parameter(void *kernel, size_t index, size_t *offset, size_t *bytes)
     return 0;
 }
 
+/* Whether the newest launch of this thread had the attribute, and the first 8 bytes of its value. */
+int null_attribute(uint32_t id, uint64_t *value)
+{
+    for (uint32_t i = 0; i < num_attributes; i++) {
+        if ((uint32_t)attributes[i].id == id) {
+            *value = attributes[i].value[0];
+            return 1;
+        }
+    }
+    return 0;
+}
+
+void null_waited(void **stream, void **event) { *stream = waiter; *event = waited; }
 void null_break(int code, uint64_t after) { broken = code; work_left = after; }
 void null_capture(void *stream) { captured = stream; }
 int null_capture_is_broken(void) { return capture_broken; }

@@ -39,8 +39,7 @@ static int launch_combine(struct ep_buffer *b, const struct ep_loaded *kernel,
         .bias0 = a->bias0, .bias1 = a->bias1, .pos = a->pos, .rank_prefix = a->rank_prefix,
         .num_tokens = a->num_tokens, .hidden_bytes = a->hidden_bytes, .num_topk = a->num_topk,
         .num_stages = kernel->stages, .stage_bytes = kernel->stage_bytes};
-    return ep_launch_on(b, b->stream, ep_buffer_combine_kernel(a), kernel, &params, sizeof params,
-                        a->call.num_sms);
+    return ep_launch_call(b, &a->call, ep_buffer_combine_kernel(a), kernel, &params, sizeof params);
 }
 
 /* Where pushed rows land: in landing, or where that is too small in what is free. */

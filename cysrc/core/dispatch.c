@@ -91,8 +91,7 @@ static int launch_dispatch(struct ep_buffer *b, const struct ep_loaded *kernel,
     }
     if (a->worst_rows && block && block->bytes >= slot->bytes)
         params.worst_idx = b->arena.segment[block->segment].base + block->offset + slot->topk_idx;
-    return ep_launch_on(b, b->stream, EP_KERNEL_DISPATCH, kernel, &params, sizeof params,
-                        a->call.num_sms);
+    return ep_launch_call(b, &a->call, EP_KERNEL_DISPATCH, kernel, &params, sizeof params);
 }
 
 static struct ep_slot slot_of(const struct ep_dispatch_args *a, uint32_t rows)

@@ -73,20 +73,34 @@ int ep_launch_max_ctas(const struct ep_buffer *b, uint32_t *ctas)
     return EP_OK;
 }
 
+static int launch_as(struct ep_buffer *b, uint32_t kernel, const struct ep_loaded *loaded,
+                     struct ep_launch *launch)
+{
+    launch->kernel = loaded->handle;
+    launch->block = loaded->threads;
+    launch->smem = smem_of(b, loaded);
+    if (b->num_launched < EP_NUM_KERNELS)
+        b->launched[b->num_launched++] = kernel;
+    return b->exec->launch(b->exec->self, launch);
+}
+
+int ep_launch_call(struct ep_buffer *b, const struct ep_call *call, uint32_t kernel,
+                   const struct ep_loaded *loaded, const void *params, uint32_t param_bytes)
+{
+    struct ep_launch launch = {
+        .params = params, .param_bytes = param_bytes, .grid = call->num_sms, .stream = b->stream,
+        /* Where the device holds them all it would cost some 0.2 us for nothing. */
+        .cooperative = ep_residency_is_crowded(b, call->num_sms), .started = call->started};
+    return launch_as(b, kernel, loaded, &launch);
+}
+
 int ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
                  const struct ep_loaded *loaded, const void *params, uint32_t param_bytes,
                  uint32_t grid)
 {
     struct ep_launch launch = {
-        .kernel = loaded->handle, .params = params, .param_bytes = param_bytes,
-        .grid = grid, .block = loaded->threads, .smem = smem_of(b, loaded),
-        .stream = stream};
-    /* Where the device holds them all it would cost some 0.2 us for nothing. */
-    if (ep_kernels[kernel].co_resident)
-        launch.cooperative = ep_residency_is_crowded(b, grid);
-    if (b->num_launched < EP_NUM_KERNELS)
-        b->launched[b->num_launched++] = kernel;
-    return b->exec->launch(b->exec->self, &launch);
+        .params = params, .param_bytes = param_bytes, .grid = grid, .stream = stream};
+    return launch_as(b, kernel, loaded, &launch);
 }
 
 /* The word that ends this rank's waits needs no launch, which may queue behind the call that waits

@@ -16,6 +16,10 @@ void ep_launch_fit(const struct ep_buffer *b, struct ep_loaded *kernel);
 int  ep_launch_choose(const struct ep_buffer *b, uint32_t kernel, const struct ep_call *call,
                       struct ep_loaded *out);
 
+/* The kernel of a call whose CTAs wait for each other, on the buffer's stream. */
+int  ep_launch_call(struct ep_buffer *b, const struct ep_call *call, uint32_t kernel,
+                    const struct ep_loaded *loaded, const void *params, uint32_t param_bytes);
+/* Any other kernel. */
 int  ep_launch_on(struct ep_buffer *b, void *stream, uint32_t kernel,
                   const struct ep_loaded *loaded, const void *params, uint32_t param_bytes,
                   uint32_t grid);

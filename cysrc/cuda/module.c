@@ -6,6 +6,8 @@
 #include "cuda/call.h"
 #include "cuda/timing.h"
 
+#define MAX_ATTRIBUTES 2                     /* of a launch */
+
 struct cuda_kernel {
     CUlibrary library;
     CUkernel kernel;
@@ -59,18 +61,30 @@ void cuda_executor_unload(struct cuda_executor *e, void *kernel)
     free(k);
 }
 
+/* Returns how many. */
+static unsigned attributes_of(const struct ep_launch *launch, CUlaunchAttribute out[MAX_ATTRIBUTES])
+{
+    unsigned count = 0;
+
+    if (launch->cooperative)
+        out[count++] = (CUlaunchAttribute){ .id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+                                            .value.cooperative = 1 };
+    if (launch->started != NULL)
+        out[count++] = (CUlaunchAttribute){ .id = CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT,
+                                            .value.launchCompletionEvent.event = launch->started };
+    return count;
+}
+
 static int launch_kernel(struct cuda_executor *e, const struct ep_launch *launch)
 {
     const struct cuda_kernel *kernel = launch->kernel;
     void *params[1] = { (void *)(uintptr_t)launch->params };
-    CUlaunchAttribute cooperative = {
-        .id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value.cooperative = 1,
-    };
+    CUlaunchAttribute attributes[MAX_ATTRIBUTES];
     CUlaunchConfig config = {
         .gridDimX = launch->grid, .gridDimY = 1, .gridDimZ = 1,
         .blockDimX = launch->block, .blockDimY = 1, .blockDimZ = 1,
         .sharedMemBytes = launch->smem, .hStream = launch->stream,
-        .attrs = &cooperative, .numAttrs = launch->cooperative,
+        .attrs = attributes, .numAttrs = attributes_of(launch, attributes),
     };
 
     struct cuda_timed_launch *timed = cuda_timing_take(e, launch->kernel);

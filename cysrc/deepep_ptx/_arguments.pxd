@@ -14,6 +14,7 @@ cdef class Launch:
     cdef readonly size_t graph
     cdef readonly uint32_t stages
     cdef readonly uint32_t stage_bytes
+    cdef readonly Event started
 
 
 cdef class Rows:

@@ -42,10 +42,11 @@ cdef class Launch:
     num_sms: CTAs.  wait: the host waits for the end.  detached: `stream` does not wait for it.
     graph: what is being captured on `stream`, as `CoreBuffer.look` says.
     stages, stage_bytes: of each ring for bulk copies, 0: the kernel's own.
+    started: an `Event` that a dispatch or combine records when all its CTAs have begun, or later.
     """
 
     def __init__(self, size_t stream, Event previous, uint32_t num_sms, bint wait, bint detached,
-                 size_t graph, uint32_t stages=0, uint32_t stage_bytes=0):
+                 size_t graph, uint32_t stages=0, uint32_t stage_bytes=0, Event started=None):
         self.stream = stream
         self.previous = previous
         self.num_sms = num_sms
@@ -54,6 +55,7 @@ cdef class Launch:
         self.graph = graph
         self.stages = stages
         self.stage_bytes = stage_bytes
+        self.started = started
 
     @property
     def captured(self):

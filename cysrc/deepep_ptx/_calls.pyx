@@ -218,6 +218,7 @@ cdef void fill(ep_call *call, Launch launch) noexcept:
     call.caller_stream = <void *>launch.stream
     call.previous = NULL if launch.previous is None else launch.previous.handle
     call.graph = <void *>launch.graph
+    call.started = NULL if launch.started is None else launch.started.handle
     call.num_sms = launch.num_sms
     call.flags = ((EP_CALL_WAIT if launch.wait else 0)
                   | (EP_CALL_DETACHED if launch.detached else 0))

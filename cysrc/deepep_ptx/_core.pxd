@@ -50,6 +50,7 @@ cdef extern from "deepep_ptx/deepep_ptx.h" nogil:
         void *caller_stream
         void *previous
         void *graph
+        void *started
         uint32_t num_sms
         uint32_t flags
         uint32_t stages

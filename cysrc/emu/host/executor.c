@@ -195,7 +195,12 @@ static int op_graph_keep(void *self, void *graph, void *what, void (*release)(vo
 static int op_launch(void *self, const struct ep_launch *launch)
 {
     EXECUTOR(self);
-    return host_launch(e->host, e->rank, launch);
+    int code = host_launch(e->host, e->rank, launch);
+
+    /* "Or later" is its end: nobody's work here takes SMs from another's. */
+    if (code == EP_OK && launch->started != NULL)
+        code = host_event_record(e->host, e->rank, launch->started, launch->stream);
+    return code;
 }
 
 static int op_wait_word(void *self, void *stream, const uint64_t *word, uint64_t want,

@@ -217,6 +217,8 @@ struct ep_call {                 /* of every call                               
     void     *caller_stream;     /* on which the arrays are ready and the results are used      */
     void     *previous;          /* event to start after, NULL: after what caller_stream holds  */
     void     *graph;             /* as ep_buffer_look found it on caller_stream                 */
+    void     *started;           /* NULL, or an event that a dispatch or combine records when all its
+                                  * CTAs have begun, or later                                   */
     uint32_t  num_sms;
     uint32_t  flags;             /* EP_CALL_*                                                   */
     uint32_t  stages;            /* of each ring for bulk copies, as far as there is room for   */

@@ -37,6 +37,7 @@ struct ep_launch {
     uint32_t    smem;        /* bytes of dynamic shared memory                                 */
     uint32_t    cooperative; /* 1: no CTA starts before there is room for all                  */
     void       *stream;
+    void       *started;     /* NULL, or an event that it records: when all CTAs have begun, or later */
 };
 
 struct ep_executor {
