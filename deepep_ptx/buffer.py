@@ -24,6 +24,7 @@ from ._arguments import (
     take_weights,
 )
 from ._call import Call
+from ._executor import Event
 from ._limits import MAX_CHOICE_ROWS, MAX_CTAS, MAX_HIDDEN, SLOT_ALIGN
 from ._results import Part, Results
 from ._slots import Region
@@ -440,8 +441,12 @@ class Buffer:
 
     # -- launch and end of a call ----------------------------------------------------------------
 
-    def _launch(self, call, num_sms, ring, previous_event, async_finish, allocate_on_comm_stream):
-        """The `Launch` of a call, whose results `call` then allocates."""
+    def _launch(self, call, num_sms, ring, previous_event, async_finish, allocate_on_comm_stream,
+                has_start=True):
+        """The `Launch` of a call, whose results `call` then allocates.
+
+        has_start: an asynchronous one has an event of its start.
+        """
         core = self._core
         async_finish = as_bool(async_finish, "async_finish")
         allocate_on_comm_stream = as_bool(allocate_on_comm_stream, "allocate_on_comm_stream")
@@ -464,8 +469,9 @@ class Buffer:
             self._results.begin(call, previous is None)
         self._library = call.library
         self.last_num_sms = num_sms
-        return Launch(call.stream, previous, num_sms, waits, async_finish and not waits, graph,
-                      *ring)
+        detached = async_finish and not waits
+        started = Event(core.executor) if detached and has_start else None
+        return Launch(call.stream, previous, num_sms, waits, detached, graph, *ring, started)
 
     def _host_waits(self, call, async_finish):
         """Whether the host waits for the end of a call that is not captured."""
@@ -527,7 +533,8 @@ class Buffer:
             previous_event: an `EventOverlap` to start after, in place of the caller's stream; or
                 an `EventHandle`, an event with `cuda_event` (`torch.cuda.Event`), or an object
                 whose `event` is one of these; without an event, as None.
-            async_finish: the caller's stream does not wait; the event does.
+            async_finish: the caller's stream does not wait; the event does.  That of a dispatch or
+                combine also knows of the call's start.
             allocate_on_comm_stream: results are allocated for the buffer's stream; only with the
                 two before.
             stream: the caller's.
@@ -546,7 +553,7 @@ class Buffer:
         num_experts = check_int(num_experts, "num_experts", 1)
         check_experts(num_experts, self.group_size, "num_experts")
         launch = self._launch(call, self._layout_sms(), OWN_RING, previous_event,
-                              async_finish, allocate_on_comm_stream)
+                              async_finish, allocate_on_comm_stream, has_start=False)
         per_rank = call.empty((self.group_size,), INT32)
         per_expert = call.empty((num_experts,), INT32)
         in_rank = call.empty((topk.shape[0], self.group_size), BOOL)

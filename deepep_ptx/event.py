@@ -17,16 +17,19 @@ class EventHandle:
         self._event = ContextEvent(current_stream()) if has_context() else None
         self._current = current_stream
         self._wait_on_host = None
+        self._started = None
 
     @classmethod
-    def _of(cls, event, current, wait_on_host=None):
-        """A handle of an `Event` of a buffer's.
+    def _of(cls, event, current, wait_on_host=None, started=None):
+        """A handle of an `Event` of a buffer's, the end of a call.
 
         current(): number of the stream that `current_stream_wait` makes wait.  wait_on_host(): what
-        it does instead on the CPU executor, where the caller's work is the host's.
+        it does instead on the CPU executor, where the caller's work is the host's.  started: the
+        `Event` of the call's start, None where nobody waits for one.
         """
         handle = cls.__new__(cls)
         handle._event, handle._current, handle._wait_on_host = event, current, wait_on_host
+        handle._started = started
         return handle
 
     def current_stream_wait(self):
@@ -35,6 +38,11 @@ class EventHandle:
             self._wait_on_host()
         elif self._event is not None:
             self._event.wait(self._current())
+
+    def current_stream_wait_start(self):
+        """Make the current stream wait until the call runs; see `EventOverlap`."""
+        if self._started is not None:
+            self._started.wait(self._current())
 
 
 class EventOverlap:
@@ -75,6 +83,25 @@ class EventOverlap:
             hook()
         if release_handle:
             self.event = self.extra_tensors = None
+
+    def current_stream_wait_start(self):
+        """Make the current stream wait until the kernel of a dispatch or combine runs on all its
+        CTAs, so that what is queued behind, a GEMM, does not take the SMs from it.
+
+        A hint, best effort of the driver's: the stream may go on as late as at the call's end, and
+        nothing may count on its going on earlier.  It orders no memory: results are there, and
+        arguments free, behind `current_stream_wait` alone.  Of a captured call, the current stream
+        becomes part of the capture, which it must join again, and the wait is made before that
+        ends.
+
+        Nothing, where there is no such start: `event` is None or not of an asynchronous `dispatch`
+        or `combine`, and on the CPU executor.  No hook is called, and nothing released.
+
+        Raises:
+            DeepEPError: the driver does not take the wait.
+        """
+        if isinstance(self.event, (EventHandle, EventOverlap)):
+            self.event.current_stream_wait_start()
 
     def register_hook_after_wait(self, hook):
         """`hook()` is called by the next wait, once.

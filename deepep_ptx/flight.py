@@ -14,14 +14,16 @@ class Flight:
 
     mappings: what maps arrays of host memory.  arrays: alive until it has ended.
     captured: it is recorded, and runs with its graph.
+    started: the `Event` of its start, or None.
     """
 
-    def __init__(self, core, mappings, arrays, captured=False):
+    def __init__(self, core, mappings, arrays, captured=False, started=None):
         self.core = core
         self.mappings = []
         self.keep(mappings)
         self.arrays = arrays
         self.captured = captured
+        self.started = started
         self.event = None
 
     def keep(self, mappings):
@@ -69,7 +71,7 @@ class Flights(deque):
     def depart(self, launch, call, mappings, arrays):
         """The `Flight` of a call that has been launched, with its arguments `arrays`."""
         arrays = [array for array in arrays if array is not None]
-        flight = Flight(self.core, mappings, arrays, launch.captured)
+        flight = Flight(self.core, mappings, arrays, launch.captured, launch.started)
         if not flight.captured:
             self.append(flight)
             # A reference keeps an array, but not the memory of one that is freed by its storage.
@@ -83,12 +85,14 @@ class Flights(deque):
         call.share(results)
         flight.arrays += results
         flight.record()
-        if flight.captured:         # whoever has the event keeps the arrays
-            return EventOverlap(EventHandle._of(flight.event, call.current), flight.arrays)
-        wait = None
-        if not call.executor.takes_streams:
-            wait = functools.partial(self._wait_on_host, flight.event)
-        return EventOverlap(EventHandle._of(flight.event, call.current, wait))
+        wait, started = None, flight.started
+        if not call.executor.takes_streams:     # the host's work takes no SMs from the call
+            started = None
+            if not flight.captured:
+                wait = functools.partial(self._wait_on_host, flight.event)
+        handle = EventHandle._of(flight.event, call.current, wait, started)
+        # Of a captured call, whoever has the event keeps the arrays.
+        return EventOverlap(handle, flight.arrays if flight.captured else None)
 
     def forget_finished(self):
         """Let go of those that have ended."""

@@ -267,6 +267,32 @@ def wait_for_a_call(side, row):
     side.check(per_expert, want[1], "num_tokens_per_expert")
 
 
+def between_call_and_end(wait):
+    """A member that a caller makes use of while a call runs: wait(event)."""
+    def run(side, row):
+        _, handle = side.sent()
+        x = side.x()
+        side.make({})
+        recv_x, *_, event = side.buffer.dispatch(x, handle=handle, async_finish=True)
+        wait(event)
+        side.wait(event, {})
+        want = reference.cached_dispatch(side.job.sources("rows"), side.job.received())[side.rank]
+        side.check_rows(recv_x, want, handle.num_recv)
+    return run
+
+
+def wait_for_starts(event):
+    """Also of what has none."""
+    for other in (event, Buffer.capture(), EventOverlap()):
+        other.current_stream_wait_start()
+
+
+def wait_for_starts_by_handle(event):
+    for handle in (event.event, EventHandle()):
+        if handle is not None:          # None: the host has waited
+            handle.current_stream_wait_start()
+
+
 def with_block(side, row):
     """`with event(**row)`: the block's end waits."""
     per_rank, *_, event = side.buffer.get_dispatch_layout(
@@ -412,6 +438,8 @@ TABLE = {
 
     "EventHandle": Member(event_handle),
     "EventHandle.current_stream_wait": Member(handle_waits),
+    "EventHandle.current_stream_wait_start": Member(
+        between_call_and_end(wait_for_starts_by_handle)),
     "EventOverlap": Member(event_overlap, [
         {}, {"event": lambda side: EventHandle()}, {"extra_tensors": lambda side: (side.bias,)},
         {"hook_after_wait": lambda side: list},         # any function without arguments
@@ -420,6 +448,7 @@ TABLE = {
     ]),
     "EventOverlap.__call__": Member(with_block, [{}, {"release_handle": True}]),
     "EventOverlap.current_stream_wait": Member(wait_for_a_call, [{}, {"release_handle": True}]),
+    "EventOverlap.current_stream_wait_start": Member(between_call_and_end(wait_for_starts)),
     "EventOverlap.register_hook_after_wait": Member(register_hook),
 
     "Config": Member(lambda side, row: side.combine({"config": Config(**row)}), [

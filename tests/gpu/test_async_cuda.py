@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Calls that do not wait: order on streams, events, lifetimes, errors that come later."""
 
+import contextlib
 import gc
+import time
 
 import pytest
 
@@ -126,6 +128,80 @@ def test_the_host_does_not_wait():
         return waited
 
     assert on_ranks(main) == [False, False]
+
+
+def crowd(comm, stack):
+    """A buffer that lives as long as `stack`, with calls on all SMs that they can have: those of
+    another buffer like it are launched cooperatively then."""
+    other = stack.enter_context(Buffer(comm, timeout_s=20.0))
+    x, arguments = arguments_of(other)
+    other.dispatch(x, **arguments, num_sms=other._max_sms)
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+@pytest.mark.parametrize("op", ["dispatch", "combine"])
+def test_a_call_has_started_while_it_waits_for_a_rank(op, crowded):
+    """Rank 1 comes half a second late, or more."""
+    def main(comm, buffer):
+        stream, started, ended = (torch.cuda.Stream() for _ in range(3))
+        with contextlib.ExitStack() as stack, torch.cuda.stream(stream):
+            if crowded:
+                crowd(comm, stack)
+            sms = {"num_sms": buffer._max_sms} if crowded else {}
+            x, arguments, recv_x, handle = dispatched(buffer)
+            for other in (stream, started, ended):
+                other.synchronize()
+            comm.barrier()
+            if comm.rank:
+                torch.cuda._sleep(10 * SLEEP)
+            if op == "dispatch":
+                out, *_, event = buffer.dispatch(x, handle=handle, async_finish=True, **sms)
+            else:
+                out, _, event = buffer.combine(recv_x, handle, async_finish=True, **sms)
+            assert buffer._core.is_crowded or not crowded
+            with torch.cuda.stream(started):
+                event.current_stream_wait_start()
+            with torch.cuda.stream(ended):
+                event.current_stream_wait()
+            limit = time.monotonic() + 10
+            while not started.query() and time.monotonic() < limit:
+                time.sleep(0.001)
+            runs = started.query(), ended.query()
+            event.current_stream_wait()
+            stream.synchronize()
+            if op == "dispatch":
+                assert torch.equal(out, recv_x)
+            else:
+                assert_combined(out, x, arguments)
+            buffer.check()
+        return runs
+
+    assert on_ranks(main)[0] == (True, False)
+
+
+def test_a_start_that_is_dropped_behind_its_wait():
+    """Events are used again while streams wait for what they were."""
+    rounds = 20
+
+    def main(comm, buffer):
+        stream, side = torch.cuda.Stream(), torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            x, arguments, recv_x, handle = dispatched(buffer)
+            counter = torch.zeros(1, device=x.device)
+            stream.synchronize()
+            for _ in range(rounds):
+                if comm.rank:
+                    torch.cuda._sleep(SLEEP // 20)
+                again, *_, event = buffer.dispatch(x, handle=handle, async_finish=True)
+                with torch.cuda.stream(side):
+                    event.current_stream_wait_start()
+                    del event
+                    counter.add_(1)
+            buffer.check()
+            side.synchronize()
+            assert counter.item() == rounds and torch.equal(again, recv_x)
+
+    on_ranks(main)
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "float16"])

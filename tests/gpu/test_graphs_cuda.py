@@ -140,6 +140,42 @@ def test_replays_among_eager_calls():
     on_ranks(main)
 
 
+def test_a_start_within_a_graph():
+    """Another stream of the capture goes on once the dispatch runs."""
+    replays = 3
+
+    def main(comm, buffer, inputs, stream, lock):
+        side = torch.cuda.Stream()
+        inputs.fill(0)
+        counter = torch.zeros(1, device=inputs.x.device)
+        handle = eager_dispatch(buffer, inputs)[4]
+        buffer.dispatch(inputs.x, handle=handle)    # everything loaded and warm
+        counter.add_(1)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with lock, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            recv_x, *_, event = buffer.dispatch(inputs.x, handle=handle, async_finish=True)
+            with torch.cuda.stream(side):
+                event.current_stream_wait_start()
+                counter.add_(1)
+            event.current_stream_wait()
+            stream.wait_stream(side)
+            tripled = recv_x * 3
+        del event
+        comm.barrier()
+        for number in range(replays):
+            inputs.fill(number + 1)
+            graph.replay()
+            stream.synchronize()
+            want = buffer.dispatch(inputs.x, handle=handle)[0]
+            assert torch.equal(recv_x, want) and torch.equal(tripled, want * 3)
+        assert counter.item() == 1 + replays
+        buffer.check()
+        comm.barrier()
+
+    on_ranks(main)
+
+
 def eager_dispatch(buffer, inputs):
     per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(inputs.idx, E)
     return buffer.dispatch(
