@@ -14,7 +14,6 @@
 
 _Static_assert(sizeof(struct ep_call_record) == 32 * sizeof(uint32_t), "a lane per word");
 _Static_assert(offsetof(struct ep_heap, control) == 0, "kernels find it at the heap's address");
-_Static_assert(sizeof(struct ep_comm) % 16 == 0, "kernels load the record behind it by 16 bytes");
 _Static_assert(sizeof(struct ep_peers) == EP_PEER_ENTRIES * sizeof(ep_dptr_t), "the table is the kernels'");
 
 static int alloc_zeroed(struct ep_buffer *b, uint64_t bytes, const char *name, ep_dptr_t *out)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """params.h: what is read from it, what is refused, and that a C compiler agrees."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from deepep_ptx.toolchain import params
+from deepep_ptx.toolchain import front_end, params, render, variants
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,3 +144,21 @@ int main(void)
     ends = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
     assert list(map(int, ends)) == [0, 128, 128 + 384, 512 + 7 * pair]
     assert 128 < 14 * pair <= 384
+
+
+@pytest.mark.parametrize("more", [1, 2])
+def test_our_heap_takes_another_region(more, tmp_path):
+    """It moves what lies behind it in the parameter blocks, which kernels load as it is aligned."""
+    shutil.copytree(ROOT / "ptx", tmp_path / "ptx")
+    header = tmp_path / params.HEADER
+    header.parent.mkdir(parents=True)
+    text, last = (ROOT / params.HEADER).read_text(), "    EP_REGION(struct ep_sent_record,"
+    assert last in text
+    header.write_text(text.replace(last, "".join(
+        f"    EP_REGION(struct ep_flags, num_ranks, more{i});\n" for i in range(more)) + last))
+    params.generate(tmp_path)
+    layout = params.load(tmp_path)
+    for variant in variants.load(tmp_path, layout).variants:
+        if variant.policy in (None, "ld_na"):
+            front_end.decode_rendered(render.render_with_origins(variant, tmp_path))
+    assert layout.structs["ep_comm"].size == params.load(ROOT).structs["ep_comm"].size + 8 * more
