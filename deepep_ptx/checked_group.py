@@ -32,13 +32,16 @@ class CheckedGroup:
             TypeError: the group returns something else.
         """
         everybody = self.group.allgather((self.rank, obj))
-        if not isinstance(everybody, (list, tuple)) or len(everybody) != self.size:
+        if not isinstance(everybody, (list, tuple)):
             raise self.refusal(f"{everybody!r}")
-        for rank, entry in enumerate(everybody):
+        mine = list(everybody)          # theirs may change: what is checked is what is used
+        if len(mine) != self.size:
+            raise self.refusal(f"{everybody!r}")
+        for rank, entry in enumerate(mine):
             if (type(entry) is not tuple or len(entry) != 2 or type(entry[0]) is not int
                     or entry[0] != rank):
                 raise self.refusal(f"{entry!r} as entry {rank}")
-        return [entry[1] for entry in everybody]
+        return [entry[1] for entry in mine]
 
     def refusal(self, what):
         """The error for what `allgather` has returned."""

@@ -56,6 +56,11 @@ uint64_t arena_trim(struct ep_arena *arena, struct ep_block *block, uint64_t byt
     return block->bytes;
 }
 
+void arena_withdraw(struct ep_arena *arena, uint32_t segment)
+{
+    arena->segment[segment].withdrawn = 1;
+}
+
 /* Totals: of all segments, in use, the largest free extent. */
 void arena_totals(const struct ep_arena *arena, uint64_t out[3])
 {

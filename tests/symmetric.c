@@ -743,9 +743,35 @@ static void different_buffers(void)
     end_scene();
 }
 
+static void a_closed_buffer(void)
+{
+    char handle[EP_HANDLE_BYTES] = {0};
+    uint64_t epoch;
+    uint32_t index, ctas;
+    ep_dptr_t base;
+    begin_scene("a closed buffer");
+    make_all();
+    all_do(end);
+    need_all(EP_OK);
+    for (int i = 0; i < R; i++) {
+        struct ep_buffer *b = ranks[i].buffer;
+        ep_buffer_close(b);
+        NEED(ep_buffer_heap_handle(b, handle) == EP_ERR_DESTROYED);
+        NEED(ep_buffer_open_heap(b, 0, handle) == EP_ERR_DESTROYED);
+        NEED(ep_buffer_add_segment(b, START, &index, &base, handle) == EP_ERR_DESTROYED);
+        NEED(ep_buffer_open_segment(b, 0, 0, handle) == EP_ERR_DESTROYED);
+        NEED(ep_buffer_publish(b) == EP_ERR_DESTROYED);
+        NEED(ep_buffer_max_ctas(b, &ctas) == EP_ERR_DESTROYED);
+        NEED(ep_buffer_reset_begin(b, &epoch) == EP_ERR_DESTROYED);
+        NEED(ep_buffer_reset_end(b, 0) == EP_ERR_DESTROYED);
+    }
+    end_scene();
+}
+
 int main(void)
 {
     a_life();
+    a_closed_buffer();
     failures_of("making", make, 0, EP_ERR_EXECUTOR);
     failures_of("making, short of memory", make, 0, EP_ERR_MEMORY);
     failures_of("growth", grow, 0, EP_ERR_ABORTED);

@@ -11,6 +11,7 @@ from ctypes import POINTER, byref, c_int, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -49,6 +50,7 @@ def library():
         ("ep_arena_release", None, c_void_p, c_void_p),
         ("ep_arena_find", c_int, c_void_p, c_uint64, c_uint64, POINTER(c_uint32),
          POINTER(c_uint64)),
+        ("arena_withdraw", None, c_void_p, c_uint32),
         ("arena_totals", None, c_void_p, POINTER(c_uint64)),
         ("arena_free_extent", c_int, c_void_p, c_uint32, POINTER(Place)),
     ):
@@ -203,6 +205,25 @@ def test_segments_are_limited():
     for _ in range(8):
         assert arena.add_segment(SLOT_ALIGN)
     assert not arena.add_segment(SLOT_ALIGN)
+
+
+@pytest.mark.parametrize("nbytes", [SLOT_ALIGN + 1, 1 << 63, 2**64 - SLOT_ALIGN, 2**64 - 1])
+def test_more_than_there_is(nbytes):
+    """No number of bytes passes the end of what 64 bits hold."""
+    arena = Arena()
+    assert arena.add_segment(SLOT_ALIGN)
+    assert arena.reserve(nbytes) is None
+
+
+def test_nothing_is_reserved_in_a_segment_that_is_withdrawn():
+    arena = Arena()
+    assert arena.add_segment(4 * SLOT_ALIGN, 1 << 10) and arena.add_segment(SLOT_ALIGN, 1 << 16)
+    assert arena.reserve(SLOT_ALIGN)[0] == 0
+    arena.lib.arena_withdraw(arena.arena, 0)
+    assert arena.reserve(SLOT_ALIGN)[0] == 1
+    assert arena.reserve(SLOT_ALIGN) is None and arena.reserve_largest() is None
+    arena.release(0, 0)
+    assert arena.reserve_largest() is None
 
 
 @given(st.integers(0, 1 << 20), st.integers(0, 1 << 20))

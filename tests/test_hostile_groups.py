@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a group returns is checked: an error that names its method, and nothing stored anywhere."""
 
+import contextlib
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ from deepep_ptx._emu import World
 from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.comm import all_or_none
 from deepep_ptx.errors import DeepEPError
+from tests.faults import short_of_memory
 from tests.hostile_groups import LISTS, RECORD, VALUES, Group, contents, is_record
 from tests.test_buffer_life import check_round, raised
 
@@ -195,3 +197,94 @@ def test_a_rank_that_a_world_does_not_have(rank):
             call()
     with pytest.raises(TypeError, match=r"^rank: must be an integer"):
         world.skip_rank("1")
+
+
+class Growing(list):
+    """More every time that it is walked, for one and the same length."""
+
+    walks = 0
+
+    def __iter__(self):
+        self.walks += 1
+        yield from super().__iter__()
+        for rank in range(R, R + 1000 * (self.walks - 1)):
+            yield rank, self[0][1]
+
+
+def test_a_list_that_changes_while_it_is_looked_at():
+    """What was checked is what is used: nothing is written past the records of the ranks."""
+    def main(comm):
+        with Buffer(Group(comm, Growing, 1), 1 << 14) as buffer:
+            check_round(buffer, R)
+
+    run_ranks(main, R, executor="emu")
+
+
+def test_an_exception_that_counts_as_false():
+    class Falsy(Exception):
+        def __bool__(self):
+            return False
+
+    def fail(everybody):
+        raise Falsy
+
+    error = failure(lambda comm: Buffer(Group(comm, fail, 2), 1 << 14))
+    assert type(error) is Falsy
+
+
+@pytest.mark.parametrize("short", range(R))
+def test_ctrl_c_in_the_barrier_of_a_growth_that_fails(short):
+    """It ends the growth, which is not tried once more with less."""
+    class Interrupted(Group):
+        armed = False
+
+        def barrier(self):
+            self.comm.barrier()
+            if self.armed and self.rank == 0:
+                self.armed = False
+                raise KeyboardInterrupt
+
+    def main(comm):
+        group = Interrupted(comm)
+        buffer = Buffer(group, 1 << 22)
+        group.armed = True
+        with (short_of_memory(comm.executor, above=3 << 20) if comm.rank == short
+              else contextlib.nullcontext()):
+            if comm.rank == 0:
+                with pytest.raises(KeyboardInterrupt):
+                    buffer._symmetric.grow(1 << 20)
+                comm.allgather(None)            # what rank 1 tries again fails
+            else:
+                with pytest.raises((TypeError, DeepEPError)):
+                    buffer._symmetric.grow(1 << 20)
+        buffer._leave()
+
+    run_ranks(main, R, executor="emu")
+
+
+def test_a_segment_that_could_not_be_given_back_is_not_used():
+    """After an abort and a reset too: not all ranks map it."""
+    class Once(Group):
+        num_calls, fails = 0, None
+
+        def allgather(self, obj):
+            everybody = self.comm.allgather(obj)
+            self.num_calls += 1
+            if self.num_calls == self.fails:
+                raise RuntimeError("once")
+            return everybody
+
+    def main(comm):
+        group = Once(comm)
+        buffer = Buffer(group, 1 << 14)
+        group.num_calls = 0
+        if comm.rank == 1:
+            group.fails = 2                     # of a dispatch's growth: its segment is there
+        with pytest.raises(RuntimeError if comm.rank else TypeError) as caught:
+            check_round(buffer, R, hidden=4096)
+        assert "the segment was not given back" in "".join(caught.value.__notes__)
+        buffer.reset()
+        check_round(buffer, R, hidden=4096)
+        buffer._leave()
+
+    run_ranks(main, R, executor="emu", timeout_s=20)

@@ -87,11 +87,17 @@ static void take(struct ep_arena *arena, struct ep_block *block)
     arena->in_use += block->bytes;
 }
 
+/* NULL: nothing is to be reserved there. */
+static struct ep_block *first_of(const struct ep_segment *segment)
+{
+    return segment->withdrawn ? NULL : segment->first;
+}
+
 static struct ep_block *largest(const struct ep_arena *arena)
 {
     struct ep_block *best = NULL;
     for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
-        for (struct ep_block *block = arena->segment[i].first; block; block = block->next)
+        for (struct ep_block *block = first_of(&arena->segment[i]); block; block = block->next)
             if (!block->used && (!best || block->bytes > best->bytes))
                 best = block;
     return best;
@@ -108,7 +114,7 @@ struct ep_block *ep_arena_reserve_largest(struct ep_arena *arena)
 static struct ep_block *first_fit(const struct ep_arena *arena, uint64_t bytes)
 {
     for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++)
-        for (struct ep_block *block = arena->segment[i].first; block; block = block->next)
+        for (struct ep_block *block = first_of(&arena->segment[i]); block; block = block->next)
             if (!block->used && block->bytes >= bytes)
                 return block;
     return NULL;
@@ -116,8 +122,10 @@ static struct ep_block *first_fit(const struct ep_arena *arena, uint64_t bytes)
 
 int ep_arena_reserve(struct ep_arena *arena, uint64_t bytes, struct ep_block **out)
 {
-    bytes = ep_align_slot(bytes);
     *out = NULL;
+    if (bytes > arena->total)    /* it might not be aligned without passing the end of numbers  */
+        return EP_OK;
+    bytes = ep_align_slot(bytes);
     struct ep_block *block = first_fit(arena, bytes);
     if (!block)
         return EP_OK;

@@ -25,6 +25,7 @@ struct ep_segment {
     uint64_t  bytes;
     struct ep_block *first;
     uint32_t  num_used;      /* blocks in use                                                  */
+    uint32_t  withdrawn;     /* nothing is to be reserved there any more                       */
 };
 
 struct ep_arena {

@@ -13,6 +13,7 @@
 #define TOTALS_BYTES (sizeof(struct ep_totals) + EP_MAX_LOCAL_EXPERTS * sizeof(uint32_t))
 
 _Static_assert(sizeof(struct ep_call_record) == 32 * sizeof(uint32_t), "a lane per word");
+_Static_assert(sizeof(struct ep_sent_record) % EP_SLOT_ALIGN == 0, "each record starts on a line");
 _Static_assert(offsetof(struct ep_heap, control) == 0, "kernels find it at the heap's address");
 _Static_assert(sizeof(struct ep_peers) == EP_PEER_ENTRIES * sizeof(ep_dptr_t), "the table is the kernels'");
 
@@ -86,6 +87,8 @@ void ep_buffer_set_kernel(struct ep_buffer *b, uint32_t kernel, const struct ep_
 
 int ep_buffer_max_ctas(struct ep_buffer *b, uint32_t *ctas)
 {
+    if (b->closed)
+        return EP_ERR_DESTROYED;
     TRY(ep_launch_max_ctas(b, ctas));
     if (*ctas)
         ep_residency_join(b, *ctas);

@@ -46,6 +46,8 @@ int ep_launch_choose(const struct ep_buffer *b, uint32_t kernel, const struct ep
                      struct ep_loaded *out)
 {
     *out = b->kernel[kernel];
+    if (!call->num_sms)
+        return EP_ERR_ARGUMENT;
     if (!out->rings)
         return EP_OK;
     if (call->stages)

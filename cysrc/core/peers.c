@@ -7,11 +7,15 @@
 
 int ep_buffer_heap_handle(struct ep_buffer *b, void *handle)
 {
+    if (b->closed)
+        return EP_ERR_DESTROYED;
     return b->exec->export_memory(b->exec->self, b->comm.heap, handle);
 }
 
 int ep_buffer_open_heap(struct ep_buffer *b, uint32_t rank, const void *handle)
 {
+    if (b->closed)
+        return EP_ERR_DESTROYED;
     if (rank == b->comm.rank)
         return EP_OK;
     return b->exec->import_memory(b->exec->self, handle, &b->peers.heap[rank]);
@@ -20,6 +24,8 @@ int ep_buffer_open_heap(struct ep_buffer *b, uint32_t rank, const void *handle)
 int ep_buffer_add_segment(struct ep_buffer *b, uint64_t bytes, uint32_t *index, ep_dptr_t *base,
                           void *handle)
 {
+    if (b->closed)
+        return EP_ERR_DESTROYED;
     if (bytes == 0 || bytes % EP_SLOT_ALIGN)
         return EP_ERR_ARGUMENT;
     if (b->arena.num_segments == EP_MAX_SEGMENTS)
@@ -47,6 +53,8 @@ void ep_buffer_set_view(struct ep_buffer *b, uint32_t index, uint64_t view)
 
 int ep_buffer_open_segment(struct ep_buffer *b, uint32_t rank, uint32_t index, const void *handle)
 {
+    if (b->closed)
+        return EP_ERR_DESTROYED;
     if (rank == b->comm.rank)
         return EP_OK;
     return b->exec->import_memory(b->exec->self, handle, &b->peers.arena[index][rank]);
@@ -55,6 +63,8 @@ int ep_buffer_open_segment(struct ep_buffer *b, uint32_t rank, uint32_t index, c
 int ep_buffer_publish(struct ep_buffer *b)
 {
     const struct ep_executor *exec = b->exec;
+    if (b->closed)
+        return EP_ERR_DESTROYED;
     TRY(exec->copy_in(exec->self, b->comm.peers, &b->peers, sizeof b->peers, b->stream));
     return exec->stream_synchronize(exec->self, b->stream);
 }
@@ -86,6 +96,10 @@ static void release_segment(struct ep_buffer *b, uint32_t index, uint32_t rank)
 
 void ep_buffer_unmap_segment(struct ep_buffer *b, uint32_t index)
 {
+    /* Also where the segment stays: the peers map it no more, as this rank does not theirs. */
+    pthread_mutex_lock(&b->lock);
+    b->arena.segment[index].withdrawn = 1;
+    pthread_mutex_unlock(&b->lock);
     for (uint32_t rank = 0; rank < b->comm.num_ranks; rank++)
         release_segment(b, index, rank);
 }

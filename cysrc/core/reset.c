@@ -21,6 +21,8 @@ int ep_buffer_reset_begin(struct ep_buffer *b, uint64_t *epoch)
 int ep_buffer_reset_end(struct ep_buffer *b, uint64_t max_epoch)
 {
     const struct ep_executor *exec = b->exec;
+    if (b->closed)
+        return EP_ERR_DESTROYED;
     /* Two past the maximum: no flag that any rank has raised reaches the new epoch. */
     struct ep_control control = {.epoch = max_epoch + 2};
     TRY(exec->copy_in(exec->self, b->comm.heap, &control, sizeof control, b->stream));

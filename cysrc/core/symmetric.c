@@ -232,7 +232,7 @@ static int add_as_large_as_can_be(struct ep_symmetric *s, uint64_t needed)
     struct ep_arena_stats held;
     ep_buffer_stats(s->buffer, &held);
     int rc = add_segment(s, in_steps(max_u64(needed, held.arena_bytes), s->growth_step));
-    if (rc == EP_OK || needed >= held.arena_bytes || !ep_gather_was_short(s))
+    if (rc == EP_OK || needed >= held.arena_bytes || s->failure.kept || !ep_gather_was_short(s))
         return rc;
     begin(s);                    /* some device is nearly full                                  */
     return add_segment(s, in_steps(needed, s->growth_step));

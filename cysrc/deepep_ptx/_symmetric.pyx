@@ -28,7 +28,8 @@ from deepep_ptx.errors import DeepEPError, RankMismatchError
 
 GROWTH_STEP = EP_GROWTH_STEP    # bytes: segments that an arena gets later are multiples of it
 
-# What a rank takes part in, of buffer {}.  In the others no rank can be elsewhere but by a lie.
+# What a rank takes part in, of buffer {}.  Who is elsewhere while others make a buffer or a segment
+# has left a collective that these are still in, or its group lies.
 cdef dict COLLECTIVES = {
     EP_IN_GROWTH: "growth of the arena of buffer {}",
     EP_IN_RECYCLING: "growth of the arena of buffer {}",
@@ -202,12 +203,14 @@ cdef class Symmetric:
         if code == EP_OK:
             return 0
         if not failure.described:
-            error = (gathering or waiting if failure.what == EP_FAILED_CALLER
-                     else self.error_of(failure))
+            if failure.what != EP_FAILED_CALLER:
+                error = self.error_of(failure)
+            else:                       # an exception may count as false
+                error = waiting if gathering is None else gathering
         try:
             if failure.untold != EP_FAILED_NOT:
-                note(error, gathering or self.group.refusal("what no rank gave"),
-                     "the other ranks were not told")
+                note(error, self.group.refusal("what no rank gave") if gathering is None
+                     else gathering, "the other ranks were not told")
             if failure.kept != EP_FAILED_NOT:
                 note(error, waiting, "the segment was not given back")
             raise error

@@ -219,7 +219,7 @@ struct ep_call {                 /* of every call                               
     void     *graph;             /* as ep_buffer_look found it on caller_stream                 */
     void     *started;           /* NULL, or an event that a dispatch or combine records when all its
                                   * CTAs have begun, or later                                   */
-    uint32_t  num_sms;
+    uint32_t  num_sms;           /* CTAs of a dispatch or combine, 1 at least                   */
     uint32_t  flags;             /* EP_CALL_*                                                   */
     uint32_t  stages;            /* of each ring for bulk copies, as far as there is room for   */
     uint32_t  stage_bytes;       /* them; 0: the kernel's own                                   */
