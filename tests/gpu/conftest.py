@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tests that need GPUs, `make gpu-test`: all are marked `gpu`, and skip without one."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -29,3 +30,11 @@ def two_gpus():
     """For tests that ranks which share a GPU cannot pass."""
     if device_count() < 2:
         pytest.skip(f"needs two GPUs, there is {device_count()}")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """What a run of ranks as threads has left ends here, and not in a later test, where the driver
+    may stand still in it while another rank's kernel waits for this one."""
+    yield
+    gc.collect()

@@ -5,9 +5,8 @@
  * static asserts are generated from this file by deepep_ptx/toolchain/params.py.
  *
  * Form, checked by the generator: fixed-width scalars, arrays of them, or structures declared
- * above; widest first; no implicit padding; fields are only appended.  The comment after a
- * structure's opening brace gives its prefix in PTX.  A structure nested as first field is reached
- * in PTX under its own prefix.  `#define EP_NAME number` lines are passed on to PTX and Cython.
+ * above; widest first; no implicit padding.  The comment after a structure's opening brace gives
+ * its prefix in PTX.  A structure nested as first field is reached in PTX under its own prefix.  `#define EP_NAME number` lines are passed on to PTX and Cython.
  * A structure of EP_REGION fields lays memory out: see struct ep_heap. */
 #ifndef DEEPEP_PTX_PARAMS_H
 #define DEEPEP_PTX_PARAMS_H
