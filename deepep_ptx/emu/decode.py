@@ -7,6 +7,7 @@ bits at an offset of the warp's register file; a predicate is one mask, by its i
 packed, so that a read of a register that nobody wrote is seen.
 
 A call is the function's body in its place, with registers of its own: the core knows no calls.
+Each function is also decoded once by itself, for what is wrong in it, whether called or not.
 
 What is decoded, the C core loads: the limits of its tables are checked here, at the statement.
 """
@@ -37,7 +38,7 @@ LANES = 32
 MAX_WORDS = 2 ** 16 - 4                # of a kernel's registers: see struct emu_instr, `defined`
 MAX_PARAM_BYTES = 32764                # PTX's
 MAX_SHARED_BYTES = 227 * 1024          # emu_options.cta_smem of cysrc/emu/device/emu.h, at most
-MAX_CALLED = 2 ** 16                   # statements that calls bring in
+MAX_CALLED = 2 ** 16                   # statements that calls bring in; MAX_WORDS bounds the calls
 MAX_CALLS = 20                         # of functions within each other
 _END = "the end"                       # label behind a function's body: no name of a text
 _MOST_NEAR, _LONGEST_NEAR = 2000, 64   # names that are looked at for a misspelt one
@@ -159,12 +160,15 @@ def _integer(type_, bits=None):
 
 
 class _Decoder:
+    """Decodes an entry, or checks a function by itself: then that is `entry`."""
+
     def __init__(self, module, entry):
         self.module, self.entry, self.source = module, entry, module.source
         self.rows, self.texts, self.lines = [], [], []
         self.files = {}
         self.constants, self.pool = {}, bytearray()
         self.register_bytes, self.num_predicates = 0, 0
+        self.num_declared = 0                    # registers, those of calls included
         self.branches = []                       # (row, label, scope, node)
         self.clocks, self.written = set(), set()  # registers: by mov %globaltimer, by others
         self.temporaries = []
@@ -173,7 +177,10 @@ class _Decoder:
 
     def image(self):
         module = self.global_scope = _Scope(None)
+        self.functions = {f.name: f for f in self.module.functions}
         shared_bytes = self.declare_shared(module)
+        for function in self.module.functions:
+            self.check(function)
         scope = _Scope(module)
         param_bytes = self.declare_params(scope)
         body = self.entry.body
@@ -190,6 +197,16 @@ class _Decoder:
             texts=tuple(self.texts), register_bytes=self.register_bytes,
             num_predicates=self.num_predicates, param_bytes=param_bytes,
             shared_bytes=shared_bytes, max_threads=self.entry.max_threads)
+
+    def check(self, function):
+        """Refuse what is wrong in a function, whether or not it is called."""
+        checker = _Decoder(self.module, function)
+        checker.global_scope, checker.functions = self.global_scope, self.functions
+        scope = _Scope(self.global_scope)
+        for parameter in function.params:
+            checker.registers(parameter, scope)
+        checker.function_body(function, scope)
+        checker.resolve_branches()
 
     # -- declarations --------------------------------------------------------------------------
 
@@ -237,7 +254,7 @@ class _Decoder:
     def block(self, block, scope, function=None):
         """function: the one whose body this is, None in an entry."""
         for s in block.statements:
-            if function is not None:
+            if self.num_calls:
                 self.num_called += 1
                 if self.num_called > MAX_CALLED:
                     raise self.source.error(s.start, f"calls bring in more than {MAX_CALLED} "
@@ -266,12 +283,12 @@ class _Decoder:
     def call(self, node, scope, caller):
         """The body of a function, which sees the module's names and its own."""
         name, *arguments = node.operands
-        functions = {f.name: f for f in self.module.functions
-                     if caller is None or f.start < caller.start}
-        function = functions.get(name.name)
-        if function is None:
+        start = (caller or self.entry).start
+        function = self.functions.get(name.name)
+        if function is None or function.start >= start:
+            before = [f.name for f in self.module.functions if f.start < start]
             raise _Refused(f"no .func '{name.name}' stands before this"
-                           + _did_you_mean(name.name, list(functions)))
+                           + _did_you_mean(name.name, before))
         if node.guard is not None or node.qualifiers:
             raise _Refused("a call has no guard and no qualifiers here: branch around it")
         if len(arguments) != len(function.params):
@@ -285,17 +302,27 @@ class _Decoder:
             self.emit({"op": Op.MOV, "vec": 1, "type": register.type},
                       dst=[self.place(register, 0, parameter.names[0])], src=[place])
             self.written.add(register.places[0])
+        if isinstance(self.entry, ast.Function):
+            return                               # what it calls is checked by itself
         self.num_calls += 1
         if self.num_calls > MAX_CALLS:
             raise _Refused(f"more than {MAX_CALLS} calls within each other")
-        self.block(function.body, _Scope(inner), function)
+        self.function_body(function, inner)
         self.num_calls -= 1
-        self.declare(inner, _END, len(self.rows), node.start, "labels")
+
+    def function_body(self, function, scope):
+        """scope: that of the parameters."""
+        self.block(function.body, _Scope(scope), function)
+        self.declare(scope, _END, len(self.rows), function.body.end, "labels")
 
     def registers(self, node, scope):
         if node.type not in _REGISTER_TYPES.split():
             raise self.source.error(node.start, f"the executor has no .{node.type} registers; "
                                                 f"it has {_REGISTER_TYPES}")
+        self.num_declared += len(node.names)
+        if self.num_declared > ast.MAX_REGISTERS:
+            raise self.source.error(node.start, f"more than {ast.MAX_REGISTERS} registers in one "
+                                                f"kernel and what it calls")
         for name in node.names:
             self.declare(scope, name, _Register(TYPE_WORDS[node.type], node.vector,
                                                 [None] * node.vector), node.start)
@@ -305,7 +332,8 @@ class _Decoder:
         file, line = self.source.source(start)
         number = self.files.setdefault(file.encode(), len(self.files))
         self.lines.append((number, line, self.source.position(start)[0]))
-        self.text = " ".join(self.module.text[start:end].split()).encode()
+        shown = self.module.text[start:min(end, start + ast.MAX_SHOWN)]
+        self.text = " ".join(shown.split()).encode()
 
     def emit(self, fields, *, guard=(-1, 0), dst=(), src=(), imm=0):
         row = dict.fromkeys(INSN.names, 0)

@@ -20,8 +20,8 @@ from deepep_ptx.errors import PtxError
 MAX_TEXT = 2 ** 24                     # characters of a text
 MAX_NAME = 1024                        # of a name
 MAX_DEPTH = 50                         # of blocks and parentheses in each other
-MAX_REGISTERS = 2 ** 16                # declared in one text
-_MAX_SHOWN = 500                       # characters of a statement in an error
+MAX_REGISTERS = 2 ** 16                # declared in one text, and in one kernel with its calls
+MAX_SHOWN = 500                        # characters of a statement in an error or report
 _INT32 = 2 ** 31 - 1
 
 # -- the tree ---------------------------------------------------------------------------------
@@ -191,8 +191,8 @@ class SourceMap:
         ptx_line, column = self.position(offset)
         if statement is None:
             begin = self._starts[ptx_line - 1]
-            statement = self.text[begin:begin + _MAX_SHOWN].partition("\n")[0]
-        statement = " ".join(statement[:_MAX_SHOWN].split())
+            statement = self.text[begin:begin + MAX_SHOWN].partition("\n")[0]
+        statement = " ".join(statement[:MAX_SHOWN].split())
         report = (f"{file}:{line}: {message}\n    {statement}\n"
                   f"    (rendered text: line {ptx_line}, column {column})")
         # What cannot be encoded cannot be printed either.

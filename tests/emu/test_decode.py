@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the C core is given: operands, constants, places, branches, and what is refused."""
 
+import re
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from deepep_ptx.emu.isa import (
     VoteMode,
 )
 from deepep_ptx.emu.kernel import load_image
+from deepep_ptx.emu.parse import MAX_SHOWN
 from deepep_ptx.errors import PtxError
 
 RENDERED = sorted((Path(deepep_ptx.__file__).parent / "_ptx").glob("sm_*/*.ptx"))
@@ -440,9 +442,48 @@ def test_calls_that_are_refused(body, statement, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(("before", "wrong", "says"), [
+    ("", ".func f(.reg .b32 a) { frobnicate.u32 a, b; }", "no instruction 'frobnicate'"),
+    ("", ".func f(.reg .b32 a) { add.u32 a, a, b; }", "'b' is not declared"),
+    ("", ".func f(.reg .b32 a) { bra nowhere; }", "no label 'nowhere'"),
+    ("", ".func f(.reg .b32 a) { $l: $l: ret; }", "'$l' is declared twice"),
+    ("", ".func f(.reg .b32 a, .reg .b64 a) { ret; }", "'a' is declared twice"),
+    ("", ".func f(.reg .b16 a) { ret; }", "no .b16 registers"),
+    ("", ".func f(.reg .b32 a) { call f, (a); }", "no .func 'f' stands before this"),
+    ("", ".func f(.reg .b32 a) { call g, (a); }\n.func g(.reg .b32 a) { ret; }",
+     "no .func 'g' stands before this"),
+    (".func g(.reg .b32 a) { ret; }\n", ".func f(.reg .b32 a) { call g, (a, a); }",
+     "'g' takes 1 arguments, not 2"),
+])
+@pytest.mark.parametrize("behind", [False, True])
+def test_functions_are_checked_also_where_nobody_calls_them(before, wrong, says, behind):
+    text, functions = kernel("ret;"), f"{before}{wrong}\n"
+    text = text + functions if behind else text.replace(".visible", functions + ".visible")
+    with pytest.raises(PtxError, match=re.escape(says)) as caught:
+        load_image(text)
+    assert caught.value.line == text[:text.index(wrong)].count("\n") + 1
+
+
+def test_functions_that_nobody_calls_are_not_in_the_image():
+    text = kernel("add.u32 r0, r0, 7;")
+    want = load_image(text)
+    function = ".func f(.reg .b32 a) { .reg .b32 t<9>; add.u32 t8, a, 99; }"
+    image = load_image(text.replace(".visible", f"{function} .visible"))
+    assert list(image.insns) == list(want.insns) and image.texts == want.texts
+    assert (list(image.constants), list(image.lines)) == (list(want.constants), list(want.lines))
+    assert image.register_bytes == want.register_bytes
+
+
+def test_a_function_behind_the_entry_cannot_be_called():
+    with pytest.raises(PtxError, match=r"no \.func 'f' stands before this") as caught:
+        load_image(kernel("call f, (r1, d1);") + FUNCTION.format(""))
+    assert caught.value.line == FIRST_LINE
+
+
 @pytest.mark.parametrize(("length", "calls", "depth", "says"), [
     (5000, 20, 1, "calls bring in more than 65536 statements"),
     (1, 1, 30, "more than 20 calls within each other"),
+    (0, 40000, 1, "the registers used so far are 65534 words"),
 ])
 def test_calls_have_limits(length, calls, depth, says):
     functions = [f".func f0(.reg .b32 r) {{ {'add.u32 r, r, 1;' * length} }}\n"]
@@ -450,3 +491,31 @@ def test_calls_have_limits(length, calls, depth, says):
     text = kernel(*[f"call f{depth - 1}, (r0);"] * calls)
     with pytest.raises(PtxError, match=says):
         load_image(text.replace(".visible", "".join(functions) + ".visible"))
+
+
+@pytest.mark.parametrize(("declared", "calls"), [(60000, 2), (600, 2000)])
+def test_what_calls_declare_counts(declared, calls):
+    """Without that, each call costs as much as it declares, whatever is used."""
+    function = f".func f(.reg .b32 r) {{ .reg .b32 z<{declared}>; }}\n"
+    text = kernel(*["call f, (r0);"] * calls).replace(".visible", function + ".visible")
+    with pytest.raises(PtxError, match="more than 65536 registers in one kernel") as caught:
+        load_image(text)
+    assert caught.value.line == text[:text.index(function)].count("\n") + 1
+
+
+def test_loading_is_proportional_to_functions_and_calls():
+    def seconds(count):
+        functions = "".join(f".func f{i}(.reg .b32 r) {{}}\n" for i in range(count))
+        text = kernel(*["call f0, (r0);"] * 4 * count).replace(".visible", functions + ".visible")
+        start = time.process_time()
+        load_image(text)
+        return time.process_time() - start
+
+    assert seconds(4000) < 8 * min(seconds(1000), seconds(1001))
+
+
+def test_reports_show_the_start_of_a_long_statement():
+    """The core keeps the text of each instruction, so of each call's copy."""
+    image, insns = decode(f"add.u32 r0, r0, /*{'x' * 1000}*/ 1;")
+    assert len(insns) == 1
+    assert image.texts[0] == b"add.u32 r0, r0, /*".ljust(MAX_SHOWN, b"x")
