@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deepep_ptx import cli, select
+from deepep_ptx import Buffer, RankError, cli, run_ranks, select
 from deepep_ptx._buffer import param_bytes
 from deepep_ptx.cli import catalogue, doctor, environment
 from deepep_ptx.cli.doctor import child, gpu, install, machine, selftest, tuning, variables
@@ -148,6 +148,21 @@ def test_kernels_of_another_build(monkeypatch):
     result = only(install.kernels, None)
     assert result.status == PROBLEM
     assert result.text.endswith(": sm_80/ep_abort, sm_90/ep_abort")
+
+
+def test_a_kernel_that_the_build_does_not_know(monkeypatch):
+    """Rendered since the build: the doctor and every buffer say what to do."""
+    table = select.load_table()
+    added = [row | {"kernel": "later"} for row in table["variants"] if row["kernel"] == "abort"]
+    newer = table | {"variants": [*table["variants"], *added]}
+    monkeypatch.setattr(select, "load_table", lambda: newer)
+    result = only(install.kernels, None)
+    assert result.status == PROBLEM and "build again" in result.fix
+    assert result.text.endswith(": sm_80/ep_abort, sm_90/ep_abort")
+    with pytest.raises(RankError) as failed:
+        run_ranks(Buffer, 2, executor="emu")
+    assert isinstance(failed.value.__cause__, ImportError)
+    assert str(failed.value).endswith("parameter bytes, this build 0; build again")
 
 
 def test_kernels_that_are_not_there(monkeypatch, tmp_path):

@@ -84,8 +84,8 @@ from deepep_ptx._errors import KERNELS
 
 
 def param_bytes(str kernel not None):
-    """Bytes of a kernel's parameter block in this build."""
-    return ep_param_bytes(KERNELS[kernel])
+    """Bytes of a kernel's parameter block in this build, 0: it has no kernel of that name."""
+    return ep_param_bytes(KERNELS.get(kernel, EP_NUM_KERNELS))
 
 
 @cython.no_gc_clear     # __dealloc__ uses the executor
@@ -133,7 +133,7 @@ cdef class CoreBuffer:
 
         The row is one that runs here: see `select.choose`.
         """
-        cdef uint32_t index = KERNELS[name]
+        cdef uint32_t index = KERNELS.get(name, EP_NUM_KERNELS)     # of text newer than the build
         cdef uint32_t param_bytes = variant["param_bytes"]
         cdef str symbol = variant["symbol"]
         cdef ep_loaded loaded
