@@ -12,7 +12,8 @@ from deepep_ptx.toolchain.generate import generate
 def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()
     for path in generate(_tree.ROOT):
-        print(f"ptxgen: wrote {path.relative_to(_tree.ROOT)}")
+        did = "wrote" if path.exists() else "removed"
+        print(f"ptxgen: {did} {path.relative_to(_tree.ROOT)}")
     return 0
 
 

@@ -8,7 +8,8 @@ from deepep_ptx.toolchain.files import write_if_changed
 
 
 def generate(root: Path, figures: bool = True) -> list[Path]:
-    """Bring the generated files of the source tree `root` up to date; return those rewritten.
+    """Bring the generated files of the source tree `root` up to date; return those rewritten or
+    removed.
 
     figures: of the lock as well, which has to be whole for it.
     """
