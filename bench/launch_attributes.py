@@ -29,6 +29,7 @@ from deepep_ptx.cli import catalogue, measure
 from deepep_ptx.cli.bench import launch
 from deepep_ptx.cli.bench.case import Case
 from deepep_ptx.cli.bench.figures import spread_of
+from deepep_ptx.cli.bench.overlap import Repeated, gemm_of
 from deepep_ptx.cli.bench.rounds import Session
 from deepep_ptx.cli.measure.machine import FLUSHES_BESIDE
 from deepep_ptx.cli.measure.statistics import interleaved, ratio
@@ -119,32 +120,11 @@ def rank_main(comm, args):
     }
 
 
-class Neighbour:
-    """`work()`, queued on torch's current stream as often as makes about `target_us`."""
-
-    def __init__(self, work, machine, target_us):
-        self.work = work
-        self.repeats = 5
-        self()
-        machine.begin.record(machine.stream)
-        self()
-        machine.end.record(machine.stream)
-        once_us = machine.end.since(machine.begin) / self.repeats
-        self.repeats = max(1, round(target_us / once_us))
-
-    def __call__(self):
-        for _ in range(self.repeats):
-            self.work()
-
-
 def neighbours_of(torch, args, machine):
-    """name -> `Neighbour`."""
+    """name -> `Repeated`."""
     stored = torch.empty(STORE_BYTES, dtype=torch.uint8, device=machine.device)
-    m, n, k = args.gemm
-    a, b = (torch.randn(rows, k, device=machine.device).bfloat16() for rows in (m, n))
-    c = torch.empty(m, n, device=machine.device, dtype=torch.bfloat16)
-    works = {"stores": lambda: stored.fill_(1), "gemm": lambda: torch.matmul(a, b.t(), out=c)}
-    return {name: Neighbour(work, machine, args.work_us) for name, work in works.items()}
+    works = {"stores": lambda: stored.fill_(1), "gemm": gemm_of(torch, args.gemm, machine.device)}
+    return {name: Repeated(work, machine, args.work_us) for name, work in works.items()}
 
 
 def agree(comm, neighbours):

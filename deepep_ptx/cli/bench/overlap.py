@@ -92,14 +92,14 @@ def make(*, arch, num_gpus, what=None, policy=None, sms=None, gemm=None, target_
                                     "gemm": gemms, "target_us": target_us, **shape})
 
 
-class Gemm:
-    """C = A B of bfloat16, [M, K] by [K, N], `repeats` times in a row on torch's current stream."""
+class Repeated:
+    """`work()`, queued on torch's current stream as often as makes about `target_us`.
 
-    def __init__(self, torch, size, target_us, machine):
-        m, n, k = size
-        self.a, self.b = (torch.randn(rows, k, device="cuda").bfloat16() for rows in (m, n))
-        self.c = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
-        self.matmul = torch.matmul
+    repeats: so often; may be set, for all ranks to do the same.
+    """
+
+    def __init__(self, work, machine, target_us):
+        self.work = work
         self.repeats = 5
         self()
         machine.begin.record(machine.stream)
@@ -110,7 +110,15 @@ class Gemm:
 
     def __call__(self):
         for _ in range(self.repeats):
-            self.matmul(self.a, self.b.t(), out=self.c)
+            self.work()
+
+
+def gemm_of(torch, size, device):
+    """C = A B of bfloat16, [M, K] by [K, N], on torch's current stream."""
+    m, n, k = size
+    a, b = (torch.randn(rows, k, device=device).bfloat16() for rows in (m, n))
+    c = torch.empty(m, n, device=device, dtype=torch.bfloat16)
+    return lambda: torch.matmul(a, b.t(), out=c)
 
 
 def rank_main(comm, plan):
@@ -125,7 +133,9 @@ def rank_main(comm, plan):
         if session.wrong:
             made = report.with_wrong(made, session.wrong)
         else:
-            gemms = [Gemm(torch, size, plan.target_us, session.machine) for size in plan.gemms]
+            machine = session.machine
+            gemms = [Repeated(gemm_of(torch, size, machine.device), machine, plan.target_us)
+                     for size in plan.gemms]
             for gemm, repeats in zip(gemms, comm.allgather([g.repeats for g in gemms])[0],
                                      strict=True):
                 gemm.repeats = repeats
