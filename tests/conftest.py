@@ -4,11 +4,16 @@ otherwise: `DEEPEP_PTX_EXECUTOR=cuda python -m pytest tests/test_roundtrip.py`."
 
 import os
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("DEEPEP_PTX_EXECUTOR", "emu")
 
 pytest_plugins = ["watchdog"]
+
+# No test is timed: what runs first may compile, and machines are shared.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config):

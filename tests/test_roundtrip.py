@@ -394,7 +394,7 @@ def any_routing(draw):
 
 
 @given(any_routing())
-@settings(max_examples=60, deadline=None, phases=set(Phase) - {Phase.shrink})  # runs are not free
+@settings(max_examples=60, phases=set(Phase) - {Phase.shrink})  # runs are not free
 def test_any_routing(routing):
     case, inputs = routing
     assert_round_trip(case, [inputs])

@@ -26,7 +26,7 @@ SCALE_DTYPES = [dtype for dtype in ROW_CODES if dtype.itemsize in SCALE_ITEMSIZE
 LAYOUTS = ["rows", "tokens side by side", "every second", "backwards", "one for all"]
 E8M0 = BY_NAME["float8_e8m0fnu"]
 # Without shrinking: an example is a run of all ranks.
-SETTINGS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow],
+SETTINGS = {"suppress_health_check": [HealthCheck.too_slow],
             "phases": [Phase.explicit, Phase.reuse, Phase.generate]}
 
 

@@ -23,7 +23,7 @@ from tests.fuzz.calls import (
 )
 from tests.fuzz.values import NOTHING
 
-BOUNDED = settings(derandomize=True, database=None, deadline=None, print_blob=False,
+BOUNDED = settings(derandomize=True, database=None, print_blob=False,
                    phases=(Phase.explicit, Phase.generate))
 LOCAL = ("get_dispatch_layout", "get_combine_buffer", "get_local_buffer_tensor", "count_received",
          "set_num_sms")

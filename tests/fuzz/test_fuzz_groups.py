@@ -14,7 +14,7 @@ from deepep_ptx.errors import DeepEPError, RankMismatchError
 from tests.hostile_groups import LISTS, VALUES, Group, contents
 from tests.test_buffer_life import check_round
 
-BOUNDED = settings(derandomize=True, database=None, deadline=None, print_blob=False,
+BOUNDED = settings(derandomize=True, database=None, print_blob=False,
                    phases=(Phase.explicit, Phase.generate))
 R = 2
 ALLGATHERS = 13             # of construction and `use`, and one more
