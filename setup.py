@@ -36,7 +36,7 @@ C_SOURCES = {
     "_symmetric": [],
     "_torch": [],
     "_buffer": ["cysrc/core"],
-    "_emu": ["cysrc/emu/device", "cysrc/emu/host"],
+    "_emu": ["cysrc/emu/device", "cysrc/emu/race", "cysrc/emu/host"],
     "_emu_executor": [],
     "_emu_graph": [],
     "_emu_image": [],

@@ -22,6 +22,7 @@ _PUBLIC = {
     "KernelFault": "errors",
     "PtxError": "errors",
     "QueuePairError": "errors",
+    "RaceError": "errors",
     "RankError": "errors",
     "RankMismatchError": "errors",
     "TuningError": "errors",

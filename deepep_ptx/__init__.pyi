@@ -11,6 +11,7 @@ from .errors import DestroyedError as DestroyedError
 from .errors import KernelFault as KernelFault
 from .errors import PtxError as PtxError
 from .errors import QueuePairError as QueuePairError
+from .errors import RaceError as RaceError
 from .errors import RankError as RankError
 from .errors import RankMismatchError as RankMismatchError
 from .errors import TuningError as TuningError

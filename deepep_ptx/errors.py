@@ -53,6 +53,18 @@ class CapacityError(DeepEPError):
         self.needed_bytes = needed_bytes
 
 
+class RaceError(DeepEPError):
+    """A run under `check="races"` was whole, and the checker has found races in it.
+
+    races: `deepep_ptx.emu.races.Race` of each pair of statements.  results: of the ranks.
+    """
+
+    def __init__(self, message, *, races=(), results=None):
+        super().__init__(message)
+        self.races = tuple(races)
+        self.results = results
+
+
 class DestroyedError(DeepEPError):
     """The buffer was used after `destroy()`."""
 

@@ -33,6 +33,13 @@ class CapacityError(DeepEPError):
     needed_bytes: int | None
     def __init__(self, message: str, *, needed_bytes: int | None = None) -> None: ...
 
+class RaceError(DeepEPError):
+    races: tuple[Any, ...]
+    results: list[Any] | None
+    def __init__(
+        self, message: str, *, races: Any = (), results: list[Any] | None = None
+    ) -> None: ...
+
 class DestroyedError(DeepEPError): ...
 class QueuePairError(DeepEPError): ...
 

@@ -14,7 +14,7 @@ from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.checks import as_int, check_choice
 from deepep_ptx.comm import RankComm
 from deepep_ptx.cuda_ranks import CudaWorld
-from deepep_ptx.errors import Aborted, KernelFault, RankError
+from deepep_ptx.errors import Aborted, KernelFault, RaceError, RankError
 
 ARCHS = ("sm_80", "sm_90")
 EXECUTORS = (None, "emu", "cuda")
@@ -37,6 +37,8 @@ def run_ranks(
     devices=None,
     ranks_per_node=None,
     checks="all",
+    check=None,
+    memory="sc",
 ):
     """Run `fn(comm, *args)` on each of `num_ranks` ranks; returns their results in rank order.
 
@@ -48,6 +50,8 @@ def run_ranks(
     ranks may share one, None = in turn; on the CPU executor each rank has a virtual GPU of its own
     whatever it says.  ranks_per_node: ranks of one NVLink domain, a divisor of num_ranks; None =
     all of them.  checks: "all", or "off" to leave out the check for uninitialised reads.
+    check, memory: as of `World`, for the CPU executor: "races" looks for accesses that nothing
+    orders, memory="weak" lets loads see what nothing orders behind them late (docs/verifier.md).
 
     Threads.  Every rank is a thread.  On GPUs they run side by side.  On the CPU executor exactly
     one runs at a time: a rank runs until it waits, in
@@ -65,7 +69,8 @@ def run_ranks(
     have ended when this returns.  Ctrl-C stops all ranks and raises `KeyboardInterrupt`; a thread
     that hears of nothing (it waits for a lock, say) is left behind after seconds, and named in a
     note of the exception.
-    Bad arguments are `ValueError` or `TypeError`; `DeepEPError` for an executor that is not there.
+    Races that `check` found are a `RaceError` when all ranks are through, or notes of the
+    `RankError`.  Bad arguments are `ValueError` or `TypeError`; `DeepEPError` for an executor that is not there.
     """
     if not callable(fn):
         raise TypeError(f"fn: expected a function of (comm, *args), got {type(fn).__name__}")
@@ -75,11 +80,14 @@ def run_ranks(
         executor = os.environ.get("DEEPEP_PTX_EXECUTOR") or ("cuda" if device_count() else "emu")
         check_choice(executor, "DEEPEP_PTX_EXECUTOR", EXECUTORS[1:])
     # Also on GPUs: it checks the arguments that both take.
-    world = World(num_ranks, scheduler=scheduler, checks=checks, seed=seed, timeout_s=timeout_s)
+    world = World(num_ranks, scheduler=scheduler, checks=checks, seed=seed, timeout_s=timeout_s,
+                  check=check, memory=memory)
     num_ranks = world.num_ranks
     devices = _checked_devices(devices, num_ranks)
     ranks_per_node = _checked_node(ranks_per_node, num_ranks)
     if executor == "cuda":
+        if check is not None or memory != "sc":
+            raise ValueError("check, memory: are for the CPU executor, this run is on GPUs")
         world = CudaWorld(num_ranks, devices=devices, arch=arch, timeout_s=timeout_s)
         executors = world.executors
     else:
@@ -87,8 +95,17 @@ def run_ranks(
     comms = [RankComm(executor, num_ranks, ranks_per_node) for executor in executors]
     outcomes = [None] * num_ranks
     _run_threads(world, fn, comms, args, outcomes)
-    _raise_failure(world, outcomes)
-    return [result for result, _ in outcomes]
+    races = world.races() if check is not None else []
+    try:
+        _raise_failure(world, outcomes)
+    except RankError as error:
+        for race in races:
+            error.add_note(race.text)
+        raise
+    results = [result for result, _ in outcomes]
+    if races:
+        raise RaceError("\n".join(race.text for race in races), races=races, results=results)
+    return results
 
 
 class _RankThread(threading.Thread):

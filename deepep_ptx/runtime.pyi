@@ -23,4 +23,6 @@ def run_ranks(
     devices: Sequence[int] | None = None,
     ranks_per_node: int | None = None,
     checks: Literal["all", "off"] = "all",
+    check: Literal["races", "races-strict"] | None = None,
+    memory: Literal["sc", "weak"] = "sc",
 ) -> list[_T]: ...

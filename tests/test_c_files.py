@@ -20,7 +20,8 @@ BELOW = {
     "core": {"gen", "include"},
     "cuda": {"gen", "include"},
     "emu/device": {"gen"},
-    "emu/host": {"emu/device", "include"},
+    "emu/race": {"emu/device", "gen"},
+    "emu/host": {"emu/device", "emu/race", "include"},
     "lending": set(),
 }
 

@@ -28,15 +28,16 @@ from libc.string cimport memset
 
 from deepep_ptx._emu_host cimport (
     EMU_CHECK_UNINIT, EMU_SCHED_LATE_ASYNC, EMU_SCHED_RANDOM, EMU_SCHED_RR, HOST_FAULT,
-    HOST_RUN_FAILED, HOST_RUN_IDLE, HOST_RUN_MORE, emu_counters, emu_executor_create,
+    HOST_RACES, HOST_RUN_FAILED, HOST_RUN_IDLE, HOST_RUN_MORE, HOST_STRICT, HOST_WEAK,
+    emu_counters, emu_executor_create,
     emu_executor_destroy, emu_executor_table, emu_fault, emu_options, host_abort, host_alloc,
     host_capture_begin, host_capture_end, host_capture_of, host_copy_in, host_copy_out,
     host_counters, host_create, host_destroy, host_enter, host_failure, host_fault, host_free,
     host_graph, host_graph_destroy, host_graph_keep, host_graph_replay, host_holder, host_kernel,
     host_kernel_load, host_kernel_ran, host_last_error, host_launch, host_leave, host_map,
-    host_map_peer, host_now, host_pin, host_report, host_run, host_start, host_stream,
+    host_map_peer, host_now, host_pin, host_races, host_races_whole, host_report, host_run, host_start, host_stream,
     host_stream_create, host_stream_destroy, host_synchronize, host_unmap, host_unmap_peer,
-    host_unpin, host_wait_word, host_written, host_yield,
+    host_unpin, host_wait_word, host_written, host_yield, race_found, race_place,
 )
 from deepep_ptx._emu_image cimport Image
 from deepep_ptx._executor cimport (
@@ -53,6 +54,8 @@ MAX_RANKS = 64                      # of one world
 SCHEDULERS = {"rr": EMU_SCHED_RR, "random": EMU_SCHED_RANDOM,
               "late-async": EMU_SCHED_LATE_ASYNC}
 CHECKS = {"all": EMU_CHECK_UNINIT, "off": 0}
+RACE_CHECKS = {None: 0, "races": HOST_RACES, "races-strict": HOST_RACES | HOST_STRICT}
+MEMORIES = {"sc": 0, "weak": HOST_WEAK}
 STALL_LIMIT = 1 << 22               # warp instructions of a group while nothing changes
 # Warp instructions of one launch: a minute or more of one core, a hundred times what a launch for
 # 8192 tokens of 14 KiB executes.
@@ -186,6 +189,16 @@ cdef Kernel wrap_kernel(World world, host_kernel *kernel, str symbol, int param_
     return self
 
 
+cdef _access(const race_place *place):
+    from deepep_ptx.emu.races import Access
+
+    return Access(
+        what=place.what.decode(), statement=place.statement.decode(errors="replace"),
+        file=place.file.decode(errors="replace"), line=place.line, ptx_line=place.ptx_line,
+        kernel=place.kernel.decode(errors="replace"), rank=place.rank, cta=place.cta,
+        warp=place.warp, lanes=place.lanes)
+
+
 cdef class World:
     """`num_ranks` virtual GPUs of one run.
 
@@ -201,12 +214,16 @@ cdef class World:
     ending whatever it changes.  timeout_s: limit, in virtual seconds, of host waits that name none;
     None = no limit.
 
+    check: "races" collects races (`races()`), "races-strict" takes no grid's begin for a proxy
+    fence.  memory: "sc", every store is seen by everybody at once, or "weak", a load that nothing
+    orders behind a store may read what was there before (docs/verifier.md).
+
     `ValueError` or `TypeError` for a bad argument, `MemoryError` when there is no memory.
     """
 
     def __cinit__(self, num_ranks, *, sms_per_rank=132, cta_smem=CTA_SMEM, scheduler="rr",
                   checks="all", seed=0, stall_limit=STALL_LIMIT,
-                  instruction_limit=INSTRUCTION_LIMIT, timeout_s=None):
+                  instruction_limit=INSTRUCTION_LIMIT, timeout_s=None, check=None, memory="sc"):
         cdef emu_options options
         memset(&options, 0, sizeof(options))
         options.num_ranks = check_int(num_ranks, "num_ranks", 1, MAX_RANKS)
@@ -225,7 +242,9 @@ cdef class World:
         self.kernels = {}
         self.mappings = {}
         self.threads = {}
-        self.host = host_create(&options, limit_ns("timeout_s", timeout_s))
+        self.host = host_create(&options, limit_ns("timeout_s", timeout_s),
+                                RACE_CHECKS[check_choice(check, "check", RACE_CHECKS)] |
+                                MEMORIES[check_choice(memory, "memory", MEMORIES)])
         if self.host == NULL:
             raise MemoryError(f"num_ranks: no memory for a world of {num_ranks} ranks")
 
@@ -485,6 +504,31 @@ cdef class World:
             host_kernel_ran(self.host, <host_kernel *><size_t>handle, &flags[0])
             found[symbol, text] = np.asarray(flags[:-1]).astype(bool)
         return found
+
+    def races(self):
+        """What `check` has found so far: `deepep_ptx.emu.races.Race`, the first ones first.
+
+        `MemoryError` if there was no memory to check all of it.
+        """
+        from deepep_ptx.emu.races import KINDS, Link, Race
+
+        cdef const race_found *found = host_races(self.host)
+        if not host_races_whole(self.host):
+            raise MemoryError("check: no memory to check all accesses")
+        kinds, races = list(KINDS), []
+        while found != NULL:
+            races.append(Race(
+                kind=kinds[found.kind], first=_access(&found.first),
+                second=_access(&found.second), count=found.count,
+                memory=found.memory.decode(errors="replace"), owner=found.owner,
+                offset=found.offset, bytes=found.nbytes, fix=found.fix.decode(errors="replace"),
+                chain=tuple([Link(first=_access(&found.links[i].first),
+                                  second=_access(&found.links[i].second),
+                                  by=found.links[i].by.decode(),
+                                  lacks=found.links[i].lacks.decode())
+                             for i in range(found.num_links)])))
+            found = found.next
+        return races
 
     # -- ranks as threads: what run_ranks is made of ----------------------------------------------
 

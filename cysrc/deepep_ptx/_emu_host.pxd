@@ -68,6 +68,39 @@ cdef extern from "emu/device/emu.h" nogil:
         uint64_t global_load_transactions
         uint64_t global_store_transactions
 
+cdef extern from "emu/race/race.h" nogil:
+    struct race_place:
+        const char *what
+        const char *kernel
+        const char *file
+        const char *statement
+        uint32_t line
+        uint32_t ptx_line
+        uint32_t lanes
+        int32_t rank
+        int32_t cta
+        int32_t warp
+
+    struct race_link:
+        race_place first "from"
+        race_place second "to"
+        const char *by
+        const char *lacks
+
+    struct race_found:
+        race_found *next
+        uint8_t kind
+        uint64_t count
+        race_place first
+        race_place second
+        char memory[64]
+        int32_t owner
+        uint64_t offset
+        uint32_t nbytes "bytes"
+        uint32_t num_links
+        race_link links[12]
+        char fix[256]
+
 cdef extern from "emu/host/host.h" nogil:
     struct host_world
     struct host_stream
@@ -87,7 +120,14 @@ cdef extern from "emu/host/host.h" nogil:
         HOST_LAUNCH_FAILED
         HOST_STOPPED
 
-    host_world *host_create(const emu_options *options, uint64_t wait_limit_ns)
+    enum host_checks:
+        HOST_RACES
+        HOST_WEAK
+        HOST_STRICT
+
+    host_world *host_create(const emu_options *options, uint64_t wait_limit_ns, uint32_t races)
+    const race_found *host_races(host_world *h)
+    int host_races_whole(host_world *h)
     void host_destroy(host_world *h)
     void host_start(host_world *h)
     int host_enter(host_world *h, uint32_t rank)

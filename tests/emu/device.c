@@ -54,7 +54,7 @@ struct device *device_create(uint32_t num_ranks, uint32_t scheduler, uint64_t se
         .instruction_limit = 1 << 24,
     };
     struct device *d = calloc(1, sizeof *d);
-    struct emu_observer observer = {.self = d, .fault = hear_fault};
+    struct emu_observer observer = {.self = d, .watcher = d, .fault = hear_fault};
 
     if (observed)
         observer.access = hear_access;

@@ -62,14 +62,14 @@ static uint64_t *data_valid(const struct emu_copy *c)
     return (uint64_t *)(c->data + (c->bytes + 7) / 8 * 8);
 }
 
-/* Appends a copy of `c`, with room for its bytes, to the CTA's. */
-static bool add(struct emu_cta *cta, const struct emu_copy *c)
+/* Appends a copy of `c`, with room for its bytes, to the CTA's.  NULL: no memory. */
+static struct emu_copy *add(struct emu_cta *cta, const struct emu_copy *c)
 {
     uint64_t room = c->load ? 0 : (c->bytes + 7) / 8 * 8 + 8 * emu_bitmap_words(c->bytes);
     struct emu_copy *copy = calloc(1, sizeof *copy + room), **end = &cta->copies;
 
     if (!copy)
-        return false;
+        return NULL;
     *copy = *c;
     copy->data = (uint8_t *)(copy + 1);
     while (*end)
@@ -77,7 +77,7 @@ static bool add(struct emu_cta *cta, const struct emu_copy *c)
     *end = copy;
     cta->grid->copies_in_flight++;
     cta->grid->world->copies_in_flight++;
-    return true;
+    return copy;
 }
 
 int emu_bulk_issue(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
@@ -90,6 +90,7 @@ int emu_bulk_issue(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
             .global = emu_lane_address(x, op, lane), .shared = value(x, op->src[1], lane),
             .bytes = value(x, op->src[2], lane), .group = x->warp->bulk_groups[lane],
         };
+        struct emu_copy *copy;
 
         if (c.load)
             c.barrier = value(x, op->src[3], lane);
@@ -99,10 +100,15 @@ int emu_bulk_issue(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
             c.first = emu_random(x->world) % (c.bytes / EMU_COPY_UNIT);
             c.pace = 1u << emu_random(x->world) % (MOST_LOG_PACE + 1);
         }
-        if (!add(x->cta, &c)) {
+        copy = add(x->cta, &c);
+        if (!copy) {
             emu_fault_memory(x->world);
             return EMU_RUN_FAULT;
         }
+        emu_tell(x->world, &(struct emu_event){
+            .kind = EMU_EVENT_COPY_ISSUE, .grid = x->grid, .cta = x->cta, .warp = x->warp,
+            .copy = copy, .op = op, .lanes = 1u << lane, .pc = x->pc,
+        });
     }
     emu_note_write(x, true);
     return EMU_RUN_ON;
@@ -158,7 +164,7 @@ bool emu_bulk_waits(const struct emu_warp *warp, const struct emu_group *group)
 
 enum outcome { GOES_ON, DONE, FAULTED };
 
-static void observe(const struct emu_copy *c, struct emu_access a)
+static void observe(struct emu_copy *c, struct emu_access a)
 {
     const struct emu_world *world = c->grid->world;
 
@@ -172,25 +178,28 @@ static void observe(const struct emu_copy *c, struct emu_access a)
     a.warp = c->warp;
     a.lanes = 1u << c->lane;
     a.lane_bytes = a.bytes;
+    a.elem = a.mbarrier ? EMU_MBARRIER_BYTES : EMU_COPY_UNIT;
     a.pc = c->pc;
     emu_observe(world, &a);
 }
 
-static void observe_shared(const struct emu_copy *c, enum emu_access_kind kind, uint32_t at,
+static void observe_shared(struct emu_copy *c, enum emu_access_kind kind, uint32_t at,
                            uint32_t bytes)
 {
     observe(c, (struct emu_access){
         .kind = kind, .space = EMU_SP_SHARED, .sem = EMU_SEM_WEAK, .va = c->shared + at,
-        .bytes = bytes, .host = c->cta->shared + c->shared + at,
+        .bytes = bytes, .host = c->cta->shared + c->shared + at, .shared_of = c->cta,
     });
 }
 
-static void observe_global(const struct emu_copy *c, enum emu_access_kind kind, uint32_t at,
-                           uint32_t bytes, const uint8_t *host)
+static void observe_global(struct emu_copy *c, enum emu_access_kind kind, uint32_t at,
+                           uint32_t bytes, const struct emu_mapping *m)
 {
+    uint64_t there = c->global - m->va + at;
+
     observe(c, (struct emu_access){
         .kind = kind, .space = EMU_SP_GLOBAL, .sem = EMU_SEM_WEAK, .va = c->global + at,
-        .bytes = bytes, .host = host,
+        .bytes = bytes, .host = m->host + there, .segment = m->segment, .offset = there,
     });
 }
 
@@ -208,19 +217,19 @@ static void transfer(struct emu_copy *c, const struct emu_mapping *m, uint32_t a
     uint64_t there = c->global - m->va + at;
 
     if (c->load) {
-        observe_global(c, EMU_ACCESS_BULK_READ, at, bytes, m->host + there);
+        observe_global(c, EMU_ACCESS_BULK_READ, at, bytes, m);
         observe_shared(c, EMU_ACCESS_BULK_WRITE, at, bytes);
         memcpy(c->cta->shared + c->shared + at, m->host + there, bytes);
         emu_bits_copy(c->cta->shared_valid, c->shared + at, m->valid, there, bytes);
     } else {
-        observe_global(c, EMU_ACCESS_BULK_WRITE, at, bytes, m->host + there);
+        observe_global(c, EMU_ACCESS_BULK_WRITE, at, bytes, m);
         memcpy(m->host + there, c->data + at, bytes);
         if (m->valid)
             emu_bits_copy(m->valid, there, data_valid(c), at, bytes);
     }
 }
 
-static bool deliver(const struct emu_copy *c)
+static bool deliver(struct emu_copy *c)
 {
     struct emu_mbarrier object, before;
     const char *what;
@@ -233,7 +242,7 @@ static bool deliver(const struct emu_copy *c)
     observe(c, (struct emu_access){
         .kind = EMU_ACCESS_ATOMIC, .space = EMU_SP_SHARED, .sem = EMU_SEM_RELAXED,
         .scope = EMU_SC_CLUSTER, .va = c->barrier, .bytes = EMU_MBARRIER_BYTES,
-        .host = c->cta->shared + c->barrier,
+        .host = c->cta->shared + c->barrier, .shared_of = c->cta, .mbarrier = true,
     });
     before = object;
     what = emu_mbarrier_count(&object, -(int64_t)c->bytes, 0);
@@ -245,6 +254,10 @@ static bool deliver(const struct emu_copy *c)
         return false;
     }
     emu_mbarrier_write(c->cta, c->barrier, &object);
+    emu_tell(c->grid->world, &(struct emu_event){
+        .kind = EMU_EVENT_MBAR_DELIVER, .completes = object.parity != before.parity,
+        .grid = c->grid, .cta = c->cta, .copy = c, .pc = c->pc, .va = c->barrier,
+    });
     return true;
 }
 
@@ -310,6 +323,9 @@ struct round {
 
 static void forget(struct emu_world *world, struct emu_copy *c)
 {
+    emu_tell(world, &(struct emu_event){
+        .kind = EMU_EVENT_COPY_END, .grid = c->grid, .cta = c->cta, .copy = c, .pc = c->pc,
+    });
     c->grid->copies_in_flight--;
     world->copies_in_flight--;
     free(c);

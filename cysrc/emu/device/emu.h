@@ -85,15 +85,26 @@ struct emu_kernel;
 struct emu_grid;
 struct emu_finding;
 struct emu_access;
+struct emu_copy;
+struct emu_event;
+struct emu_exec;
+struct emu_instr;
 
 /* Whom a world tells what it finds, from inside of the call that finds it. */
 struct emu_observer {
-    void *self;
+    void *self;              /* of `fault`                                                    */
+    void *watcher;           /* of the others                                                 */
     /* The first fault: emu_report() describes it now or never.  The world stands still from here
      * on. */
     void (*fault)(void *self, const struct emu_finding *finding);
     /* An access of memory, see observe.h; NULL: nobody hears of them. */
     void (*access)(void *self, const struct emu_access *access);
+    /* What orders accesses, likewise; NULL: nobody hears of that. */
+    void (*event)(void *self, const struct emu_event *event);
+    /* Lanes have executed a load, a copy has read bytes from its source: it may give registers, or
+     * the bytes, other values.  NULL: it never does. */
+    void (*loaded)(void *self, struct emu_exec *x, const struct emu_instr *op, uint32_t lanes);
+    void (*copied)(void *self, struct emu_copy *copy, uint8_t *bytes);
 };
 
 struct emu_world *emu_world_create(const struct emu_options *options,
@@ -131,6 +142,8 @@ int emu_host_fill(struct emu_world *world, uint32_t rank, uint64_t va, uint8_t v
                   uint64_t bytes);
 int emu_host_address(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes,
                      void **host);
+/* The host has read a word there, as by an acquiring load. */
+int emu_host_acquire(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes);
 /* The host wrote these bytes through an address it holds: they count as initialised. */
 int emu_host_written(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes);
 

@@ -252,6 +252,12 @@ EMU_INLINE bool all_members_here(const struct emu_exec *x, const struct emu_inst
     return differ == 0 && m == x->group->mask && (member & x->warp->live) == m;
 }
 
+/* Lanes that a .sync operation, which lanes m have just passed, has brought together. */
+EMU_INLINE uint32_t members_of(const struct emu_exec *x, const struct emu_instr *op, uint32_t m)
+{
+    return ((const emu_u32 *)emu_operand(x, op->src[3]))[__builtin_ctz(m)] & x->warp->live;
+}
+
 /* -- the loop ---------------------------------------------------------------------------------- */
 
 #define COMPUTE_LANES(TD, TA, TB, TC, expr) \
@@ -401,7 +407,10 @@ again:
         SELECT_CASE(SELP_32, emu_u32)
         SELECT_CASE(SELP_64, emu_u64)
         case EMU_FORM_NOP:
+            break;
         case EMU_FORM_FENCE:             /* memory is sequentially consistent here */
+            if (observed)
+                emu_tell_lanes(x, EMU_EVENT_FENCE, op, m, 0);
             break;
         case EMU_FORM_MOV_SREG_32:
         case EMU_FORM_MOV_SREG_64:
@@ -419,6 +428,8 @@ again:
                 end = EMU_RUN_FAULT;
                 goto out;
             }
+            if (observed && x->world->observer.loaded)
+                x->world->observer.loaded(x->world->observer.watcher, x, op, m);
             break;
         case EMU_FORM_ST:
             if (observed)
@@ -462,6 +473,8 @@ again:
                 end = EMU_RUN_BLOCKED;
                 goto out;
             }
+            if (observed)
+                emu_tell_lanes(x, EMU_EVENT_GROUPS_WAITED, op, m, 0);
             break;
         case EMU_FORM_SHFL:
         case EMU_FORM_VOTE:
@@ -480,6 +493,8 @@ again:
                 if (warp->num_groups > 1)
                     limit = emu_group_limit(warp, g, pc + 1);
             }
+            if (observed && op->form == EMU_FORM_BAR_WARP)
+                emu_tell_lanes(x, EMU_EVENT_WARP_SYNC, op, members_of(x, op, m), 0);
             if (op->form == EMU_FORM_SHFL) {
                 shuffle(x, op, m);
                 continue;                /* it has its own idea of what is defined */

@@ -3,6 +3,7 @@
 #include "access.h"
 #include "bits.h"
 #include "fault.h"
+#include "observe.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -150,6 +151,11 @@ static int arrive(struct emu_exec *x, const struct emu_instr *op, unsigned lane,
     if (what)
         return wrong(x, lane, va, before, what);
     emu_mbarrier_write(x->cta, va, &object);
+    emu_tell(x->world, &(struct emu_event){
+        .kind = EMU_EVENT_MBAR_ARRIVE, .completes = object.parity != before->parity,
+        .grid = x->grid, .cta = x->cta, .warp = x->warp, .op = op, .lanes = 1u << lane,
+        .pc = x->pc, .va = va,
+    });
     if (op->dst[0] != EMU_NONE)
         ((emu_u64 *)(x->warp->registers + op->dst[0]))[lane] = pack(before);
     return EMU_RUN_ON;
@@ -164,6 +170,8 @@ static int wait(struct emu_exec *x, const struct emu_instr *op, unsigned lane,
         return emu_fault_lane(x, "mbarrier", lane, -1, "phase parity %u is neither 0 nor 1",
                               parity);
     *p = (*p & ~(1u << lane)) | (uint32_t)(object->parity != parity) << lane;
+    if (object->parity != parity)
+        emu_tell_lanes(x, EMU_EVENT_MBAR_PASS, op, 1u << lane, emu_lane_address(x, op, lane));
     return EMU_RUN_ON;
 }
 

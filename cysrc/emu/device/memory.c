@@ -348,6 +348,7 @@ int emu_unmap(struct emu_world *world, uint32_t rank, uint64_t va)
     } else {
         for (struct emu_mapping *each = m->segment->mappings; each; each = each->sibling)
             unmap(each);
+        emu_tell(world, &(struct emu_event){.kind = EMU_EVENT_FREE, .segment = m->segment});
         free_bytes(m->segment);
     }
     m->unmapped = true;
@@ -355,13 +356,13 @@ int emu_unmap(struct emu_world *world, uint32_t rank, uint64_t va)
     return EMU_OK;
 }
 
-static void observe(const struct emu_world *world, enum emu_access_kind kind, uint32_t rank,
-                    const struct emu_mapping *m, uint64_t va, uint64_t bytes)
+static void observe(const struct emu_world *world, enum emu_access_kind kind, enum emu_sem sem,
+                    uint32_t rank, const struct emu_mapping *m, uint64_t va, uint64_t bytes)
 {
     if (emu_observed(world) && bytes)
         emu_observe(world, &(struct emu_access){
-            .kind = kind, .space = EMU_SP_GLOBAL, .rank = rank, .va = va, .bytes = bytes,
-            .host = m->host + (va - m->va),
+            .kind = kind, .space = EMU_SP_GLOBAL, .sem = sem, .scope = EMU_SC_SYS, .elem = 8, .rank = rank, .va = va, .bytes = bytes,
+            .host = m->host + (va - m->va), .segment = m->segment, .offset = va - m->va,
         });
 }
 
@@ -371,9 +372,19 @@ int emu_host_read(struct emu_world *world, uint32_t rank, void *dst, uint64_t va
 
     if (!m)
         return EMU_ERR_ADDRESS;
-    observe(world, EMU_ACCESS_LOAD, rank, m, va, bytes);
+    observe(world, EMU_ACCESS_LOAD, EMU_SEM_WEAK, rank, m, va, bytes);
     if (bytes)
         memcpy(dst, m->host + (va - m->va), bytes);
+    return EMU_OK;
+}
+
+int emu_host_acquire(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes)
+{
+    struct emu_mapping *m = held(world, rank, va, bytes);
+
+    if (!m)
+        return EMU_ERR_ADDRESS;
+    observe(world, EMU_ACCESS_LOAD, EMU_SEM_ACQUIRE, rank, m, va, bytes);
     return EMU_OK;
 }
 
@@ -383,7 +394,7 @@ int emu_host_written(struct emu_world *world, uint32_t rank, uint64_t va, uint64
 
     if (!m)
         return EMU_ERR_ADDRESS;
-    observe(world, EMU_ACCESS_STORE, rank, m, va, bytes);
+    observe(world, EMU_ACCESS_STORE, EMU_SEM_WEAK, rank, m, va, bytes);
     if (m->valid)
         emu_bits_set(m->valid, va - m->va, bytes);
     emu_touch(world);

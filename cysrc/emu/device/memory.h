@@ -25,6 +25,7 @@ struct emu_segment {
     struct emu_mmio mmio;                /* of registers, which have no host memory           */
     char     *name;
     struct emu_mapping *mappings;
+    void     *watched;                   /* the observer's own                                */
 };
 
 /* A segment at an address of one rank.  The last ones that the rank unmapped are kept for reports;

@@ -30,6 +30,8 @@ static bool find(const struct emu_exec *x, const struct emu_instr *op, struct em
     }
     if (emu_reach(x, a->space, a->va, a->bytes, &span)) {
         a->host = span.host;
+        a->segment = span.mapping ? span.mapping->segment : NULL;
+        a->offset = span.offset;
         return true;
     }
     m = a->space == EMU_SP_GLOBAL ? emu_mapping_at(x->rank, a->va) : NULL;
@@ -44,7 +46,8 @@ void emu_observe_lanes(const struct emu_exec *x, const struct emu_instr *op, uin
         .kind = kind_of(op), .space = op->space, .sem = op->sem, .scope = op->scope,
         .proxy = op->proxy, .rank = x->rank->index, .grid = x->grid, .cta = x->cta->index,
         .warp = x->warp->index, .lanes = m, .lane_bytes = op->size, .pc = x->pc,
-        .bytes = op->size,
+        .bytes = op->size, .by = x->warp, .shared_of = op->space == EMU_SP_SHARED ? x->cta : NULL,
+        .elem = op->elem, .nc = op->flags & EMU_F_NC, .mbarrier = op->form == EMU_FORM_MBARRIER,
     };
 
     if (m == EMU_ALL_LANES && single) {

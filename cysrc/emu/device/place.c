@@ -6,6 +6,7 @@
 #include "bulk.h"
 #include "fault.h"
 #include "memory.h"
+#include "observe.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,9 @@
 static void free_cta(struct emu_cta *cta)
 {
     emu_bulk_free(cta->grid->world, cta->copies);
+    emu_tell(cta->grid->world, &(struct emu_event){
+        .kind = EMU_EVENT_CTA_END, .grid = cta->grid, .cta = cta,
+    });
     free(cta->mbarriers);
     free(cta->register_files);
     free(cta->shared);
@@ -245,6 +249,9 @@ static bool place_ctas(struct emu_world *world, struct emu_rank *rank)
                           sm - rank->sms);
             if (!cta)
                 return false;
+            emu_tell(world, &(struct emu_event){
+                .kind = EMU_EVENT_CTA_BEGIN, .grid = grid, .cta = cta,
+            });
             sm->ctas++;
             sm->threads += cta->num_warps * EMU_LANES;
             sm->shared += shared_footprint(cta->shared_bytes);

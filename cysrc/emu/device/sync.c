@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "sync.h"
 #include "fault.h"
+#include "observe.h"
 #include "warp.h"
 
 static uint32_t lane_value(const struct emu_exec *x, int32_t operand, unsigned lane)
@@ -176,8 +177,10 @@ int emu_sync_barrier(struct emu_exec *x, const struct emu_instr *op)
     barrier->expected = count;
     barrier->pc = x->pc;
     barrier->arrived += EMU_LANES;
+    emu_tell_lanes(x, EMU_EVENT_BAR_ARRIVE, op, x->mask, id);
     if (barrier->arrived == count) {
         release(cta, id);
+        emu_tell_lanes(x, EMU_EVENT_BAR_COMPLETE, op, x->mask, id);
         return EMU_RUN_ON;
     }
     x->group->barrier = id;

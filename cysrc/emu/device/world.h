@@ -131,6 +131,7 @@ struct emu_warp {
     uint64_t poll_address[EMU_LANES];
     uint32_t bulk_groups[EMU_LANES]; /* bulk groups that the lane has committed               */
     uint32_t pause;          /* random scheduler: rounds until its next turn                  */
+    void *watched;           /* the observer's own                                            */
 };
 
 struct emu_barrier {
@@ -153,6 +154,7 @@ struct emu_copy {
     bool     load;
     bool     read;           /* store: `data` has the source's bytes, then their valid bits   */
     uint8_t  *data;
+    void     *watched;       /* the observer's own                                            */
 };
 
 struct emu_cta {
@@ -169,6 +171,7 @@ struct emu_cta {
     struct emu_barrier barriers[EMU_NUM_BARRIERS];
     struct emu_warp *warps;
     uint8_t  *register_files;        /* of all warps; predicates and `defined` lie in them too */
+    void     *watched;               /* the observer's own                                     */
 };
 
 struct emu_grid {
@@ -183,6 +186,7 @@ struct emu_grid {
     uint32_t *order;                 /* [num_ctas]: which CTA is placed next; NULL: in order   */
     struct emu_copy *copies;         /* stores of CTAs that have exited                        */
     uint32_t copies_in_flight;       /* these, and the CTAs' own                               */
+    void *watched;                   /* the observer's own                                     */
 };
 
 struct emu_sm { uint32_t threads, ctas, shared; };

@@ -59,6 +59,8 @@ static int wait_for(struct host_world *h, uint32_t rank, struct host_stream *str
     int code = check_wait(h, rank, stream, mark);
     struct op *op;
 
+    if (code == EP_OK && mark->passed)
+        race_order_after(h->races, stream->order, mark->after);
     if (code != EP_OK || mark->passed)
         return code;
     op = host_new_op(h, rank, OP_WAIT, NULL, 0);
@@ -207,6 +209,8 @@ int host_event_query(struct host_world *h, uint32_t rank, struct host_event *eve
         code = refuse_captured(h, rank, e->mark, "event_query");
     else if (code == EP_OK)
         *done = !e->mark || e->mark->passed;
+    if (code == EP_OK && e->mark && *done)
+        race_order_after(h->races, h->ranks[rank].order, e->mark->after);
     unlock(h);
     return code;
 }

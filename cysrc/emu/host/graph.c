@@ -214,10 +214,13 @@ static struct op *clone(struct host_world *h, struct host_graph *graph, const st
 {
     uint64_t bytes = op->kind == OP_FILL ? 0 : op->bytes;
     struct op *copy = host_new_op(h, graph->rank, op->kind, op->data, bytes);
+    struct race_clock *after;
 
     if (!copy)
         return NULL;
+    after = copy->after;
     *copy = *op;                         /* all but the data */
+    copy->after = after;
     copy->next = NULL;
     copy->graph = graph;
     graph->refs++;

@@ -30,9 +30,16 @@ struct host_stream;
 struct host_event;
 struct host_graph;
 struct host_kernel;
+struct race_found;
 
 /* wait_limit_ns: limit of waits that name none, EP_FOREVER = no limit. */
-struct host_world *host_create(const struct emu_options *options, uint64_t wait_limit_ns);
+enum host_checks {           /* bits of `races` */
+    HOST_RACES = 1,          /* races are collected: host_races() */
+    HOST_WEAK = 2,           /* stores are seen late where nothing orders them */
+    HOST_STRICT = 4          /* the begin of a grid is no proxy fence */
+};
+struct host_world *host_create(const struct emu_options *options, uint64_t wait_limit_ns,
+                               uint32_t races);
 void host_destroy(struct host_world *h);
 /* Differs between the worlds of a machine. */
 uint64_t host_world_id(const struct host_world *h);
@@ -157,6 +164,11 @@ uint64_t host_now(struct host_world *h);
 void host_counters(struct host_world *h, uint32_t rank, struct emu_counters *out);
 /* The thread's newest error; valid until its next call, and no longer than the world. */
 const char *host_last_error(void);
+
+/* The first race that was found, NULL: none was.  Valid until kernels run again. */
+const struct race_found *host_races(struct host_world *h);
+/* 0: there was no memory at some point, and nothing has been checked since. */
+int host_races_whole(struct host_world *h);
 
 /* For callers' own checks: records `text`, returns EP_ERR_ARGUMENT. */
 int host_refuse(struct host_world *h, uint32_t rank, const char *text);

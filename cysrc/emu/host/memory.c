@@ -19,6 +19,22 @@ struct segment *host_find_segment(struct host_world *h, uint32_t rank, ep_dptr_t
     return NULL;
 }
 
+int host_pinned_address(struct host_world *h, uint32_t rank, const void *word, ep_dptr_t *va)
+{
+    const struct rank *r = &h->ranks[rank];
+
+    for (uint32_t i = 0; i < r->num_segments; i++) {
+        const struct segment *s = &r->segments[i];
+        uint64_t offset = (uintptr_t)word - (uintptr_t)s->host;
+
+        if (s->kind == SEGMENT_PINNED && offset < s->bytes) {
+            *va = s->va + offset;
+            return 1;
+        }
+    }
+    return 0;
+}
+
 static struct segment *add_segment(struct host_world *h, uint32_t rank)
 {
     struct rank *r = &h->ranks[rank];
@@ -309,6 +325,7 @@ int host_written(struct host_world *h, uint32_t rank, ep_dptr_t va, uint64_t byt
     int code = EP_OK, result;
 
     lock(h);
+    race_act_for(h->races, h->ranks[rank].order);
     result = emu_host_written(h->world, rank, va, bytes);
     if (result != EMU_OK)
         code = host_emu_error(h, rank, result, "dptr");

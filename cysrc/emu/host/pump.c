@@ -6,10 +6,24 @@
 
 #include <stdio.h>
 
-int host_launch_now(struct host_world *h, uint32_t rank, struct op *op)
+int host_launch_now(struct host_world *h, struct host_stream *stream, struct op *op)
 {
-    return emu_launch(h->world, rank, op->kernel->kernel, op->data, (uint32_t)op->bytes, op->grid,
-                      op->block, op->smem, &op->running);
+    uint32_t rank = stream->rank;
+    int result = emu_launch(h->world, rank, op->kernel->kernel, op->data, (uint32_t)op->bytes,
+                            op->grid, op->block, op->smem, &op->running);
+
+    if (result == EMU_OK && h->races) {
+        race_order_after(h->races, stream->order, op->after);
+        race_launch(h->races, op->running, stream->order);
+    }
+    return result;
+}
+
+/* The stream is about to access memory itself. */
+static void begin_access(struct host_world *h, struct host_stream *stream, const struct op *op)
+{
+    race_order_after(h->races, stream->order, op->after);
+    race_act_for(h->races, stream->order);
 }
 
 /* Starts or looks after the op at a stream's head.  Returns whether it is over. */
@@ -20,17 +34,20 @@ static int advance(struct host_world *h, struct host_stream *stream, struct op *
     switch (op->kind) {
     case OP_LAUNCH:
         if (!op->running) {
-            result = host_launch_now(h, stream->rank, op);
+            result = host_launch_now(h, stream, op);
             break;
         }
         if (!emu_grid_done(op->running))
             return 0;
+        race_finish(h->races, op->running, stream->order);
         emu_grid_free(op->running);
         return 1;
     case OP_COPY:
+        begin_access(h, stream, op);
         result = emu_host_write(h->world, stream->rank, op->va, op->data, op->bytes);
         break;
     case OP_FILL:
+        begin_access(h, stream, op);
         result = emu_host_fill(h->world, stream->rank, op->va, op->value, op->bytes);
         break;
     case OP_FREE: {
@@ -42,8 +59,11 @@ static int advance(struct host_world *h, struct host_stream *stream, struct op *
     }
     case OP_MARK:
         op->mark->passed = 1;
+        op->mark->after = race_order_now(h->races, stream->order);
         return 1;
     case OP_WAIT:
+        if (op->mark->passed)
+            race_order_after(h->races, stream->order, op->mark->after);
         return op->mark->passed;
     }
     h->touched = 1;

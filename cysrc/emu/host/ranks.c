@@ -3,6 +3,7 @@
  * Rank threads and waits of one emulated world; see host.h. */
 #include "emu/host/ranks.h"
 #include "emu/host/failure.h"
+#include "emu/host/memory.h"
 #include "emu/host/pump.h"
 
 #include <sched.h>
@@ -118,13 +119,36 @@ static enum emu_progress progress(struct host_world *h)
     return host_pump(h) ? EMU_RUNNING : found;
 }
 
+/* What the rank's host thread has waited for comes before what it does next.  A word that kernels
+ * do not see is one of a collective: who waits there has given what it had come after. */
+static void learn(struct host_world *h, uint32_t rank, const struct wait *w)
+{
+    struct race_order *order = h->ranks[rank].order;
+    ep_dptr_t va;
+
+    if (!h->races)
+        return;
+    if (w->kind == WAIT_MARK) {
+        race_order_after(h->races, order, w->mark->after);
+    } else if (w->kind == WAIT_WORD && host_pinned_address(h, rank, w->word, &va)) {
+        race_act_for(h->races, order);
+        emu_host_acquire(h->world, rank, va, sizeof *w->word);
+    } else if (w->kind == WAIT_WORD) {
+        race_order_after(h->races, order, h->met);
+    }
+}
+
 static int outcome(struct host_world *h, uint32_t rank, const struct wait *w, uint64_t since)
 {
     int code = host_failure_code(h, rank);
     char ranks[ERROR_BYTES];
 
-    if (code != EP_OK || condition_holds(h, w))
+    if (code != EP_OK)
         return code;
+    if (condition_holds(h, w)) {
+        learn(h, rank, w);
+        return EP_OK;
+    }
     if (w->deadlocked)
         return host_report_error(h, EP_ERR_EXECUTOR);
     host_describe(h, ranks, sizeof ranks);
@@ -166,6 +190,12 @@ int host_wait(struct host_world *h, uint32_t rank, struct wait *w, uint64_t time
                           w->what, rank);
     if (timeout_ns == EP_FOREVER)
         timeout_ns = h->wait_limit_ns;
+    if (h->races && w->kind == WAIT_WORD) {
+        struct race_clock *now = race_order_now(h->races, me->order);
+
+        race_clock_join_into(h->races, &h->met, now);
+        race_clock_release(now);
+    }
     w->deadline = timeout_ns < EP_FOREVER - since ? since + timeout_ns : EP_FOREVER;
     w->round = h->round;
     h->holder = (int)rank;

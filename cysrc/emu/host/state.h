@@ -8,6 +8,7 @@
 #include <pthread.h>
 
 #include "emu/host/host.h"
+#include "emu/race/race.h"
 
 #define ERROR_BYTES 4096
 #define REPORT_BYTES 8192
@@ -37,6 +38,7 @@ struct mark {
     int captured;
     int joined;              /* the end of the capture's origin lies behind it */
     struct host_graph *graph;            /* captured: where; NULL once the capture is over */
+    struct race_clock *after;            /* what comes after it once it is passed; NULL: unknown */
 };
 
 struct op {
@@ -51,6 +53,7 @@ struct op {
     struct mark *mark;       /* of OP_MARK, which passes it, and of the OP_WAIT for that */
     struct host_stream *stream;          /* during a capture: what it was queued on */
     struct host_graph *graph;            /* what a replay cloned it from, kept until it is over */
+    struct race_clock *after;            /* what the host that queued it had come after */
     unsigned char data[];    /* parameters or copied bytes */
 };
 
@@ -67,6 +70,7 @@ struct host_stream {
     uint32_t rank;
     struct host_graph *graph;            /* that captures it, NULL: none */
     int joined;                          /* see struct mark */
+    struct race_order *order;            /* this and all `order`s: NULL if nobody checks */
 };
 
 struct keep {
@@ -105,6 +109,7 @@ struct segment {
 
 struct rank {
     enum rank_state state;
+    struct race_order *order;            /* of its host threads */
     struct wait *wait;
     pthread_cond_t turn;
     pthread_cond_t waited;               /* none of its threads waits any more */
@@ -124,6 +129,8 @@ struct host_kernel {
 
 struct host_world {
     struct emu_world *world;
+    struct race_checker *races;          /* NULL: nobody checks */
+    struct race_clock *met;              /* what ranks of the last collective have come after */
     uint64_t id;
     pthread_mutex_t lock;
     uint32_t num_ranks;

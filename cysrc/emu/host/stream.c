@@ -64,6 +64,8 @@ static int store(struct host_world *h, uint32_t rank, ep_dptr_t dst, const void 
     if (!s)
         return EP_ERR_ARGUMENT;
     if (host_runs_at_once(s)) {
+        race_order_follow(h->races, s->order, h->ranks[rank].order);
+        race_act_for(h->races, s->order);
         result = src ? emu_host_write(h->world, rank, dst, src, bytes)
                      : emu_host_fill(h->world, rank, dst, value, bytes);
         h->touched = 1;
@@ -180,10 +182,10 @@ static int launch_on(struct host_world *h, uint32_t rank, const struct ep_launch
     op->block = launch->block;
     op->smem = launch->smem;
     if (host_runs_at_once(s)) {
-        int result = host_launch_now(h, rank, op);
+        int result = host_launch_now(h, s, op);
 
         if (result != EMU_OK) {
-            free(op);
+            host_free_op(h, op);
             return host_emu_error(h, rank, result, kernel->symbol);
         }
         h->touched = 1;
@@ -233,7 +235,11 @@ int host_copy_out(struct host_world *h, uint32_t rank, void *dst, ep_dptr_t src,
     if (s)
         code = host_runs_at_once(s) ? host_failure_code(h, rank) : synchronize(h, rank, s);
     if (code == EP_OK && bytes) {
-        int result = emu_host_read(h->world, rank, dst, src, bytes);
+        int result;
+
+        race_order_follow(h->races, h->ranks[rank].order, s->order);
+        race_act_for(h->races, h->ranks[rank].order);
+        result = emu_host_read(h->world, rank, dst, src, bytes);
 
         if (result != EMU_OK)
             code = host_emu_error(h, rank, result, "src");

@@ -15,6 +15,7 @@ struct host_stream *host_stream_new(struct host_world *h, uint32_t rank)
     if (!s)
         return NULL;
     s->rank = rank;
+    s->order = race_order_new(h->races, rank, true);
     host_own(&h->ranks[rank].streams, &s->owned);
     return s;
 }
@@ -22,6 +23,7 @@ struct host_stream *host_stream_new(struct host_world *h, uint32_t rank)
 void host_delete_stream(struct host_world *h, struct host_stream *stream)
 {
     host_disown(&h->ranks[stream->rank].streams, &stream->owned);
+    race_order_free(h->races, stream->order);
     free(stream);
 }
 
@@ -50,6 +52,7 @@ void host_free_streams(struct host_world *h, struct rank *r)
 
         r->streams = stream->owned.next;
         host_free_ops(h, stream->head);
+        race_order_free(h->races, stream->order);
         free(stream);
     }
 }
@@ -67,6 +70,7 @@ struct op *host_new_op(struct host_world *h, uint32_t rank, enum op_kind kind, c
         return NULL;
     }
     op->kind = kind;
+    op->after = race_order_now(h->races, h->ranks[rank].order);
     op->bytes = bytes;
     if (bytes)
         memcpy(op->data, data, bytes);
@@ -96,13 +100,16 @@ void host_append(struct host_world *h, struct host_stream *stream, struct op *op
 
 void host_drop_mark(struct mark *mark)
 {
-    if (mark && --mark->refs == 0)
-        free(mark);
+    if (!mark || --mark->refs)
+        return;
+    race_clock_release(mark->after);
+    free(mark);
 }
 
 void host_free_op(struct host_world *h, struct op *op)
 {
     host_drop_mark(op->mark);
+    race_clock_release(op->after);
     if (op->graph)
         host_drop_graph(h, op->graph);
     free(op);
@@ -144,11 +151,13 @@ struct mark *host_mark(struct host_world *h, uint32_t rank, struct host_stream *
     mark->graph = stream->graph;
     mark->captured = stream->graph != NULL;
     mark->passed = host_runs_at_once(stream);
-    if (mark->passed)
+    if (mark->passed) {
+        mark->after = race_order_now(h->races, stream->order);
         return mark;
+    }
     op = host_new_op(h, rank, OP_MARK, NULL, 0);
     if (!op) {
-        free(mark);
+        host_drop_mark(mark);
         return NULL;
     }
     mark->refs++;

@@ -79,8 +79,20 @@ void host_counters(struct host_world *h, uint32_t rank, struct emu_counters *out
     unlock(h);
 }
 
-struct host_world *host_create(const struct emu_options *options, uint64_t wait_limit_ns)
+const struct race_found *host_races(struct host_world *h)
 {
+    return h->races ? race_first(h->races) : NULL;
+}
+
+int host_races_whole(struct host_world *h)
+{
+    return !h->races || race_is_whole(h->races);
+}
+
+struct host_world *host_create(const struct emu_options *options, uint64_t wait_limit_ns,
+                               uint32_t races)
+{
+    struct emu_observer observer = { .fault = host_hear };
     static uint32_t worlds;
     struct host_world *h = calloc(1, sizeof *h);
 
@@ -93,13 +105,25 @@ struct host_world *host_create(const struct emu_options *options, uint64_t wait_
     h->failed_rank = NOBODY;
     h->ranks = calloc(options->num_ranks, sizeof *h->ranks);
     h->fault.text = calloc(1, 1);        /* a report that gets no memory is empty, not missing */
-    h->world = emu_world_create(options, &(struct emu_observer){ .self = h, .fault = host_hear });
+    observer.self = h;
+    if (races) {
+        h->races = race_create(&(struct race_options){
+            .num_ranks = options->num_ranks, .seed = options->seed, .reports = races & HOST_RACES,
+            .weak = races & HOST_WEAK, .strict = races & HOST_STRICT });
+        if (!h->races)
+            goto failed;
+        race_observe(h->races, &observer);
+    }
+    h->world = emu_world_create(options, &observer);
     if (!h->ranks || !h->fault.text || !h->world)
         goto failed;
+    if (h->races)
+        race_set_world(h->races, h->world);
     for (uint32_t i = 0; i < options->num_ranks; i++) {
         pthread_cond_init(&h->ranks[i].turn, NULL);
         pthread_cond_init(&h->ranks[i].waited, NULL);
         h->num_ranks++;
+        h->ranks[i].order = race_order_new(h->races, i, false);
         h->ranks[i].stream0 = host_stream_new(h, i);
         if (!h->ranks[i].stream0)
             goto failed;
@@ -127,10 +151,13 @@ void host_destroy(struct host_world *h)
         host_free_streams(h, &h->ranks[i]);
         host_free_graphs(h, &h->ranks[i]);
         host_free_segments(&h->ranks[i]);
+        race_order_free(h->races, h->ranks[i].order);
         pthread_cond_destroy(&h->ranks[i].turn);
         pthread_cond_destroy(&h->ranks[i].waited);
     }
     host_release(h->gone);
+    race_clock_release(h->met);
+    race_destroy(h->races);
     free(h->ranks);
     free(h->fault.text);
     pthread_mutex_destroy(&h->lock);

@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: MIT */
+#include "agents.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define MOST_LOOKED_AT 32                /* free slots, for one that may be given out         */
+#define SLOT_GRAIN 64                    /* clocks have room for a multiple of that           */
+
+/* -- slots ------------------------------------------------------------------------------------- */
+
+/* A slot's next agent is taken for its last one that has gone on: so it has to come after that. */
+static bool find_free(const struct race_checker *c, struct race_slots *from,
+                      const struct race_clock *after, uint32_t *slot)
+{
+    uint32_t looked = 0;
+
+    for (uint32_t i = from->num; i-- > 0 && looked++ < MOST_LOOKED_AT;)
+        if (race_clock_knows_all(after, RACE_ORDER, from->of[i], c->slots[from->of[i]].time)) {
+            *slot = from->of[i];
+            from->of[i] = from->of[--from->num];
+            return true;
+        }
+    return false;
+}
+
+static bool new_slot(struct race_checker *c, uint32_t rank, uint32_t *slot)
+{
+    if (c->num_slots == c->max_slots) {
+        uint32_t max = c->max_slots ? 2 * c->max_slots : 256;
+        struct race_slot *grown = realloc(c->slots, max * sizeof *grown);
+
+        if (!grown)
+            return false;
+        c->slots = grown;
+        c->max_slots = max;
+    }
+    *slot = c->num_slots++;
+    c->slots[*slot] = (struct race_slot){.rank = rank};
+    c->extent.num_slots = (c->num_slots + SLOT_GRAIN - 1) / SLOT_GRAIN * SLOT_GRAIN;
+    return true;
+}
+
+static bool add_tenant(struct race_slot *slot, const struct race_tenant *tenant)
+{
+    if (slot->num == slot->max) {
+        uint32_t max = slot->max ? 2 * slot->max : 2;
+        struct race_tenant *grown = realloc(slot->tenants, max * sizeof *grown);
+
+        if (!grown)
+            return false;
+        slot->tenants = grown;
+        slot->max = max;
+    }
+    slot->tenants[slot->num] = *tenant;
+    slot->tenants[slot->num++].since = slot->time;
+    return true;
+}
+
+uint32_t race_slot_take(struct race_checker *c, uint32_t rank, struct race_slots *first,
+                        const struct race_clock *after, const struct race_tenant *tenant)
+{
+    uint32_t slot = 0;
+
+    if (!(first && find_free(c, first, after, &slot)) &&
+        !(after && find_free(c, &c->free_slots[rank], after, &slot)) &&
+        !race_ok(c, new_slot(c, rank, &slot)))
+        return 0;
+    c->slots[slot].time++;
+    race_ok(c, add_tenant(&c->slots[slot], tenant));
+    return slot;
+}
+
+void race_slot_leave(struct race_checker *c, struct race_slots *to, uint32_t slot)
+{
+    if (to->num == to->max) {
+        uint32_t max = to->max ? 2 * to->max : 16, *grown = realloc(to->of, max * sizeof *grown);
+
+        if (!race_ok(c, grown != NULL))
+            return;
+        to->of = grown;
+        to->max = max;
+    }
+    to->of[to->num++] = slot;
+}
+
+const struct race_tenant *race_tenant_at(const struct race_checker *c, uint32_t slot, uint32_t time)
+{
+    const struct race_slot *s = &c->slots[slot];
+    uint32_t low = 0, high = s->num;
+
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+
+        if (s->tenants[middle].since <= time)
+            low = middle;
+        else
+            high = middle;
+    }
+    return &s->tenants[low];
+}
+
+/* -- clocks of lanes --------------------------------------------------------------------------- */
+
+/* Those of `lanes` that have the clock of the first of them. */
+static uint32_t alike(const struct race_warp *warp, uint32_t lanes)
+{
+    const struct race_clock *clock = warp->lanes[__builtin_ctz(lanes)].clock;
+    uint32_t same = 0;
+
+    for (uint32_t left = lanes; left; left &= left - 1)
+        if (warp->lanes[__builtin_ctz(left)].clock == clock)
+            same |= left & -left;
+    return same;
+}
+
+/* The clock of `lanes`, which are alike, for them alone.  NULL: no memory. */
+static struct race_clock *own(struct race_checker *c, struct race_warp *warp, uint32_t lanes)
+{
+    struct race_clock *clock = warp->lanes[__builtin_ctz(lanes)].clock;
+
+    if (!race_ok(c, race_clock_own(&clock, __builtin_popcount(lanes), c->extent)))
+        return NULL;
+    for (uint32_t left = lanes; left; left &= left - 1)
+        warp->lanes[__builtin_ctz(left)].clock = clock;
+    return clock;
+}
+
+static void note_whether_together(struct race_warp *warp)
+{
+    warp->together = true;
+    for (unsigned l = 1; l < EMU_LANES; l++)
+        warp->together &= warp->lanes[l].clock == warp->lanes[0].clock;
+}
+
+void race_lanes_join(struct race_checker *c, struct race_warp *warp, uint32_t lanes,
+                     const struct race_clock *clock)
+{
+    while (lanes) {
+        uint32_t same = alike(warp, lanes);
+        struct race_clock *mine = warp->lanes[__builtin_ctz(same)].clock;
+
+        lanes &= ~same;
+        if (race_clock_covers(mine, clock))
+            continue;
+        mine = own(c, warp, same);
+        if (!mine || !race_ok(c, race_clock_join(mine, clock)))
+            return;
+    }
+    note_whether_together(warp);
+}
+
+/* Whether the clock is after the token.  Who comes after a release comes after all that it does; in
+ * the other planes, only by a way on which the same proxy fences lie. */
+static bool is_after(const struct race_clock *clock, const struct race_token *token)
+{
+    return race_clock_knows_all(clock, RACE_ORDER, token->slot, token->synced) &&
+           race_clock_knows(clock, RACE_ORDER, token->slot, token->lane, token->time) &&
+           (token->clock->num_planes == 1 || race_clock_covers(clock, token->clock));
+}
+
+static bool go_after(struct race_clock *clock, const struct race_token *token)
+{
+    if (!race_clock_join(clock, token->clock))
+        return false;
+    race_clock_note(clock, RACE_ORDER, token->slot, token->synced);
+    return race_clock_note_lane(clock, RACE_ORDER, token->slot, token->lane, token->time);
+}
+
+void race_lanes_after(struct race_checker *c, struct race_warp *warp, uint32_t lanes,
+                      const struct race_token *token)
+{
+    while (lanes) {
+        uint32_t same = alike(warp, lanes);
+        struct race_clock *mine = warp->lanes[__builtin_ctz(same)].clock;
+
+        lanes &= ~same;
+        if (is_after(mine, token))
+            continue;
+        mine = own(c, warp, same);
+        if (!mine || !race_ok(c, go_after(mine, token)))
+            return;
+    }
+    note_whether_together(warp);
+}
+
+void race_clock_after(struct race_checker *c, struct race_clock **clock,
+                      const struct race_token *token)
+{
+    if (!*clock && !race_ok(c, (*clock = race_clock_new(c->extent)) != NULL))
+        return;
+    if (race_ok(c, race_clock_own(clock, 1, c->extent)))
+        race_ok(c, go_after(*clock, token));
+}
+
+/* -- proxy fences ------------------------------------------------------------------------------ */
+
+void race_lanes_fence_proxy(struct race_checker *c, struct race_warp *warp, uint32_t lanes,
+                            enum race_plane plane)
+{
+    uint32_t time = c->slots[warp->slot].time;
+
+    warp->fenced = true;
+    for (uint32_t left = lanes; left; left &= left - 1) {
+        warp->own[plane][__builtin_ctz(left)] = time;
+        warp->all[plane][__builtin_ctz(left)] = warp->synced;
+    }
+    while (lanes) {
+        uint32_t same = alike(warp, lanes);
+        struct race_clock *mine = warp->lanes[__builtin_ctz(same)].clock;
+
+        lanes &= ~same;
+        if (race_clock_is_fenced(mine, plane))
+            continue;
+        mine = own(c, warp, same);
+        if (!mine || !race_ok(c, race_clock_fence(mine, plane)))
+            return;
+    }
+    note_whether_together(warp);
+}
+
+static uint32_t larger(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+/* What the warp's own accesses are behind proxy fences, for who comes after `lane` (-1: all). */
+static bool note_fenced(const struct race_warp *warp, struct race_clock *clock, int lane)
+{
+    for (uint32_t p = RACE_ORDER + 1; p < RACE_PLANES; p++) {
+        uint32_t whole = warp->known_all[p];
+
+        for (unsigned l = 0; l < EMU_LANES; l++)
+            if (lane < 0 || (unsigned)lane == l)
+                whole = larger(whole, warp->all[p][l]);
+        race_clock_note(clock, p, warp->slot, whole);
+        for (unsigned l = 0; l < EMU_LANES; l++) {
+            uint32_t time = lane < 0 || (unsigned)lane == l ? warp->own[p][l]
+                                                            : warp->known_own[p][l];
+
+            if (time > whole && !race_clock_note_lane(clock, p, warp->slot, l, time))
+                return false;
+        }
+    }
+    return true;
+}
+
+static void learn_fences(struct race_warp *warp)
+{
+    for (uint32_t p = RACE_ORDER + 1; p < RACE_PLANES; p++) {
+        memcpy(warp->known_own[p], warp->own[p], sizeof warp->own[p]);
+        for (unsigned l = 0; l < EMU_LANES; l++)
+            warp->known_all[p] = larger(warp->known_all[p], warp->all[p][l]);
+    }
+}
+
+/* -- what others get --------------------------------------------------------------------------- */
+
+struct race_token race_token_of(struct race_checker *c, struct race_warp *warp, unsigned lane,
+                                uint8_t scope, uint32_t pc)
+{
+    struct race_clock *clock = race_clock_hold(warp->lanes[lane].clock);
+
+    if (warp->fenced && race_ok(c, race_clock_own(&clock, 1, c->extent)))
+        race_ok(c, note_fenced(warp, clock, (int)lane));
+    return (struct race_token){
+        .clock = clock, .slot = warp->slot, .time = c->slots[warp->slot].time,
+        .synced = warp->synced, .lane = (uint8_t)lane, .scope = scope, .pc = pc,
+    };
+}
+
+void race_warp_gives(struct race_checker *c, struct race_warp *warp, struct race_clock **sum)
+{
+    if (!*sum && !race_ok(c, (*sum = race_clock_new(c->extent)) != NULL))
+        return;
+    if (!race_ok(c, race_clock_own(sum, 1, c->extent)))
+        return;
+    for (uint32_t left = EMU_ALL_LANES; left;) {
+        uint32_t same = alike(warp, left);
+        const struct race_clock *mine = warp->lanes[__builtin_ctz(same)].clock;
+
+        left &= ~same;
+        if (!race_clock_covers(*sum, mine) && !race_ok(c, race_clock_join(*sum, mine)))
+            return;
+    }
+    race_clock_note(*sum, RACE_ORDER, warp->slot, c->slots[warp->slot].time);
+    if (warp->fenced)
+        race_ok(c, note_fenced(warp, *sum, -1));
+}
+
+void race_warp_set(struct race_checker *c, struct race_warp *warp, struct race_clock *clock)
+{
+    (void)c;
+    for (unsigned l = 0; l < EMU_LANES; l++) {
+        race_clock_hold(clock);
+        race_clock_drop(warp->lanes[l].clock);
+        warp->lanes[l].clock = clock;
+    }
+    warp->together = true;
+    warp->synced = warp->arrived;
+    learn_fences(warp);
+}
+
+void race_warp_meet(struct race_checker *c, struct race_warp *warp, uint32_t live)
+{
+    warp->arrived = c->slots[warp->slot].time;
+    if (!warp->together) {
+        struct race_clock *clock = race_clock_hold(warp->lanes[__builtin_ctz(live)].clock);
+
+        for (uint32_t left = live; left;) {
+            uint32_t same = alike(warp, left);
+            const struct race_clock *mine = warp->lanes[__builtin_ctz(same)].clock;
+
+            left &= ~same;
+            if (race_clock_covers(clock, mine))
+                continue;
+            if (!race_ok(c, race_clock_own(&clock, 1, c->extent)) ||
+                !race_ok(c, race_clock_join(clock, mine)))
+                break;
+        }
+        race_warp_set(c, warp, clock);
+        race_clock_drop(clock);
+    } else {
+        warp->synced = warp->arrived;
+        learn_fences(warp);
+    }
+    c->slots[warp->slot].time++;
+}
+
+void race_lanes_meet(struct race_checker *c, struct race_warp *warp, uint32_t lanes, uint32_t pc)
+{
+    struct race_token tokens[EMU_LANES];
+    unsigned n = 0;
+
+    for (uint32_t left = lanes; left; left &= left - 1)
+        tokens[n++] = race_token_of(c, warp, __builtin_ctz(left), EMU_SC_CTA, pc);
+    for (unsigned i = 0; i < n; i++) {
+        race_lanes_after(c, warp, lanes, &tokens[i]);
+        race_clock_drop(tokens[i].clock);
+    }
+    c->slots[warp->slot].time++;
+}
+
+/* -- what is known ----------------------------------------------------------------------------- */
+
+static bool knows_lanes(const struct race_clock *clock, const struct race_mark *mark,
+                        uint32_t lanes)
+{
+    if (race_clock_knows_all(clock, RACE_ORDER, mark->slot, mark->time))
+        return true;
+    if (mark->flags & (RACE_ASYNC | RACE_HOST | RACE_NC))
+        return false;                    /* a slot of one agent, whose lanes say who it is     */
+    for (; lanes; lanes &= lanes - 1)
+        if (!race_clock_knows(clock, RACE_ORDER, mark->slot, __builtin_ctz(lanes), mark->time))
+            return false;
+    return true;
+}
+
+bool race_lanes_know(const struct race_warp *warp, uint32_t lanes, const struct race_mark *mark,
+                     uint32_t mark_lanes)
+{
+    if (mark->slot == warp->slot) {
+        if (mark->time <= warp->synced)
+            return true;
+        for (uint32_t left = lanes; left; left &= left - 1) {
+            uint32_t others = mark_lanes & ~(left & -left);
+
+            if (others && !knows_lanes(warp->lanes[__builtin_ctz(left)].clock, mark, others))
+                return false;
+        }
+        return true;
+    }
+    if (warp->together)
+        return knows_lanes(warp->lanes[0].clock, mark, mark_lanes);
+    for (uint32_t left = lanes; left; left &= left - 1)
+        if (!knows_lanes(warp->lanes[__builtin_ctz(left)].clock, mark, mark_lanes))
+            return false;
+    return true;
+}

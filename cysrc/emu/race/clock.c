@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: MIT */
+#include "clock.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define LANE_BITS 5
+
+static uint32_t *plane_of(struct race_clock *clock, uint32_t plane)
+{
+    return clock->times + (uint64_t)plane * clock->num_slots;
+}
+
+static const uint32_t *plane_in(const struct race_clock *clock, uint32_t plane)
+{
+    return clock->times + (uint64_t)(plane < clock->num_planes ? plane : 0) * clock->num_slots;
+}
+
+static const struct race_lane_times *lanes_in(const struct race_clock *clock, uint32_t plane)
+{
+    return &clock->lanes[plane < clock->num_planes ? plane : 0];
+}
+
+struct race_clock *race_clock_new(struct race_extent extent)
+{
+    uint64_t times = (uint64_t)extent.num_planes * extent.num_slots;
+    struct race_clock *clock = calloc(1, sizeof *clock + times * sizeof(uint32_t));
+
+    if (!clock)
+        return NULL;
+    clock->refs = 1;
+    clock->num_planes = extent.num_planes;
+    clock->num_slots = extent.num_slots;
+    return clock;
+}
+
+void race_clock_drop(struct race_clock *clock)
+{
+    if (!clock || --clock->refs)
+        return;
+    for (uint32_t p = 0; p < RACE_PLANES; p++)
+        free(clock->lanes[p].of);
+    free(clock);
+}
+
+static bool copy_lanes(struct race_lane_times *to, const struct race_lane_times *from)
+{
+    if (!from->num)
+        return true;
+    to->of = malloc(from->num * sizeof *to->of);
+    if (!to->of)
+        return false;
+    memcpy(to->of, from->of, from->num * sizeof *to->of);
+    to->num = to->max = from->num;
+    return true;
+}
+
+static struct race_clock *clone(const struct race_clock *from, struct race_extent extent)
+{
+    struct race_clock *to = race_clock_new(extent);
+
+    for (uint32_t p = 0; to && p < extent.num_planes; p++) {
+        memcpy(plane_of(to, p), plane_in(from, p), from->num_slots * sizeof(uint32_t));
+        if (!copy_lanes(&to->lanes[p], lanes_in(from, p))) {
+            race_clock_drop(to);
+            return NULL;
+        }
+    }
+    return to;
+}
+
+bool race_clock_own(struct race_clock **clock, uint32_t refs, struct race_extent extent)
+{
+    struct race_clock *old = *clock, *new;
+
+    if (old->refs == refs && old->num_slots >= extent.num_slots &&
+        old->num_planes >= extent.num_planes)
+        return true;
+    if (extent.num_slots < old->num_slots)
+        extent.num_slots = old->num_slots;
+    if (extent.num_planes < old->num_planes)
+        extent.num_planes = old->num_planes;
+    new = clone(old, extent);
+    if (!new)
+        return false;
+    new->refs = refs;
+    new->node = old->node;
+    old->refs -= refs - 1;
+    race_clock_drop(old);
+    *clock = new;
+    return true;
+}
+
+/* The first place whose `who` is not below. */
+static uint32_t place_of(const struct race_lane_times *lanes, uint32_t who)
+{
+    uint32_t low = 0, high = lanes->num;
+
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+
+        if (lanes->of[middle].who < who)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+bool race_clock_knows(const struct race_clock *clock, enum race_plane plane, uint32_t slot,
+                      unsigned lane, uint32_t time)
+{
+    const struct race_lane_times *lanes = lanes_in(clock, plane);
+    uint32_t who = slot << LANE_BITS | lane, at;
+
+    if (race_clock_knows_all(clock, plane, slot, time))
+        return true;
+    at = place_of(lanes, who);
+    return at < lanes->num && lanes->of[at].who == who && lanes->of[at].time >= time;
+}
+
+static bool plane_covers(const struct race_clock *clock, const struct race_clock *other,
+                         uint32_t plane)
+{
+    const uint32_t *mine = plane_in(clock, plane), *theirs = plane_in(other, plane);
+    const struct race_lane_times *lanes = lanes_in(other, plane);
+    uint32_t common = clock->num_slots < other->num_slots ? clock->num_slots : other->num_slots;
+    uint32_t missing = 0;
+
+    for (uint32_t i = 0; i < common; i++)
+        missing |= theirs[i] > mine[i];
+    for (uint32_t i = common; i < other->num_slots; i++)
+        missing |= theirs[i] != 0;
+    for (uint32_t i = 0; i < lanes->num && !missing; i++)
+        missing = !race_clock_knows(clock, plane, lanes->of[i].who >> LANE_BITS,
+                                    lanes->of[i].who & 31, lanes->of[i].time);
+    return !missing;
+}
+
+bool race_clock_covers(const struct race_clock *clock, const struct race_clock *other)
+{
+    uint32_t planes = clock->num_planes > other->num_planes ? clock->num_planes
+                                                            : other->num_planes;
+
+    if (clock == other)
+        return true;
+    for (uint32_t p = 0; p < planes; p++)
+        if (!plane_covers(clock, other, p))
+            return false;
+    return true;
+}
+
+void race_clock_note(struct race_clock *clock, enum race_plane plane, uint32_t slot, uint32_t time)
+{
+    uint32_t *at;
+
+    if ((uint32_t)plane >= clock->num_planes)
+        return;
+    at = &plane_of(clock, plane)[slot];
+    if (*at < time)
+        *at = time;
+}
+
+static bool grow(struct race_lane_times *lanes, uint32_t num)
+{
+    uint32_t max = 2 * num > 8 ? 2 * num : 8;
+    struct race_lane_time *grown;
+
+    if (num <= lanes->max)
+        return true;
+    grown = realloc(lanes->of, max * sizeof *grown);
+    if (!grown)
+        return false;
+    lanes->of = grown;
+    lanes->max = max;
+    return true;
+}
+
+bool race_clock_note_lane(struct race_clock *clock, enum race_plane plane, uint32_t slot,
+                          unsigned lane, uint32_t time)
+{
+    struct race_lane_times *lanes = &clock->lanes[plane];
+    uint32_t who = slot << LANE_BITS | lane, at;
+
+    if ((uint32_t)plane >= clock->num_planes || race_clock_knows_all(clock, plane, slot, time))
+        return true;
+    at = place_of(lanes, who);
+    if (at < lanes->num && lanes->of[at].who == who) {
+        if (lanes->of[at].time < time)
+            lanes->of[at].time = time;
+        return true;
+    }
+    if (!grow(lanes, lanes->num + 1))
+        return false;
+    memmove(&lanes->of[at + 1], &lanes->of[at], (lanes->num - at) * sizeof *lanes->of);
+    lanes->of[at] = (struct race_lane_time){who, time};
+    lanes->num++;
+    return true;
+}
+
+/* Lanes of which no more is known than of their whole slots go. */
+static void prune(struct race_clock *clock, uint32_t plane)
+{
+    struct race_lane_times *lanes = &clock->lanes[plane];
+    const uint32_t *times = plane_in(clock, plane);
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < lanes->num; i++)
+        if (lanes->of[i].time > times[lanes->of[i].who >> LANE_BITS])
+            lanes->of[kept++] = lanes->of[i];
+    lanes->num = kept;
+}
+
+static bool join_plane(struct race_clock *clock, uint32_t to, const struct race_clock *other,
+                       uint32_t from)
+{
+    uint32_t *restrict mine = plane_of(clock, to);
+    const uint32_t *theirs = plane_in(other, from);
+    const struct race_lane_times *lanes = lanes_in(other, from);
+
+    for (uint32_t i = 0; i < other->num_slots; i++)
+        mine[i] = mine[i] < theirs[i] ? theirs[i] : mine[i];
+    prune(clock, to);
+    for (uint32_t i = 0; i < lanes->num; i++)
+        if (!race_clock_note_lane(clock, to, lanes->of[i].who >> LANE_BITS,
+                                  lanes->of[i].who & 31, lanes->of[i].time))
+            return false;
+    return true;
+}
+
+bool race_clock_join(struct race_clock *clock, const struct race_clock *other)
+{
+    for (uint32_t p = 0; p < clock->num_planes; p++)
+        if (!join_plane(clock, p, other, p))
+            return false;
+    return true;
+}
+
+bool race_clock_fence(struct race_clock *clock, enum race_plane plane)
+{
+    return (uint32_t)plane >= clock->num_planes || join_plane(clock, plane, clock, RACE_ORDER);
+}
+
+bool race_clock_is_fenced(const struct race_clock *clock, enum race_plane plane)
+{
+    const uint32_t *order = plane_in(clock, RACE_ORDER), *fenced = plane_in(clock, plane);
+    const struct race_lane_times *lanes = &clock->lanes[RACE_ORDER];
+    uint32_t missing = 0;
+
+    for (uint32_t i = 0; i < clock->num_slots; i++)
+        missing |= order[i] > fenced[i];
+    for (uint32_t i = 0; i < lanes->num && !missing; i++)
+        missing = !race_clock_knows(clock, plane, lanes->of[i].who >> LANE_BITS,
+                                    lanes->of[i].who & 31, lanes->of[i].time);
+    return !missing;
+}

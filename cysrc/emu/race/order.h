@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Host threads and streams, from the inside: see race.h. */
+#ifndef DEEPEP_PTX_EMU_RACE_ORDER_H
+#define DEEPEP_PTX_EMU_RACE_ORDER_H
+
+#include "agents.h"
+
+struct race_order {
+    struct race_clock *clock;
+    uint32_t slot;
+};
+
+static inline uint32_t race_order_slot(const struct race_order *order)
+{
+    return order->slot;
+}
+
+/* It has read the word at byte `at` of the block, acquiring at system scope. */
+void race_order_acquire(struct race_checker *c, struct race_order *order,
+                        const struct race_block *block, unsigned at);
+
+/* Whether its next access comes after what the mark is of. */
+static inline bool race_order_knows(const struct race_order *order, const struct race_mark *mark)
+{
+    return mark->slot == order->slot ||
+           race_clock_knows_all(order->clock, RACE_ORDER, mark->slot, mark->time);
+}
+
+#endif
