@@ -70,7 +70,8 @@ def run_ranks(
     that hears of nothing (it waits for a lock, say) is left behind after seconds, and named in a
     note of the exception.
     Races that `check` found are a `RaceError` when all ranks are through, or notes of the
-    `RankError`.  Bad arguments are `ValueError` or `TypeError`; `DeepEPError` for an executor that is not there.
+    `RankError`.  Bad arguments are `ValueError` or `TypeError`; `DeepEPError` for an executor that
+    is not there.
     """
     if not callable(fn):
         raise TypeError(f"fn: expected a function of (comm, *args), got {type(fn).__name__}")

@@ -207,6 +207,7 @@ static void read_source(struct emu_copy *c)
 {
     observe_shared(c, EMU_ACCESS_BULK_READ, 0, c->bytes);
     memcpy(c->data, c->cta->shared + c->shared, c->bytes);
+    emu_tell_copied(c->grid->world, c->data);
     emu_bits_copy(data_valid(c), 0, c->cta->shared_valid, c->shared, c->bytes);
     c->read = true;
 }
@@ -220,6 +221,7 @@ static void transfer(struct emu_copy *c, const struct emu_mapping *m, uint32_t a
         observe_global(c, EMU_ACCESS_BULK_READ, at, bytes, m);
         observe_shared(c, EMU_ACCESS_BULK_WRITE, at, bytes);
         memcpy(c->cta->shared + c->shared + at, m->host + there, bytes);
+        emu_tell_copied(c->grid->world, c->cta->shared + c->shared + at);
         emu_bits_copy(c->cta->shared_valid, c->shared + at, m->valid, there, bytes);
     } else {
         observe_global(c, EMU_ACCESS_BULK_WRITE, at, bytes, m);

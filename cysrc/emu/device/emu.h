@@ -85,7 +85,6 @@ struct emu_kernel;
 struct emu_grid;
 struct emu_finding;
 struct emu_access;
-struct emu_copy;
 struct emu_event;
 struct emu_exec;
 struct emu_instr;
@@ -103,8 +102,8 @@ struct emu_observer {
     void (*event)(void *self, const struct emu_event *event);
     /* Lanes have executed a load, a copy has read bytes from its source: it may give registers, or
      * the bytes, other values.  NULL: it never does. */
-    void (*loaded)(void *self, struct emu_exec *x, const struct emu_instr *op, uint32_t lanes);
-    void (*copied)(void *self, struct emu_copy *copy, uint8_t *bytes);
+    void (*loaded)(void *self, struct emu_exec *x, const struct emu_instr *op);
+    void (*copied)(void *self, uint8_t *bytes);
 };
 
 struct emu_world *emu_world_create(const struct emu_options *options,

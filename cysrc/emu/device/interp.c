@@ -429,7 +429,7 @@ again:
                 goto out;
             }
             if (observed && x->world->observer.loaded)
-                x->world->observer.loaded(x->world->observer.watcher, x, op, m);
+                x->world->observer.loaded(x->world->observer.watcher, x, op);
             break;
         case EMU_FORM_ST:
             if (observed)

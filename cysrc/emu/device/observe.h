@@ -83,6 +83,12 @@ static inline void emu_observe(const struct emu_world *world, const struct emu_a
     world->observer.access(world->observer.watcher, access);
 }
 
+static inline void emu_tell_copied(const struct emu_world *world, uint8_t *bytes)
+{
+    if (world->observer.copied)
+        world->observer.copied(world->observer.watcher, bytes);
+}
+
 static inline void emu_tell(const struct emu_world *world, const struct emu_event *event)
 {
     if (world->observer.event)

@@ -117,8 +117,8 @@ struct host_world *host_create(const struct emu_options *options, uint64_t wait_
     h->world = emu_world_create(options, &observer);
     if (!h->ranks || !h->fault.text || !h->world)
         goto failed;
-    if (h->races)
-        race_set_world(h->races, h->world);
+    if (h->races && !race_set_world(h->races, h->world))
+        goto failed;
     for (uint32_t i = 0; i < options->num_ranks; i++) {
         pthread_cond_init(&h->ranks[i].turn, NULL);
         pthread_cond_init(&h->ranks[i].waited, NULL);

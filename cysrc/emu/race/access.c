@@ -241,14 +241,52 @@ static bool look_at_whole(const struct look *k, struct race_block *block, uint64
     return true;
 }
 
+static void see_old(const struct look *k, const struct race_block *block, unsigned cell,
+                    uint64_t at, const struct race_mark *mark, const struct race_mark *mine)
+{
+    uint16_t common = mark->bytes & mine->bytes;
+
+    if (!common || !(mark->flags & RACE_WRITES) ||
+        comes_before(k, mark, race_mark_lanes(mark, common), race_mark_lanes(mine, common)))
+        return;
+    race_old_see(k->c, k->a, k->mark.slot, block, cell,
+                 at + (unsigned)__builtin_ctz(common) - k->offset, mark, common);
+}
+
+/* Weak visibility: what a store overwrites, what a load need not see. */
+static void keep_or_see_old(const struct look *k, struct race_block *block, uint64_t start,
+                            uint64_t from, uint64_t to)
+{
+    if (k->mark.flags & RACE_WRITES) {
+        race_old_keep(k->c, block, start, from, to, k->a->host + (from - k->offset));
+        return;
+    }
+    if (!block->old || k->mark.flags & RACE_HOST || k->a->mbarrier ||
+        (!block->split && (!block->write.flags || slot_is_known(k, &block->write))))
+        return;
+    for (uint64_t at = from / RACE_CELL * RACE_CELL; at < to; at += RACE_CELL) {
+        struct race_mark mine = mark_in(k, at, from, to);
+        unsigned cell = (unsigned)((at - start) / RACE_CELL);
+
+        if (!block->split) {
+            struct race_mark mark = race_mark_part(&block->write, cell);
+
+            see_old(k, block, cell, at, &mark, &mine);
+            continue;
+        }
+        for (uint32_t i = 0; i < block->cells[cell].num; i++)
+            see_old(k, block, cell, at, race_cell_at(&block->cells[cell], i), &mine);
+    }
+}
+
 static void look_at_block(const struct look *k, struct race_block *block, uint64_t start,
                           uint64_t from, uint64_t to)
 {
     bool whole = from == start && to == start + RACE_BLOCK &&
                  (!k->mark.spread || (k->mark.spread == RACE_SPREAD_BITS && k->offset == start));
 
-    if (k->c->options.weak)
-        race_old_access(k->c, k->a, block, start, from, to);
+    if (k->c->stale)
+        keep_or_see_old(k, block, start, from, to);
     if (whole && !block->split && look_at_whole(k, block, start))
         return;
     if (!race_ok(k->c, race_block_split(block)))

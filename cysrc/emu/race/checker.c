@@ -20,7 +20,7 @@ struct race_checker *race_create(const struct race_options *options)
     c->extent.num_planes = options->strict ? RACE_PLANES : 1;
     c->last_found = &c->found;
     c->free_slots = calloc(options->num_ranks, sizeof *c->free_slots);
-    if (!c->free_slots || !race_old_init(c)) {
+    if (!c->free_slots) {
         race_destroy(c);
         return NULL;
     }
@@ -53,9 +53,10 @@ void race_destroy(struct race_checker *c)
     free(c);
 }
 
-void race_set_world(struct race_checker *c, const struct emu_world *world)
+bool race_set_world(struct race_checker *c, struct emu_world *world)
 {
     c->world = world;
+    return !c->options.weak || race_old_init(c, world);
 }
 
 bool race_is_whole(const struct race_checker *c)
@@ -95,21 +96,21 @@ static void hear_event(void *self, const struct emu_event *event)
         race_copy_free(event->copy);
 }
 
-static void hear_loaded(void *self, struct emu_exec *x, const struct emu_instr *op, uint32_t lanes)
+static void hear_loaded(void *self, struct emu_exec *x, const struct emu_instr *op)
 {
     struct race_checker *c = self;
 
     if (!c->failed)
-        race_old_load(c, x, op, lanes);
+        race_old_load(c, x, op);
 }
 
 /* Bytes that a bulk copy has read. */
-static void hear_copied(void *self, struct emu_copy *copy, uint8_t *bytes)
+static void hear_copied(void *self, uint8_t *bytes)
 {
     struct race_checker *c = self;
 
     if (!c->failed)
-        race_old_copy(c, copy, bytes);
+        race_old_copy(c, bytes);
 }
 
 void race_observe(struct race_checker *c, struct emu_observer *observer)

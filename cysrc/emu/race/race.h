@@ -28,7 +28,8 @@ struct race_checker *race_create(const struct race_options *options);
 void race_destroy(struct race_checker *c);
 /* Makes the checker what `observer` tells of accesses and events, of `world`. */
 void race_observe(struct race_checker *c, struct emu_observer *observer);
-void race_set_world(struct race_checker *c, const struct emu_world *world);
+/* False: no memory. */
+bool race_set_world(struct race_checker *c, struct emu_world *world);
 /* False: it had no memory at some point, and has checked nothing since. */
 bool race_is_whole(const struct race_checker *c);
 
