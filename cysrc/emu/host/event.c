@@ -210,7 +210,7 @@ int host_event_query(struct host_world *h, uint32_t rank, struct host_event *eve
     else if (code == EP_OK)
         *done = !e->mark || e->mark->passed;
     if (code == EP_OK && e->mark && *done)
-        race_order_after(h->races, h->ranks[rank].order, e->mark->after);
+        race_order_after(h->races, host_order(h, rank), e->mark->after);
     unlock(h);
     return code;
 }

@@ -325,7 +325,7 @@ int host_written(struct host_world *h, uint32_t rank, ep_dptr_t va, uint64_t byt
     int code = EP_OK, result;
 
     lock(h);
-    race_act_for(h->races, h->ranks[rank].order);
+    race_act_for(h->races, host_order(h, rank));
     result = emu_host_written(h->world, rank, va, bytes);
     if (result != EMU_OK)
         code = host_emu_error(h, rank, result, "dptr");

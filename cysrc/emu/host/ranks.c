@@ -123,7 +123,7 @@ static enum emu_progress progress(struct host_world *h)
  * do not see is one of a collective: who waits there has given what it had come after. */
 static void learn(struct host_world *h, uint32_t rank, const struct wait *w)
 {
-    struct race_order *order = h->ranks[rank].order;
+    struct race_order *order = host_order(h, rank);
     ep_dptr_t va;
 
     if (!h->races)
@@ -191,7 +191,7 @@ int host_wait(struct host_world *h, uint32_t rank, struct wait *w, uint64_t time
     if (timeout_ns == EP_FOREVER)
         timeout_ns = h->wait_limit_ns;
     if (h->races && w->kind == WAIT_WORD) {
-        struct race_clock *now = race_order_now(h->races, me->order);
+        struct race_clock *now = race_order_now(h->races, host_order(h, rank));
 
         race_clock_join_into(h->races, &h->met, now);
         race_clock_release(now);
@@ -262,6 +262,9 @@ void host_start(struct host_world *h)
     lock(h);
     for (uint32_t i = 0; i < h->num_ranks; i++)
         h->ranks[i].state = RANK_READY;
+    for (uint32_t i = 1; i < h->num_ranks && !h->started; i++)
+        race_order_follow(h->races, h->ranks[i].order, h->ranks[0].order);
+    h->started = 1;
     h->holder = 0;
     unlock(h);
 }
@@ -339,6 +342,16 @@ static enum host_run run_round(struct host_world *h, uint64_t until)
     return h->failure != HOST_OK ? HOST_RUN_FAILED : HOST_RUN_MORE;
 }
 
+/* The host has seen that all streams are done. */
+static void follow_streams(struct host_world *h)
+{
+    for (uint32_t i = 0; h->races && i < h->num_ranks; i++) {
+        race_order_after(h->races, host_order(h, i), h->ranks[i].ended);
+        for (struct owned *each = h->ranks[i].streams; each; each = each->next)
+            race_order_follow(h->races, host_order(h, i), ((struct host_stream *)each)->order);
+    }
+}
+
 enum host_run host_run(struct host_world *h, uint64_t until, uint32_t rounds, int touched)
 {
     enum host_run result = HOST_RUN_MORE;
@@ -347,6 +360,8 @@ enum host_run host_run(struct host_world *h, uint64_t until, uint32_t rounds, in
     h->touched |= touched;
     for (uint32_t i = 0; i < rounds && result == HOST_RUN_MORE; i++)
         result = run_round(h, until);
+    if (result == HOST_RUN_IDLE)
+        follow_streams(h);
     unlock(h);
     return result;
 }

@@ -109,7 +109,8 @@ struct segment {
 
 struct rank {
     enum rank_state state;
-    struct race_order *order;            /* of its host threads */
+    struct race_order *order;            /* of its host threads: see host_order() */
+    struct race_clock *ended;            /* what comes after the streams that are no more */
     struct wait *wait;
     pthread_cond_t turn;
     pthread_cond_t waited;               /* none of its threads waits any more */
@@ -134,6 +135,7 @@ struct host_world {
     uint64_t id;
     pthread_mutex_t lock;
     uint32_t num_ranks;
+    int started;             /* ranks have threads of their own */
     int holder;
     int wanted;              /* atomic: threads that want the lock while one steps */
     int touched;             /* host code ran, or a stream wrote memory, since the last step */
@@ -148,6 +150,12 @@ struct host_world {
     struct rank *ranks;
     char report[REPORT_BYTES];           /* text of a failure or of a host deadlock */
 };
+
+/* What the rank's host threads have done and come after.  Without such threads, one does it all. */
+static inline struct race_order *host_order(const struct host_world *h, uint32_t rank)
+{
+    return h->ranks[h->started ? rank : 0].order;
+}
 
 void host_release(struct keep *kept);
 

@@ -64,10 +64,12 @@ static int store(struct host_world *h, uint32_t rank, ep_dptr_t dst, const void 
     if (!s)
         return EP_ERR_ARGUMENT;
     if (host_runs_at_once(s)) {
-        race_order_follow(h->races, s->order, h->ranks[rank].order);
+        race_order_follow(h->races, s->order, host_order(h, rank));
         race_act_for(h->races, s->order);
         result = src ? emu_host_write(h->world, rank, dst, src, bytes)
                      : emu_host_fill(h->world, rank, dst, value, bytes);
+        if (!h->started)                 /* a world for one thread: its writes are synchronous */
+            race_order_follow(h->races, host_order(h, rank), s->order);
         h->touched = 1;
         return result == EMU_OK ? EP_OK : host_emu_error(h, rank, result, "dst");
     }
@@ -237,8 +239,8 @@ int host_copy_out(struct host_world *h, uint32_t rank, void *dst, ep_dptr_t src,
     if (code == EP_OK && bytes) {
         int result;
 
-        race_order_follow(h->races, h->ranks[rank].order, s->order);
-        race_act_for(h->races, h->ranks[rank].order);
+        race_order_follow(h->races, host_order(h, rank), s->order);
+        race_act_for(h->races, host_order(h, rank));
         result = emu_host_read(h->world, rank, dst, src, bytes);
 
         if (result != EMU_OK)

@@ -22,6 +22,10 @@ struct host_stream *host_stream_new(struct host_world *h, uint32_t rank)
 
 void host_delete_stream(struct host_world *h, struct host_stream *stream)
 {
+    struct race_clock *now = race_order_now(h->races, stream->order);
+
+    race_clock_join_into(h->races, &h->ranks[stream->rank].ended, now);
+    race_clock_release(now);
     host_disown(&h->ranks[stream->rank].streams, &stream->owned);
     race_order_free(h->races, stream->order);
     free(stream);
@@ -70,7 +74,7 @@ struct op *host_new_op(struct host_world *h, uint32_t rank, enum op_kind kind, c
         return NULL;
     }
     op->kind = kind;
-    op->after = race_order_now(h->races, h->ranks[rank].order);
+    op->after = race_order_now(h->races, host_order(h, rank));
     op->bytes = bytes;
     if (bytes)
         memcpy(op->data, data, bytes);

@@ -80,6 +80,24 @@ static bool nc_may_read(const struct look *k, const struct race_mark *mark)
            race_clock_knows_all(grid->launch, RACE_ORDER, mark->slot, mark->time);
 }
 
+/* Whether the copy was issued behind what the mark is of, proxies aside. */
+static bool issued_behind(const struct race_copy *copy, const struct race_mark *mark,
+                          uint32_t lanes)
+{
+    if (mark->slot == copy->issuer) {
+        lanes &= ~(1u << copy->lane);
+        if (mark->time <= copy->synced)
+            return true;
+    }
+    if (race_clock_knows_all(copy->clock, RACE_ORDER, mark->slot, mark->time))
+        return true;
+    for (; lanes; lanes &= lanes - 1)
+        if (!race_clock_knows(copy->clock, RACE_ORDER, mark->slot, __builtin_ctz(lanes),
+                              mark->time))
+            return false;
+    return true;
+}
+
 /* The access against one mark of the bytes `common` of a cell.  Returns whether the mark says
  * nothing any more that the access's own would not: it comes before, or a race was found. */
 static bool compare(const struct look *k, const struct race_mark *mark, uint16_t common,
@@ -95,8 +113,8 @@ static bool compare(const struct look *k, const struct race_mark *mark, uint16_t
     race_find(k->c, &(struct race_pair){
         .access = k->a, .shadow = k->shadow, .first = mark, .second = mine, .common = common,
         .cell = at, .nc = is_nc(k),
-        .ordered_without_proxies = k->copy && race_clock_knows_all(k->copy->clock, RACE_ORDER,
-                                                                   mark->slot, mark->time),
+        .ordered_without_proxies = k->copy && issued_behind(k->copy, mark,
+                                                            race_mark_lanes(mark, common)),
     });
     return true;
 }

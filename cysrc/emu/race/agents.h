@@ -108,7 +108,8 @@ struct race_warp {
 struct race_copy {
     struct race_clock *clock;            /* what it comes after                               */
     uint32_t read_slot, read_time, write_slot, write_time;
-    uint32_t issuer, issued;             /* slot and time of its warp                         */
+    uint32_t issuer, issued, synced;     /* slot and times of its warp                        */
+    uint8_t lane;
 };
 
 /* -- the checker ------------------------------------------------------------------------------- */

@@ -96,21 +96,20 @@ static void keep_seen(struct race_checker *c, struct race_lane *lane,
 void race_strong_load(struct race_checker *c, const struct race_touch *t)
 {
     struct race_word *word = t->block->words ? t->block->words[t->at / 4] : NULL;
-    bool acquire = acquires(t->sem), orders = false, reaches = false;
+    bool acquire = acquires(t->sem), reaches = false;
 
     if (!word)
         return;
     for (uint32_t i = 0; i < word->num; i++) {
         const struct race_token *token = &word->tokens[i];
 
+        if (!acquire)
+            keep_seen(c, &t->warp->lanes[t->lane], token, t->scope);
         if (!token_reaches(c, token, t->scope, t->warp))
             continue;
         reaches = true;
         if (acquire)
             race_lanes_after(c, t->warp, 1u << t->lane, token);
-        else
-            keep_seen(c, &t->warp->lanes[t->lane], token, t->scope);
-        orders |= acquire;
     }
     if (word->last.slot != t->warp->slot || word->last.lanes != 1u << t->lane)
         add_edge(c, &(struct race_edge){
@@ -120,7 +119,7 @@ void race_strong_load(struct race_checker *c, const struct race_touch *t)
             .kind = RACE_EDGE_WORD,
             .lacks = (word->num ? 0 : RACE_LACKS_RELEASE) |
                      (acquire || t->atomic ? 0 : RACE_LACKS_ACQUIRE) |
-                     (orders || reaches || race_scopes_meet(c, &word->last, &t->mark)
+                     ((word->num ? reaches : race_scopes_meet(c, &word->last, &t->mark))
                           ? 0 : RACE_LACKS_SCOPE),
         });
 }
@@ -179,14 +178,21 @@ static void fence_lane(struct race_checker *c, struct race_warp *warp, unsigned 
     uint32_t kept = 0;
 
     for (uint32_t i = 0; i < lane->num_seen; i++) {
-        struct race_seen *seen = &lane->seen[i];
+        const struct race_token *token = &lane->seen[i].token;
+        bool reaches = token_reaches(c, token, narrower(lane->seen[i].scope, scope), warp);
 
-        if (token_reaches(c, &seen->token, narrower(seen->scope, scope), warp)) {
-            race_lanes_after(c, warp, 1u << l, &seen->token);
-            race_clock_drop(seen->token.clock);
-        } else {
-            lane->seen[kept++] = *seen;
-        }
+        if (reaches)
+            race_lanes_after(c, warp, 1u << l, token);
+        add_edge(c, &(struct race_edge){
+            .from = token->slot, .from_time = token->time, .from_pc = token->pc,
+            .from_lane = (int8_t)token->lane, .to = warp->slot, .to_time = now_of(c, warp),
+            .to_pc = pc, .to_lane = (int8_t)l, .kind = RACE_EDGE_WORD,
+            .lacks = reaches ? 0 : RACE_LACKS_SCOPE,
+        });
+        if (reaches)
+            race_clock_drop(token->clock);
+        else                             /* for a wider fence */
+            lane->seen[kept++] = lane->seen[i];
     }
     lane->num_seen = kept;
     race_clock_drop(lane->fence.clock);
@@ -399,6 +405,8 @@ static void issue_copy(struct race_checker *c, const struct emu_event *e, struct
     copy->clock = token.clock;
     copy->issuer = warp->slot;
     copy->issued = token.time;
+    copy->synced = token.synced;
+    copy->lane = token.lane;
     copy->read_slot = race_slot_take(c, cta->grid->rank, &warp->copies, copy->clock, &tenant);
     copy->read_time = c->slots[copy->read_slot].time;
     copy->write_slot = race_slot_take(c, cta->grid->rank, &warp->copies, copy->clock, &tenant);
