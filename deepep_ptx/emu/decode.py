@@ -31,6 +31,7 @@ from deepep_ptx.emu.isa import (
     Type,
     lookup,
 )
+from deepep_ptx.errors import PtxError
 
 NONE = -2 ** 31                        # EMU_NONE
 LANES = 32
@@ -40,6 +41,7 @@ MAX_PARAM_BYTES = 32764                # PTX's
 MAX_SHARED_BYTES = 227 * 1024          # emu_options.cta_smem of cysrc/emu/device/emu.h, at most
 MAX_CALLED = 2 ** 16                   # statements that calls bring in; MAX_WORDS bounds the calls
 MAX_CALLS = 20                         # of functions within each other
+MOST_UNKNOWN = 8                       # forms that one error is about
 _END = "the end"                       # label behind a function's body: no name of a text
 _MOST_NEAR, _LONGEST_NEAR = 2000, 64   # names that are looked at for a misspelt one
 
@@ -136,8 +138,49 @@ _lookup = lru_cache(maxsize=None)(lookup)
 
 
 def decode(module, entry):
-    """The KernelImage of one entry of a parsed module.  Raises PtxError at the source line."""
-    return _Decoder(module, entry).image()
+    """The KernelImage of one entry of a parsed module.  Raises PtxError at the source line.
+
+    Where an instruction has a form that the executor does not know, the error lists all such forms
+    of the entry and the functions, each where it first stands; `file` and `line` are the first's.
+    """
+    try:
+        return _Decoder(module, entry).image()
+    except FormError:
+        raise _unknown_forms(module, entry) from None
+
+
+def _unknown_forms(module, entry):
+    """The PtxError that lists them."""
+    errors, seen = [], set()
+    for block in sorted((f.body for f in (*module.functions, entry)), key=lambda b: b.start):
+        for node in _instructions(block):
+            form = node.opcode, node.qualifiers
+            if form in seen or node.opcode == "call":
+                continue
+            seen.add(form)
+            try:
+                _lookup(*form)
+            except FormError as error:
+                if len(errors) == MOST_UNKNOWN:
+                    file, line = module.source.source(node.start)
+                    return _joined(errors, f"... and others, from {file}:{line} on")
+                errors.append(module.source.error(node.start, str(error),
+                                                  module.text[node.start:node.end]))
+    return _joined(errors)
+
+
+def _joined(errors, *more):
+    return PtxError("\n".join([*map(str, errors), *more]), file=errors[0].file,
+                    line=errors[0].line)
+
+
+def _instructions(block):
+    """All of a block, in the order of the text."""
+    for s in block.statements:
+        if isinstance(s, ast.Instruction):
+            yield s
+        elif isinstance(s, ast.Block):
+            yield from _instructions(s)
 
 
 def _accepts(type_, register, relaxed):
@@ -268,7 +311,7 @@ class _Decoder:
                         self.instruction(replace(s, opcode="bra", operands=[ast.Name(_END)]), scope)
                     else:
                         self.instruction(s, scope)
-                except (_Refused, FormError) as error:
+                except _Refused as error:
                     text = self.module.text[s.start:s.end]
                     raise self.source.error(s.start, str(error), text) from None
             elif isinstance(s, ast.Registers):

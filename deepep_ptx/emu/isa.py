@@ -518,6 +518,11 @@ _BY_OPCODE = {}
 for _form in FORMS:
     _BY_OPCODE.setdefault(_form.opcode, []).append(_form)
 
+_QUALIFIERS = set(TYPE_WORDS).union(*(e.words for f in FORMS for e in f.elements))
+_MOST_SHOWN = 100                      # characters of what is not known, in an error
+_MOST_UNKNOWN = 3                      # qualifiers that are named in an error
+_MOST_NEAREST = 2                      # forms that are
+
 
 def lookup_form(form, qualifiers):
     """The Match of one form with the qualifiers (without dots, any order); raises FormError."""
@@ -529,25 +534,81 @@ def lookup_form(form, qualifiers):
 def lookup(opcode, qualifiers):
     """All forms of `opcode` with these qualifiers, as a list of Match: operands tell them apart.
 
-    Raises FormError, naming what is wrong and the nearest form.
+    Raises FormError, naming what is wrong and the nearest forms.
     """
-    forms = _BY_OPCODE.get(opcode)
-    if forms is None:
-        near = difflib.get_close_matches(opcode, _BY_OPCODE, 1, 0)[0]
-        raise FormError(f"the executor has no instruction '{opcode}'; nearest: "
-                        f"{_BY_OPCODE[near][0].syntax.strip()}")
-    matches, wrong = [], []
-    for form in forms:
+    matches, refused = [], {}                    # refused: the start of a form's syntax -> why
+    for form in _BY_OPCODE.get(opcode, ()):
         try:
             matches.append(lookup_form(form, qualifiers))
         except FormError as error:
-            wrong.append((_nearness(form, set(qualifiers)), form, error))
+            refused.setdefault(form.syntax.partition(" ")[0], (form, str(error)))
     if not matches:
-        _, form, error = max(wrong, key=lambda w: w[0])
-        types = "; TYPE: " + form.types if form.types else ""
-        raise FormError(f"no such form of '{opcode}': {error}; nearest: "
-                        f"{form.syntax.strip()}{types}")
+        raise FormError(_unknown(opcode, qualifiers, list(refused.values())))
     return matches
+
+
+# -- what is wrong with a form that is not there -----------------------------------------------
+
+def _unknown(opcode, qualifiers, refused):
+    """refused: [(form of that opcode, why it is not this one)]."""
+    written = _shown(".".join((opcode, *qualifiers)))
+    if not refused:
+        known = _near(opcode, _BY_OPCODE)
+        return (f"the executor has no instruction '{_shown(opcode)}' ({written}); " + (
+            f"nearest: {_legend(_nearest(_BY_OPCODE[known], qualifiers)[0])}" if known else
+            f"it has {' '.join(sorted(_BY_OPCODE))}"))
+    forms = [form for form, _ in refused]
+    unknown = _unknown_qualifiers(qualifiers, forms)
+    said, text = None, f"no such form of '{opcode}': {written}"
+    for form in _nearest(forms, qualifiers):
+        why = unknown or next(why for f, why in refused if f is form)
+        if said is None:
+            text += f": {why}; nearest: {_legend(form)}"
+        else:
+            text += f"; or{'' if why == said else f' ({why})'}: {_legend(form)}"
+        said = why
+    return text
+
+
+def _unknown_qualifiers(qualifiers, forms):
+    """Which of them no form at all has, in words; "" if none.  forms: those of the opcode."""
+    unknown = list(dict.fromkeys(q for q in qualifiers if q not in _QUALIFIERS))
+    known = {w for form in forms for e in form.elements for w in e.words}
+    said = []
+    for word in unknown[:_MOST_UNKNOWN]:
+        near = _near(word, known)
+        said.append(f".{_shown(word)}" + (f" (did you mean .{near}?)" if near else ""))
+    more = len(unknown) - len(said)
+    if not said:
+        return ""
+    return (f"the executor knows no qualifier {', '.join(said)}"
+            + (f" and {more} more" if more else ""))
+
+
+def _shown(text):
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
+
+
+def _near(name, names):
+    """That of `names` that is spelt like `name`, or None."""
+    if len(name) > _MOST_SHOWN:
+        return None
+    return next(iter(difflib.get_close_matches(name, sorted(names), 1)), None)
+
+
+def _legend(form):
+    """The form's syntax, and what stands for what in it."""
+    names = {"TYPE": form.types, "TYPE2": form.types2, **CHOICES}
+    used = [w for w in dict.fromkeys(re.findall(r"[.]([A-Z]+2?)\b", form.syntax)) if w in names]
+    return form.syntax.strip() + "".join(f"; {w}: {names[w]}" for w in used)
+
+
+def _nearest(forms, qualifiers):
+    """The forms that are as near to the qualifiers as any, a few of them."""
+    words = set(qualifiers)
+    nearness = [_nearness(form, words) for form in forms]
+    most = max(nearness)
+    return [f for f, n in zip(forms, nearness, strict=True) if n == most][:_MOST_NEAREST]
 
 
 def _nearness(form, words):

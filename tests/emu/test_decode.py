@@ -10,7 +10,7 @@ import pytest
 from statements import FIRST_LINE, kernel
 
 import deepep_ptx
-from deepep_ptx.emu.decode import NONE
+from deepep_ptx.emu.decode import MOST_UNKNOWN, NONE
 from deepep_ptx.emu.isa import (
     AtomOp,
     Cmp,
@@ -334,6 +334,51 @@ def test_what_is_refused_names_the_source_line_and_the_statement(statement, says
     assert str(caught.value).startswith("ptx/src/layout.ptx:31: ")
     assert f"    {statement}\n" in str(caught.value)
     assert f"(rendered text: line {FIRST_LINE + 3}, column 1)" in str(caught.value)
+
+
+def test_unknown_forms_are_listed_together():
+    """Each where it first stands, in the order of the text; other mistakes wait for their turn."""
+    function = ".func f(.reg .b32 a) { ret.fast; }\n"
+    lines = ["add.u32 r0, r1;", "cvta.to.global.u64 d0, d0;",
+             "{ { @q0 ld.weak.v3.u32 r0, [d0]; } }",
+             "cvta.to.global.u64 d1, d1;", "ld.global.u32 r0, [d0];", "call.uni f, (r0);",
+             "ld.v3.weak.u32 r0, [d0];"]
+    text = kernel(*lines[1:], lines[0]).replace(".visible", function + ".visible")
+    with pytest.raises(PtxError) as caught:
+        load_image(text, name="k.ptx")
+    error, first = caught.value, text[:text.index(".func")].count("\n") + 1
+    assert (error.file, error.line) == ("k.ptx", first)
+    report = str(error).splitlines()
+    assert [line.partition("; ")[0] for line in report[::3]] == [
+        f"k.ptx:{first}: no such form of 'ret': ret.fast: the executor knows no qualifier .fast",
+        f"k.ptx:{FIRST_LINE + 1}: the executor has no instruction 'cvta' (cvta.to.global.u64)",
+        f"k.ptx:{FIRST_LINE + 2}: no such form of 'ld': ld.weak.v3.u32: the executor knows no "
+        f"qualifier .v3",
+        f"k.ptx:{FIRST_LINE + 6}: no such form of 'ld': ld.v3.weak.u32: the executor knows no "
+        f"qualifier .v3"]
+    assert report[1::3] == ["    ret.fast;", f"    {lines[1]}", "    @q0 ld.weak.v3.u32 r0, [d0];",
+                            f"    {lines[6]}"]
+    assert report[5] == f"    (rendered text: line {FIRST_LINE + 1}, column 1)"
+
+
+@pytest.mark.parametrize("count", [MOST_UNKNOWN, MOST_UNKNOWN + 1, 20_000])
+def test_so_many_unknown_forms_are_listed(count):
+    text = kernel(*(f"add.t{i} r0, r1, r2;" for i in range(count)))
+    start = time.process_time()
+    with pytest.raises(PtxError) as caught:
+        load_image(text)
+    assert time.process_time() - start < 5
+    report = str(caught.value).splitlines()
+    more = [f"... and others, from <ptx>:{FIRST_LINE + MOST_UNKNOWN} on"]
+    assert report[3 * MOST_UNKNOWN:] == (more if count > MOST_UNKNOWN else [])
+    assert [f"add.t{i}:" in line for i, line in enumerate(report[:-1:3])] == [True] * MOST_UNKNOWN
+
+
+def test_unknown_forms_of_an_entry_that_is_not_loaded_do_not_matter():
+    text = kernel("ret;") + ".entry l() { frob; }\n"
+    assert load_image(text, "k").symbol == "k"
+    with pytest.raises(PtxError, match="no instruction 'frob'"):
+        load_image(text, "l")
 
 
 def test_a_label_of_an_inner_scope_is_not_seen_outside():

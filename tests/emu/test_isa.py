@@ -156,11 +156,25 @@ def test_qualifiers_are_a_set():
 
 
 @pytest.mark.parametrize(("opcode", "words", "says"), [
-    ("addd", "u32", "no instruction 'addd'; nearest: add.TYPE d, a, b"),
-    ("mul", "hi.u32", "lacks .lo; nearest: mul.lo.TYPE"),
+    ("addd", "u32", "no instruction 'addd' (addd.u32); nearest: add.TYPE d, a, b; TYPE: u32 s32"),
+    ("sett", "lt.u32", "nearest: setp.CMP.TYPE d:pred{|e:pred}, a, b; CMP: eq ne lt le gt ge"),
+    ("cvta", "to.global.u64", "no instruction 'cvta' (cvta.to.global.u64); nearest: cvt.TYPE."),
+    ("wgmma", "fence.sync", "no instruction 'wgmma' (wgmma.fence.sync); it has add and atom bar"),
+    ("q" * 2000, "u32", f"no instruction '{'q' * 100}...' ({'q' * 100}...); it has add and"),
+    ("mul", "u32", "lacks .lo; nearest: mul.lo.TYPE d, a, b; TYPE: u32 s32 u64 s64; or (lacks "),
+    ("mul", "hi.u32", "mul.hi.u32: the executor knows no qualifier .hi; nearest: mul.lo.TYPE"),
+    ("ld", "acquire.sys.global.v3.u32", "no such form of 'ld': ld.acquire.sys.global.v3.u32: the "
+     "executor knows no qualifier .v3; nearest: ld.{relaxed,acquire}.SCOPE.global{.L1::no_allocate}"
+     "{.L2::256B}{.VEC}.TYPE d, [a]; SCOPE: cta cluster gpu sys; VEC: v2 v4; TYPE: b8"),
+    ("ld", "aquire.gpu.global.u32", "no qualifier .aquire (did you mean .acquire?); nearest: ld."),
+    ("ld", f"global.a.b.k.{'d' * 2000}.u32", "no qualifier .a, .b, .k and 1 more; nearest: ld"),
+    ("ld", f"global.{'d' * 2000}.u32", f"no qualifier .{'d' * 100}...; nearest: ld"),
+    ("add", "f64", "knows no qualifier .f64; nearest: add.TYPE d, a, b; TYPE: u32 s32 u64 s64; or: "
+     "add{.rn}.f32"),
     ("add", "u16", ".u16 is not one of its types (u32 s32 u64 s64)"),
     ("add", "", "takes 1 type qualifier(s), has 0"),
-    ("ld", "u32", "lacks .global; nearest: ld{.weak}.global"),
+    ("ld", "u32", "lacks .global; nearest: ld{.weak}.global{.L1::no_allocate}{.L2::256B}{.VEC}"),
+    ("ld", "u32", "s64; or (lacks .shared): ld{.weak}.shared{.VEC}.TYPE d, [a]; VEC: v2 v4"),
     ("ld", "acquire.global.u32", "lacks .cta or .cluster or .gpu or .sys"),
     ("ld", "global.acquire.relaxed.sys.u32", "more than one of .relaxed .acquire"),
     ("ld", "global.nc.acquire.sys.u32", ".nc is not one of its qualifiers"),
@@ -177,8 +191,10 @@ def test_qualifiers_are_a_set():
     ("neg", "u32", ".u32 is not one of its types"),
     ("cp", "async.bulk.shared::cta.bulk_group", "lacks .global; nearest: cp.async.bulk.global"),
     ("mbarrier", "try_wait.shared.b64", "lacks .parity; nearest: mbarrier.{try_wait,test_wait}"),
-    ("mbarrier", "arrive.drop.shared.b64", ".drop is not one of its qualifiers"),
-    ("fence", "proxy.alias", "lacks .async"),
+    ("mbarrier", "arrive.drop.shared.b64", "no qualifier .drop; nearest: mbarrier.arrive.OWN.b64 "),
+    ("mbarrier", "arrive.bulk.shared.b64", ".bulk is not one of its qualifiers"),
+    ("fence", "proxy.alias", "no qualifier .alias; nearest: fence.proxy.async"),
+    ("fence", "proxy", "lacks .async"),
 ])
 def test_what_is_not_in_the_table_is_refused_by_name(opcode, words, says):
     try:
