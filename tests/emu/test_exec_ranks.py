@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Several CTAs and ranks that wait for each other, virtual time, and waits that nothing ends."""
 
+import re
+
 import numpy as np
 import pytest
 from machine import FILE, Machine, fault_of, kernel, line_of
@@ -407,6 +409,89 @@ def test_a_loop_that_stores_for_ever(step, scheduler):
     assert (fault.kernel, fault.rank, fault.cta, fault.warp, fault.lane) == ("k", 0, 0, 0, -1)
     assert "a launch of k on rank 0 executed " in str(fault)
     assert "instruction_limit is 100000" in str(fault)
+
+
+def where(fault):
+    """The lines of a report behind the first, without the numbers of rendered lines."""
+    return re.sub(r" \(line \d+ of the rendered text\)", "", str(fault)).splitlines()[1:]
+
+
+ROLES = """\
+shr.u32 r4, r0, 5;
+setp.eq.u32 q0, r4, 3;
+@q0 bra $poll;
+setp.lt.u32 q0, r0, 64;
+@q0 bra $add;
+setp.eq.u32 q1, r2, 2;
+@q1 exit;
+bar.sync 1, 128;
+$add:
+red.global.add.u32 [d0], 1; bra $add;
+$poll:
+ld.relaxed.sys.global.u32 r4, [d0 + 4]; bra $poll;
+"""
+
+
+def test_a_never_ending_launch_says_where_all_warps_are():
+    """Warps and CTAs that are alike are one line; other grids come behind."""
+    machine = Machine(2, instruction_limit=30_000, sms_per_rank=20)
+    words = machine.array(np.zeros(2, "u4"), rank=1)
+    machine.launch("$loop:\nred.global.add.u32 [d0], 1; bra $loop;",
+                   machine.world.map_peer(0, 1, words))
+    with pytest.raises(KernelFault, match="never-ending: a launch of k on rank 1") as raised:
+        machine.run(ROLES, words, rank=1, grid=20, block=192)
+    last, *same, other = where(raised.value)
+    assert re.fullmatch(rf"  the last by warp \d of CTA \d+, at test.ptx:{raised.value.line}: .*;",
+                        last)
+    at = "lanes 0xffffffff run at test.ptx:"
+    patterns = [
+        rf"  k, rank 1, CTA 0 to 19, warp 0 to 1: {at}10: .*;",
+        rf"  k, rank 1, CTA 0 to 19, warp 3: {at}12: .*;",
+        "  k, rank 1, CTA 0 to 1, warp 2, 4 to 5; CTA 3 to 19, warp 2, 4 to 5: lanes 0xffffffff "
+        r"wait at barrier 1 \(96 of 128 threads are there, 0 warps have exited\), test.ptx:8: .*;"]
+    assert [sum(bool(re.fullmatch(p, line)) for line in same) for p in patterns] == [1, 1, 1]
+    assert len(same) == 3 and re.fullmatch(rf"  k, rank 0, CTA 0, warp 0: {at}2: .*;", other)
+
+
+@pytest.mark.parametrize("scheduler", ["rr", "random"])
+def test_a_report_of_many_groups_is_short(scheduler):
+    """Each lane at an instruction of its own: some are shown, the others are counted."""
+    machine = Machine(2, stall_limit=30_000, scheduler=scheduler, sms_per_rank=8)
+    body = "\n".join(["mov.u32 r4, %laneid;", *(f"setp.eq.u32 q0, r4, {i}; @q0 bra $l{i};"
+                                                for i in range(32)),
+                      *(f"$l{i}:\n add.u32 r5, r4, 1; bra $l{i};" for i in range(32))])
+    machine.launch(body, rank=1, grid=3, block=64)
+    with pytest.raises(KernelFault, match="never-ending") as raised:
+        machine.run(body, grid=5, block=96)
+    fault = raised.value
+    at, *lines, left = where(fault)
+    assert re.fullmatch(rf"  they are at test.ptx:{fault.line}: \w.*;", at)
+    assert len(lines) == 16
+    assert re.match(rf"  k, rank {fault.rank}, CTA [0-4 to]+, warp [0-2, to]+[;:].* run at ",
+                    lines[0])
+    count = int(re.fullmatch(r"  \.\.\. and (\d+) more groups of lanes", left)[1])
+    groups = 32 * (5 * 3 + 3 * 2)
+    assert count == groups - 16 * 5 * 3 if scheduler == "rr" else 0 < count < groups
+
+
+def test_a_livelock_of_many_flags_shows_some_of_them():
+    """Each CTA polls a word of its own: eight are shown, then where the others are."""
+    machine = Machine(sms_per_rank=20)
+    flags = machine.array(np.zeros(20, "u4"), name="flags")
+    fault = fault_of("""\
+mad.wide.u32 d4, r2, 4, d0;
+$poll:
+ld.relaxed.sys.global.u32 r4, [d4];   // BUG
+setp.eq.u32 q0, r4, 0;
+@q0 bra $poll;
+""", flags, kind="livelock", machine=machine, grid=20, block=128)
+    lines = where(fault)
+    assert [line.partition(": ")[0] for line in lines] == [
+        *(f"  k, rank 0, CTA {cta}, warp 0 to 3" for cta in range(8)),
+        "  k, rank 0, CTA 8 to 19, warp 0 to 3"]
+    assert all(f"'flags' + {hex(4 * cta)} " in line or not cta
+               for cta, line in enumerate(lines[:-1]))
+    assert ": more lanes at test.ptx:3: ld.relaxed.sys.global.u32 r4, [d4];" in lines[-1]
 
 
 def test_the_instruction_limit_is_that_of_each_launch():

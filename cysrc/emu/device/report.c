@@ -14,7 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MOST_WAITERS 200                 /* lines of a list of waiting groups                 */
+/* Lines of a list of groups: of those that wait, each may be the one that explains the others. */
+#define MOST_WAITING 64
+#define MOST_GOING_ON 16
+#define PLACES 8                         /* for which a list has room, with differing lines   */
+#define MOST_SPANS 4                     /* runs of CTAs in one of them                       */
 #define MOST_POLLS 4                     /* polled addresses of one group                     */
 
 /* -- text -------------------------------------------------------------------------------------- */
@@ -307,15 +311,29 @@ static void append_polls(struct emu_fault *fault, const struct emu_warp *warp, i
     append_place(fault, kernel, poll->pc);
 }
 
+/* The lane whose poll is what the group does; -1: it does not poll. */
+static int polling(const struct emu_warp *warp, const struct emu_group *group)
+{
+    int lane = emu_polling_lane(warp, group);
+
+    return lane >= 0 && !emu_blocked(group) && group->state != EMU_WAIT_COPIES &&
+                   emu_group_spins(warp, group, EMU_SPIN_REPEATS)
+               ? lane
+               : -1;
+}
+
 static void append_waiter(struct emu_fault *fault, const struct emu_warp *warp,
                           const struct emu_group *group)
 {
     const struct emu_cta *cta = warp->cta;
-    const struct emu_kernel *kernel = cta->grid->kernel;
     const struct emu_barrier *barrier = &cta->barriers[group->barrier];
-    int lane = emu_polling_lane(warp, group);
+    int lane = polling(warp, group);
 
     append(fault, "lanes %#x ", group->mask);
+    if (lane >= 0) {
+        append_polls(fault, warp, lane);
+        return;
+    }
     switch (group->state) {
     case EMU_WAIT_WARP:
         append(fault, "wait for lanes %#x at ", group->member & warp->live & ~group->mask);
@@ -332,78 +350,201 @@ static void append_waiter(struct emu_fault *fault, const struct emu_warp *warp,
         append(fault, "wait for %u bulk stores at ", emu_bulk_in_flight(warp, group));
         break;
     default:
-        if (lane >= 0 && emu_group_spins(warp, group, EMU_SPIN_REPEATS)) {
-            append_polls(fault, warp, lane);
-            return;
-        }
         append(fault, group->state == EMU_SLEEPING ? "sleep at " : "run at ");
         break;
     }
-    append_place(fault, kernel, group->pc);
+    append_place(fault, cta->grid->kernel, group->pc);
 }
 
-/* Warps of one CTA that wait alike. */
+/* -- all groups -------------------------------------------------------------------------------- */
+
+struct cta_warps { uint32_t cta, warps; };
+
+/* Groups of one grid that one line describes. */
 struct alike {
-    const struct emu_cta *cta;
-    uint32_t first, last;
-    struct emu_fault waiter; /* its text describes them                                       */
-    unsigned lines;          /* listed so far                                                 */
+    const struct emu_grid *grid;
+    uint32_t pc;             /* where they are                                                */
+    char *text;              /* what they do there                                            */
+    struct cta_warps *where;
+    uint32_t num_where, max_where;
 };
 
-static void flush(struct emu_fault *fault, struct alike *run)
+struct list {
+    struct alike rows[MOST_WAITING];
+    unsigned num_rows, most_rows;
+    uint32_t left_out;       /* groups                                                        */
+};
+
+static struct alike *find_row(struct list *list, const struct emu_grid *grid, uint32_t pc,
+                              const char *text)
 {
-    if (run->waiter.text && run->lines++ < MOST_WAITERS) {
-        append(fault, "\n  %s, rank %u, CTA %u, warp %u", run->cta->grid->kernel->symbol,
-               run->cta->grid->rank->index, run->cta->index, run->first);
-        if (run->last != run->first)
-            append(fault, " to %u", run->last);
-        append(fault, ": %s", run->waiter.text);
+    for (unsigned i = 0; i < list->num_rows; i++) {
+        struct alike *row = &list->rows[i];
+
+        if (row->grid == grid && row->pc == pc && strcmp(row->text, text) == 0)
+            return row;
     }
-    free(run->waiter.text);
-    run->waiter.text = NULL;
+    return NULL;
 }
 
-static void list_group(struct emu_fault *fault, struct alike *run, const struct emu_warp *warp,
-                       const struct emu_group *group)
+/* Takes `text` over.  NULL: the list is full. */
+static struct alike *add_row(struct list *list, const struct emu_grid *grid, uint32_t pc,
+                             char *text)
 {
-    struct emu_fault waiter = {0};
+    struct alike *row;
+
+    if (list->num_rows == list->most_rows) {
+        free(text);
+        return NULL;
+    }
+    row = &list->rows[list->num_rows++];
+    *row = (struct alike){.grid = grid, .pc = pc, .text = text};
+    return row;
+}
+
+/* The row of a group; NULL: the list, or the memory, has no room for it.  What is different in each
+ * of many groups at one place (addresses and values, mostly) is shown of the first few. */
+static struct alike *row_of(struct list *list, const struct emu_warp *warp,
+                            const struct emu_group *group)
+{
+    const struct emu_grid *grid = warp->cta->grid;
+    int lane = polling(warp, group);
+    uint32_t pc = lane < 0 ? group->pc : warp->polls[lane].pc;
+    struct emu_fault waiter = {0}, more = {0};
+    struct alike *row;
+    unsigned there = 0;
 
     append_waiter(&waiter, warp, group);
-    if (run->waiter.text && waiter.text && run->cta == warp->cta && warp->index == run->last + 1 &&
-        strcmp(run->waiter.text, waiter.text) == 0) {
-        run->last = warp->index;
+    if (!waiter.text)
+        return NULL;
+    row = find_row(list, grid, pc, waiter.text);
+    if (row) {
         free(waiter.text);
-        return;
+        return row;
     }
-    flush(fault, run);
-    run->cta = warp->cta;
-    run->first = run->last = warp->index;
-    run->waiter = waiter;
+    for (unsigned i = 0; i < list->num_rows; i++)
+        there += list->rows[i].grid == grid && list->rows[i].pc == pc;
+    if (there < list->most_rows / PLACES)
+        return add_row(list, grid, pc, waiter.text);
+    free(waiter.text);
+    append(&more, "more lanes at ");
+    append_place(&more, grid->kernel, pc);
+    if (!more.text)
+        return NULL;
+    row = find_row(list, grid, pc, more.text);
+    if (!row)
+        return add_row(list, grid, pc, more.text);
+    free(more.text);
+    return row;
 }
 
-static void list_cta(struct emu_fault *fault, struct alike *run, const struct emu_cta *cta)
+/* Of one row, the warps of a CTA come one after the other. */
+static void list_group(struct list *list, const struct emu_warp *warp,
+                       const struct emu_group *group)
+{
+    struct alike *row = row_of(list, warp, group);
+    uint32_t cta = warp->cta->index;
+
+    if (!row) {
+        list->left_out++;
+        return;
+    }
+    if (!row->num_where || row->where[row->num_where - 1].cta != cta) {
+        if (row->num_where == row->max_where) {
+            uint32_t most = row->max_where ? 2 * row->max_where : 8;
+            struct cta_warps *grown = realloc(row->where, most * sizeof *grown);
+
+            if (!grown)
+                return;
+            row->where = grown;
+            row->max_where = most;
+        }
+        row->where[row->num_where++] = (struct cta_warps){.cta = cta};
+    }
+    row->where[row->num_where - 1].warps |= 1u << warp->index;
+}
+
+static void append_range(struct emu_fault *fault, uint32_t first, uint32_t last)
+{
+    append(fault, " %u", first);
+    if (last != first)
+        append(fault, " to %u", last);
+}
+
+static void append_warps(struct emu_fault *fault, uint32_t warps)
+{
+    append(fault, ", warp");
+    for (uint32_t first = 0, end; warps >> first; first = end) {
+        first += __builtin_ctz(warps >> first);
+        end = first;
+        while (end < 32 && warps >> end & 1)
+            end++;
+        append_range(fault, first, end - 1);
+        if (end == 32)
+            break;
+        if (warps >> end)
+            append(fault, ",");
+    }
+}
+
+static int by_cta(const void *a, const void *b)
+{
+    const struct cta_warps *one = a, *other = b;
+
+    return (one->cta > other->cta) - (one->cta < other->cta);
+}
+
+static void append_row(struct emu_fault *fault, struct alike *row)
+{
+    unsigned spans = 0;
+
+    append(fault, "\n  %s, rank %u", row->grid->kernel->symbol, row->grid->rank->index);
+    if (row->where)
+        qsort(row->where, row->num_where, sizeof *row->where, by_cta);
+    for (uint32_t first = 0, end; first < row->num_where; first = end) {
+        const struct cta_warps *where = &row->where[first];
+
+        if (spans++ == MOST_SPANS) {
+            append(fault, "; and %u more CTAs", row->num_where - first);
+            break;
+        }
+        end = first + 1;
+        while (end < row->num_where && row->where[end].warps == where->warps &&
+               row->where[end].cta == where->cta + (end - first))
+            end++;
+        append(fault, "%s CTA", spans == 1 ? "," : ";");
+        append_range(fault, where->cta, row->where[end - 1].cta);
+        append_warps(fault, where->warps);
+    }
+    append(fault, ": %s", row->text);
+}
+
+static void list_cta(struct list *list, const struct emu_cta *cta)
 {
     for (uint32_t w = 0; w < cta->num_warps; w++)
         for (uint32_t i = 0; i < cta->warps[w].num_groups; i++)
             if (cta->warps[w].groups[i].mask)
-                list_group(fault, run, &cta->warps[w], &cta->warps[w].groups[i]);
+                list_group(list, &cta->warps[w], &cta->warps[w].groups[i]);
 }
 
-/* Every group that is live: `first`'s, if given, then the others'. */
+/* Every group that is live: those of `first`, if given, of its grid, then the others'. */
 static void list_all(struct emu_fault *fault, const struct emu_world *world,
-                     const struct emu_cta *first)
+                     const struct emu_cta *first, unsigned most_rows)
 {
-    struct alike run = {0};
+    struct list list = {.most_rows = most_rows};
 
-    if (first)
-        list_cta(fault, &run, first);
-    for (uint32_t r = 0; r < world->options.num_ranks; r++)
-        for (const struct emu_cta *cta = world->ranks[r].ctas; cta; cta = cta->next)
-            if (cta != first)
-                list_cta(fault, &run, cta);
-    flush(fault, &run);
-    if (run.lines > MOST_WAITERS)
-        append(fault, "\n  ... and %u more", run.lines - MOST_WAITERS);
+    for (int turn = 0; turn < 3; turn++)
+        for (uint32_t r = 0; r < world->options.num_ranks; r++)
+            for (const struct emu_cta *cta = world->ranks[r].ctas; cta; cta = cta->next)
+                if (turn == (cta == first ? 0 : first && cta->grid == first->grid ? 1 : 2))
+                    list_cta(&list, cta);
+    for (unsigned i = 0; i < list.num_rows; i++) {
+        append_row(fault, &list.rows[i]);
+        free(list.rows[i].text);
+        free(list.rows[i].where);
+    }
+    if (list.left_out)
+        append(fault, "\n  ... and %u more groups of lanes", list.left_out);
     for (uint32_t r = 0; r < world->options.num_ranks; r++)
         for (const struct emu_grid *g = world->ranks[r].grids; g; g = g->next)
             if (g->placed < g->num_ctas)
@@ -421,7 +562,7 @@ static void report_deadlock(struct emu_fault *fault, const struct emu_cta *cta)
     set_place(fault, &cta->warps[w], cta->warps[w].groups[0].pc, -1);
     append(fault, "all of CTA %u of %s on rank %u waits for lanes that never come", cta->index,
            cta->grid->kernel->symbol, cta->grid->rank->index);
-    list_all(fault, cta->grid->world, cta);
+    list_all(fault, cta->grid->world, cta, MOST_WAITING);
 }
 
 static void report_livelock(struct emu_fault *fault, const struct emu_world *world)
@@ -439,7 +580,7 @@ static void report_livelock(struct emu_fault *fault, const struct emu_world *wor
                         set_place(fault, warp,
                                   warp->polls[emu_polling_lane(warp, &warp->groups[i])].pc, -1);
             }
-    list_all(fault, world, NULL);
+    list_all(fault, world, NULL, MOST_WAITING);
 }
 
 static void report_endless_group(struct emu_fault *fault, const struct emu_warp *warp,
@@ -450,7 +591,9 @@ static void report_endless_group(struct emu_fault *fault, const struct emu_warp 
     append(fault, "lanes %#x of warp %u of CTA %u of %s on rank %u executed %" PRIu64
            " instructions while nothing changed", group->mask, warp->index, warp->cta->index,
            fault->kernel, fault->rank, group->quiet);
-    list_all(fault, warp->cta->grid->world, warp->cta);
+    append(fault, "\n  they are at ");
+    append_place(fault, warp->cta->grid->kernel, group->pc);
+    list_all(fault, warp->cta->grid->world, warp->cta, MOST_GOING_ON);
 }
 
 static void report_endless_grid(struct emu_fault *fault, const struct emu_exec *x)
@@ -460,7 +603,9 @@ static void report_endless_grid(struct emu_fault *fault, const struct emu_exec *
     append(fault, "a launch of %s on rank %u executed %" PRIu64
            " warp instructions; instruction_limit is %" PRIu64, fault->kernel, fault->rank,
            x->grid->executed, x->world->options.instruction_limit);
-    list_all(fault, x->world, x->cta);
+    append(fault, "\n  the last by warp %u of CTA %u, at ", x->warp->index, x->cta->index);
+    append_place(fault, x->kernel, x->pc);
+    list_all(fault, x->world, x->cta, MOST_GOING_ON);
 }
 
 void emu_report(struct emu_fault *fault, const struct emu_finding *f)
