@@ -13,6 +13,7 @@ What is decoded, the C core loads: the limits of its tables are checked here, at
 """
 
 import difflib
+import struct
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -51,10 +52,15 @@ INSN = np.dtype([
     ("scope", "u1"), ("proxy", "u1"), ("sub", "u1"), ("flags", "u2"), ("pred", "i4"),
     ("dst", "i4", 4), ("src", "i4", 4), ("target", "i4"), ("line", "i4"), ("imm", "i8")])
 LINE = np.dtype([("file", "u4"), ("line", "u4"), ("ptx_line", "u4")])
+# One of each as bytes: an array is made of them in the end, as a row of Python's objects is slow.
+_INSN = struct.Struct("<H8BHi4i4iiiq")
+_LINE = struct.Struct("<III")
 
+_ABSENT = [NONE] * 4
 _SRC = {"a": 0, "b": 1, "c": 2, "m": 3}
 _SWAPPED = {Cmp.LT: Cmp.GT, Cmp.LE: Cmp.GE, Cmp.GT: Cmp.LT, Cmp.GE: Cmp.LE,
             Cmp.EQ: Cmp.EQ, Cmp.NE: Cmp.NE}
+_CLOCK = "%globaltimer"
 _REGISTER_TYPES = "pred b32 u32 s32 f32 b64 u64 s64"
 # Instructions whose register operands may be wider than the instruction's type.
 _RELAXED = (Op.LD, Op.LD_PARAM, Op.ST, Op.CVT)
@@ -197,6 +203,10 @@ def _accepts(type_, register, relaxed):
     return (type_.name[0] == "F") == (register.name[0] == "F")
 
 
+_ACCEPTED = [[[_accepts(type_, register, relaxed) for register in Type] for type_ in Type]
+             for relaxed in (False, True)]
+
+
 def _integer(type_, bits=None):
     """The integer type with type_'s sign, of its width or of `bits`."""
     return Type[f"{'S' if type_.name[0] == 'S' else 'U'}{bits or TYPE_BITS[type_]}"]
@@ -207,7 +217,8 @@ class _Decoder:
 
     def __init__(self, module, entry):
         self.module, self.entry, self.source = module, entry, module.source
-        self.rows, self.texts, self.lines = [], [], []
+        self.rows, self.lines, self.texts = bytearray(), bytearray(), []
+        self.num_rows, self.num_lines = 0, 0
         self.files = {}
         self.constants, self.pool = {}, bytearray()
         self.register_bytes, self.num_predicates = 0, 0
@@ -230,13 +241,13 @@ class _Decoder:
         self.block(body, scope)
         self.statement(body.end, body.end + 1)
         self.emit({"op": Op.EXIT})               # falling off the end
-        self.resolve_branches()
-        self.mark_clock_compares()
+        insns = np.frombuffer(self.rows, INSN)
+        self.resolve_branches(insns)
+        self.mark_clock_compares(insns)
         return KernelImage(
             symbol=self.entry.name, version=self.module.version, target=self.module.target,
-            insns=np.array([tuple(r.values()) for r in self.rows], INSN),
-            constants=np.frombuffer(bytes(self.pool), np.uint8),
-            lines=np.array(self.lines, LINE), files=tuple(self.files),
+            insns=insns, constants=np.frombuffer(bytes(self.pool), np.uint8),
+            lines=np.frombuffer(self.lines, LINE), files=tuple(self.files),
             texts=tuple(self.texts), register_bytes=self.register_bytes,
             num_predicates=self.num_predicates, param_bytes=param_bytes,
             shared_bytes=shared_bytes, max_threads=self.entry.max_threads)
@@ -249,7 +260,7 @@ class _Decoder:
         for parameter in function.params:
             checker.registers(parameter, scope)
         checker.function_body(function, scope)
-        checker.resolve_branches()
+        checker.resolve_branches(np.frombuffer(checker.rows, INSN))
 
     # -- declarations --------------------------------------------------------------------------
 
@@ -317,7 +328,7 @@ class _Decoder:
             elif isinstance(s, ast.Registers):
                 self.registers(s, scope)
             elif isinstance(s, ast.Label):
-                self.declare(scope, s.name, len(self.rows), s.start, "labels")
+                self.declare(scope, s.name, self.num_rows, s.start, "labels")
             elif isinstance(s, ast.Variable):
                 self.declare(scope, s.name, self.shared[s.start], s.start)
             else:
@@ -356,7 +367,7 @@ class _Decoder:
     def function_body(self, function, scope):
         """scope: that of the parameters."""
         self.block(function.body, _Scope(scope), function)
-        self.declare(scope, _END, len(self.rows), function.body.end, "labels")
+        self.declare(scope, _END, self.num_rows, function.body.end, "labels")
 
     def registers(self, node, scope):
         if node.type not in _REGISTER_TYPES.split():
@@ -374,21 +385,20 @@ class _Decoder:
         """Begin a statement: what is emitted from here on is attributed to it."""
         file, line = self.source.source(start)
         number = self.files.setdefault(file.encode(), len(self.files))
-        self.lines.append((number, line, self.source.position(start)[0]))
+        self.lines += _LINE.pack(number, line, self.source.position(start)[0])
+        self.num_lines += 1
         shown = self.module.text[start:min(end, start + ast.MAX_SHOWN)]
         self.text = " ".join(shown.split()).encode()
 
     def emit(self, fields, *, guard=(-1, 0), dst=(), src=(), imm=0):
-        row = dict.fromkeys(INSN.names, 0)
-        row.update(fields)
-        row["pred"] = guard[0]
-        row["flags"] = int(row["flags"]) | guard[1]
-        row["dst"] = (*dst, *[NONE] * (4 - len(dst)))
-        row["src"] = (*src, *[NONE] * (4 - len(src)))
-        row["target"] = -1
-        row["line"] = len(self.lines) - 1
-        row["imm"] = imm
-        self.rows.append(row)
+        has = fields.get
+        self.rows += _INSN.pack(
+            fields["op"], has("type", 0), has("type2", 0), has("vec", 0), has("space", 0),
+            has("sem", 0), has("scope", 0), has("proxy", 0), has("sub", 0),
+            has("flags", 0) | guard[1], guard[0],
+            *dst, *_ABSENT[len(dst):], *src, *_ABSENT[len(src):],
+            -1, self.num_lines - 1, imm)
+        self.num_rows += 1
         self.texts.append(self.text)
 
     # -- one instruction -----------------------------------------------------------------------
@@ -404,7 +414,7 @@ class _Decoder:
         narrowed = []                            # (place in src or dst, 64-bit register)
         for spec, operand in zip(form.operands, node.operands, strict=True):
             if spec.slot == "L":
-                self.branches.append((len(self.rows), operand.name, scope, node))
+                self.branches.append((self.num_rows, operand.name, scope, node))
             elif spec.slot == "sreg":
                 fields["sub"] = self.special(operand, match.types[0])
             elif spec.slot == "n":
@@ -428,7 +438,7 @@ class _Decoder:
                     if register is not None and TYPE_BITS[register] > max(TYPE_BITS[type_], 32):
                         (widened if spec.slot == "d" else narrowed).append((dst, i, type_))
                     if spec.slot == "d" and type_ is not Type.PRED:
-                        clock = node.operands[-1] == ast.Special("%globaltimer")
+                        clock = form.op is Op.MOV_SREG and node.operands[1].name == _CLOCK
                         (self.clocks if clock else self.written).add(dst[i])
                 if not isinstance(second, ast.Sink):
                     dst[1], _ = self.register(second, scope, Type.PRED)
@@ -522,7 +532,7 @@ class _Decoder:
         found = self.resolve(name, scope)
         if not isinstance(found, _Register):
             raise _Refused(f"'{name.name}' is a variable, not a register")
-        if not _accepts(type_, found.type, relaxed):
+        if not _ACCEPTED[relaxed][type_][found.type]:
             raise _Refused(f"'{name.name}' is a .{found.type.name.lower()} register, which does "
                            f"not fit .{type_.name.lower()}")
         if (name.element is None) != (found.vector == 1):
@@ -678,7 +688,7 @@ class _Decoder:
 
     # -- after the last statement ----------------------------------------------------------------
 
-    def resolve_branches(self):
+    def resolve_branches(self, insns):
         for row, label, scope, node in self.branches:
             target = scope.find("labels", label)
             if target is None:
@@ -686,15 +696,17 @@ class _Decoder:
                     node.start, f"no label '{label}' in this scope or around it"
                     + _did_you_mean(label, scope.all("labels")),
                     self.module.text[node.start:node.end])
-            self.rows[row]["target"] = target
+            insns["target"][row] = target
 
-    def mark_clock_compares(self):
+    def mark_clock_compares(self, insns):
         """Flag comparisons of the virtual clock, with the clock on the left."""
         clocks = self.clocks - self.written
-        for row in self.rows:
-            if row["op"] is not Op.SETP or TYPE_BITS[row["type"]] != 64:
-                continue
-            a, b, *rest = row["src"]
+        if not clocks:
+            return
+        wide = [type_ for type_ in Type if TYPE_BITS[type_] == 64]
+        for i in np.flatnonzero((insns["op"] == Op.SETP) & np.isin(insns["type"], wide)):
+            row = insns[i]
+            a, b, *rest = row["src"].tolist()
             if b in clocks and a not in clocks:
                 row["src"] = (b, a, *rest)
                 row["sub"] = _SWAPPED[row["sub"]]

@@ -82,8 +82,8 @@ C_ENUMS = (
     ("emu_flag", "EMU_F", Flag),
 )
 
-TYPE_BITS = {t: 1 if t is Type.PRED else 32 if t is Type.BF16X2 else int(t.name.lstrip("BUSF"))
-             for t in Type}
+TYPE_BITS = [1 if t is Type.PRED else 32 if t is Type.BF16X2 else int(t.name.lstrip("BUSF"))
+             for t in Type]
 TYPE_WORDS = {t.name.lower(): t for t in Type}
 
 # Name in PTX -> what it is, and the type it has.

@@ -201,16 +201,23 @@ class SourceMap:
 
 # -- the lexer --------------------------------------------------------------------------------
 
+# White space belongs to what follows it, and the last two match wherever nothing else does: so no
+# place of a text is looked at twice.
 _TOKEN = re.compile(r"""
-    (?P<skip> [ \t\r\n]+ | //[^\n]* | /\*(?s:.*?)\*/ )
+[ \t\r\n]* (?:
+    (?P<name> [A-Za-z_$%][\w$]{,%d} (?![\w$]) )
+  | (?P<long> [A-Za-z_$%][\w$]* )
+  | (?P<skip> //[^\n]* | /\*(?s:.*?)\*/ )
   | (?P<open> /\* )
-  | (?P<name> [A-Za-z_$%][\w$]* )
   | (?P<dot>  \.[A-Za-z_]\w*(?:::\w+)* )
   | (?P<float> 0[fF][0-9a-fA-F]{8}\b )
   | (?P<int>  (?: 0[xX][0-9a-fA-F]+ | 0[bB][01]+ | [0-9]+ ) U?\b )
   | (?P<text> "[^"\n]*" )
   | (?P<op>   << | >> | [-{}()\[\]<>,;:|!@+*/%&^~.] )
-""", re.VERBOSE | re.ASCII)
+  | (?P<bad>  (?s:.) )
+  | (?P<end>  \Z )
+)""".replace("%d", str(MAX_NAME - 1)), re.VERBOSE | re.ASCII)
+_OTHER = {"skip", "long", "open", "bad", "end"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TARGET = re.compile(r"sm_[1-9][0-9]{1,2}[af]?")
 
@@ -222,32 +229,37 @@ _PRECEDENCE = {"|": 1, "^": 2, "&": 3, "<<": 4, ">>": 4, "+": 5, "-": 5, "*": 6,
 
 
 def _tokens(text):
-    """[(kind, text, offset)], ending with ("end", "", len(text)); or, where no token begins, with
-    ("bad", what is wrong, offset) before that: the parser complains, since it knows the .loc."""
-    tokens = []
-    position = 0
+    """(kinds, words, offsets) of a text's tokens: three tuples, which Python's garbage collector
+    does not walk through again and again, as it would through lists or a tuple for each token.
+
+    They end with "end", "", len(text); or, where no token begins, with "bad", what is wrong, and
+    where, before that: the parser complains, since it knows the .loc.
+    """
+    kinds, words, starts = [], [], []
     surrogate = _SURROGATE.search(text)      # a str may have them, a PTX file not
     readable = surrogate.start() if surrogate else len(text)
-    wrong = None
+    position, wrong = len(text), None
     for match in _TOKEN.finditer(text, 0, readable):
         kind = match.lastgroup
-        if match.start() != position:
+        if kind in _OTHER:
+            if kind == "skip":
+                continue
+            position = match.start(kind)
+            if kind == "open":
+                wrong = "a comment is not closed"
+            elif kind == "long":
+                wrong = f"a name of {len(match[kind])} characters; the most are {MAX_NAME}"
             break
-        if kind == "open":
-            wrong = "a comment is not closed"
-            break
-        if kind == "name" and len(match.group()) > MAX_NAME:
-            wrong = f"a name of {len(match.group())} characters; the most are {MAX_NAME}"
-            break
-        position = match.end()
-        if kind != "skip":
-            tokens.append((kind, match.group(), match.start()))
+        kinds.append(kind)
+        words.append(match[kind])
+        starts.append(match.start(kind))
     if surrogate and (position == readable or text[position] in '"/'):
         position, wrong = readable, None     # it cut off a string or a comment
     if position != len(text):
-        tokens.append(("bad", wrong or f"unexpected character {text[position]!r}", position))
-    tokens.append(("end", "", len(text)))
-    return tokens
+        kinds.append("bad")
+        words.append(wrong or f"unexpected character {text[position]!r}")
+        starts.append(position)
+    return (*kinds, "end"), (*words, ""), (*starts, len(text))
 
 
 def _first_variable(block):
@@ -274,18 +286,24 @@ def parse(text, name="<ptx>"):
 class _Parser:
     def __init__(self, text, source):
         self.text, self.source = text, source
-        self.tokens = _tokens(text)
-        self.index = 0
+        self.kinds, self.words, self.starts = _tokens(text)
+        self.seek(0)
         self.depth = 0                 # of the block or parenthesis that is being read
         self.num_registers = 0
-        self.kind, self.word, self.start = self.tokens[0]
+        self.instructions = {}         # words of one -> its parts
+        self.operands = {}             # word of one that is a single word -> operand
 
     # -- tokens --------------------------------------------------------------------------------
 
+    def seek(self, index):
+        """The token at hand is from here on the one at `index`."""
+        self.index = index
+        self.kind, self.word, self.start = self.kinds[index], self.words[index], self.starts[index]
+
     def advance(self):
         word = self.word
-        self.index += 1
-        self.kind, self.word, self.start = self.tokens[self.index]
+        self.index = index = self.index + 1      # seek(), without the call
+        self.kind, self.word, self.start = self.kinds[index], self.words[index], self.starts[index]
         return word
 
     def accept(self, word):
@@ -490,7 +508,7 @@ class _Parser:
         self.enter()
         statements = []
         while self.word != "}":
-            if self.kind == "name" and self.tokens[self.index + 1][1] != ":" or self.word == "@":
+            if self.kind == "name" and self.words[self.index + 1] != ":" or self.word == "@":
                 statements.append(self.instruction())
             elif self.kind == "name":
                 statements.append(Label(self.declared_name("a label"), self.start))
@@ -544,7 +562,23 @@ class _Parser:
         return Registers(type_, vector, names, start)
 
     def instruction(self):
-        start = self.start
+        """One statement.  Those of the same words share their parts."""
+        start, first = self.start, self.index
+        try:
+            last = self.words.index(";", first)
+        except ValueError:
+            last = first                         # there will be an error
+        words = self.words[first:last]
+        parts = self.instructions.get(words)
+        if parts is None:
+            parts = self.instruction_parts()
+            if "(" not in words:                 # whose depth counts
+                self.instructions[words] = parts
+        self.seek(last + 1)
+        return Instruction(*parts, start, self.starts[last] + 1)
+
+    def instruction_parts(self):
+        """(opcode, qualifiers, operands, guard) of an instruction, up to its `;`."""
         guard = None
         if self.accept("@"):
             negated = self.accept("!")
@@ -557,14 +591,12 @@ class _Parser:
         if opcode == "call":
             operands = self.called()
         elif self.word != ";":
-            operands.append(self.operand())
+            operands.append(self.shared_operand())
             while self.accept(","):
-                operands.append(self.operand())
+                operands.append(self.shared_operand())
         if self.word != ";":
             raise self.unexpected("',' or ';'")
-        end = self.start + 1
-        self.advance()
-        return Instruction(opcode, tuple(qualifiers), operands, guard, start, end)
+        return opcode, tuple(qualifiers), operands, guard
 
     def called(self):
         """The function's name and the arguments of `call name, (a, b)`."""
@@ -578,6 +610,18 @@ class _Parser:
         return operands
 
     # -- operands ------------------------------------------------------------------------------
+
+    def shared_operand(self):
+        """One operand.  All those of one and the same word are one object."""
+        word = self.word
+        if not word or self.words[self.index + 1] not in (",", ";"):
+            return self.operand()
+        operand = self.operands.get(word)
+        if operand is None:
+            operand = self.operands[word] = self.operand()
+        else:
+            self.advance()
+        return operand
 
     def operand(self):
         if self.word == "[":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from statements import FIRST_LINE, kernel, spellings
 
-from deepep_ptx.emu.decode import INSN, LINE, _accepts
+from deepep_ptx.emu.decode import _INSN, _LINE, INSN, LINE, _accepts
 from deepep_ptx.emu.isa import (
     C_ENUMS,
     FORMS,
@@ -233,3 +233,4 @@ def test_the_arrays_have_the_layout_of_the_c_structures(tmp_path):
          "-fsyntax-only", "-xc", "-"], input=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert INSN.itemsize == 64 and np.dtype(INSN).alignment == 1
+    assert (_INSN.size, _LINE.size) == (INSN.itemsize, LINE.itemsize)

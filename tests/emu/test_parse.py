@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The PTX grammar: what the tree holds, and where an error is said to be."""
 
+import time
+
 import pytest
 from statements import FIRST_LINE, kernel
 
@@ -188,3 +190,29 @@ def test_module_errors(text, says):
     with pytest.raises(PtxError) as caught:
         parse(text)
     assert says in str(caught.value)
+
+
+def test_statements_of_the_same_words_share_their_operands():
+    """Their places are their own; comments and white space are no words."""
+    lines = ["@q0 add.u32 r0, r0, 7;", "@q0 add.u32 r0,r0,\t7 /* ; */;", "@q0 add.u32 r0, r0, 8;"]
+    text = kernel(*lines)
+    first, again, other = parse(text).entries[0].body.statements[6:9]
+    assert again.operands is first.operands and again.guard == ast.Guard("q0", False)
+    assert other.operands == [ast.Name("r0"), ast.Name("r0"), ast.Int(8)]
+    assert [text[s.start:s.end] for s in (first, again, other)] == lines
+
+
+def test_parentheses_count_wherever_a_statement_stands():
+    statement = "mov.u32 r0, ((1));"
+    parse(kernel(statement, "{" * 47, statement, "}" * 47))
+    with pytest.raises(PtxError, match="more than 50 blocks or parentheses in each other"):
+        parse(kernel(statement, "{" * 48, statement, "}" * 48))
+
+
+@pytest.mark.parametrize("filling", [" ", "\n", "// x\n", "/**/"])
+def test_what_is_between_tokens_is_read_once(filling):
+    start = time.process_time()
+    for wrong in ("", "#"):
+        with pytest.raises(PtxError):
+            parse(2 ** 20 * filling + wrong)
+    assert time.process_time() - start < 10
