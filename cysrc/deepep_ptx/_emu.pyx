@@ -35,8 +35,8 @@ from deepep_ptx._emu_host cimport (
     host_counters, host_create, host_destroy, host_enter, host_failure, host_fault, host_free,
     host_graph, host_graph_destroy, host_graph_keep, host_graph_replay, host_holder, host_kernel,
     host_kernel_load, host_kernel_ran, host_last_error, host_launch, host_leave, host_map,
-    host_map_peer, host_now, host_pin, host_races, host_races_whole, host_report, host_run, host_start, host_stream,
-    host_stream_create, host_stream_destroy, host_synchronize, host_unmap, host_unmap_peer,
+    host_map_peer, host_now, host_pin, host_races, host_races_whole, host_report, host_run,
+    host_start, host_stream, host_stream_create, host_stream_destroy, host_synchronize, host_unmap, host_unmap_peer,
     host_unpin, host_wait_word, host_written, host_yield, race_found, race_place,
 )
 from deepep_ptx._emu_image cimport Image

@@ -128,14 +128,90 @@ static struct race_clock *own(struct race_checker *c, struct race_warp *warp, ui
 
 static void note_whether_together(struct race_warp *warp)
 {
-    warp->together = true;
+    warp->together = warp->lanes[0].num_got == 0;
     for (unsigned l = 1; l < EMU_LANES; l++)
-        warp->together &= warp->lanes[l].clock == warp->lanes[0].clock;
+        warp->together &= warp->lanes[l].clock == warp->lanes[0].clock &&
+                          warp->lanes[l].num_got == 0;
+}
+
+/* Whether the clock is after the token.  Who comes after a release comes after all that it does; in
+ * the other planes, only by a way on which the same proxy fences lie. */
+static bool is_after(const struct race_clock *clock, const struct race_token *token)
+{
+    return race_clock_knows_all(clock, RACE_ORDER, token->slot, token->synced) &&
+           race_clock_knows(clock, RACE_ORDER, token->slot, token->lane, token->time) &&
+           (token->clock->num_planes == 1 || race_clock_covers(clock, token->clock));
+}
+
+static bool go_after(struct race_clock *clock, const struct race_token *token)
+{
+    if (!race_clock_covers(clock, token->clock) && !race_clock_join(clock, token->clock))
+        return false;
+    race_clock_note(clock, RACE_ORDER, token->slot, token->synced);
+    return race_clock_note_lane(clock, RACE_ORDER, token->slot, token->lane, token->time);
+}
+
+static void forget_got(struct race_lane *lane)
+{
+    for (uint32_t i = 0; i < lane->num_got; i++)
+        race_clock_drop(lane->got[i].clock);
+    lane->num_got = 0;
+}
+
+/* What the lanes have got goes into their clocks. */
+static void settle(struct race_checker *c, struct race_warp *warp, uint32_t lanes)
+{
+    bool any = false;
+
+    if (warp->together)
+        return;
+    for (uint32_t left = lanes; left; left &= left - 1) {
+        struct race_lane *lane = &warp->lanes[__builtin_ctz(left)];
+
+        for (uint32_t i = 0; i < lane->num_got; i++) {
+            struct race_clock *mine;
+
+            if (is_after(lane->clock, &lane->got[i]))
+                continue;
+            mine = own(c, warp, left & -left);
+            if (!mine || !race_ok(c, go_after(mine, &lane->got[i])))
+                return;
+        }
+        any |= lane->num_got != 0;
+        forget_got(lane);
+    }
+    if (any)
+        note_whether_together(warp);
+}
+
+/* All that the lanes come after, joined into *sum, which its holder owns.  False: no memory. */
+static bool gather(struct race_checker *c, const struct race_warp *warp, uint32_t lanes,
+                   struct race_clock **sum)
+{
+    for (uint32_t left = lanes; left;) {
+        uint32_t same = alike(warp, left);
+        const struct race_clock *mine = warp->lanes[__builtin_ctz(same)].clock;
+
+        left &= ~same;
+        if (!race_clock_covers(*sum, mine) &&
+            (!race_clock_own(sum, 1, c->extent) || !race_clock_join(*sum, mine)))
+            return false;
+    }
+    for (; lanes && !warp->together; lanes &= lanes - 1) {
+        const struct race_lane *lane = &warp->lanes[__builtin_ctz(lanes)];
+
+        for (uint32_t i = 0; i < lane->num_got; i++)
+            if (!is_after(*sum, &lane->got[i]) &&
+                (!race_clock_own(sum, 1, c->extent) || !go_after(*sum, &lane->got[i])))
+                return false;
+    }
+    return true;
 }
 
 void race_lanes_join(struct race_checker *c, struct race_warp *warp, uint32_t lanes,
                      const struct race_clock *clock)
 {
+    settle(c, warp, lanes);
     while (lanes) {
         uint32_t same = alike(warp, lanes);
         struct race_clock *mine = warp->lanes[__builtin_ctz(same)].clock;
@@ -150,38 +226,33 @@ void race_lanes_join(struct race_checker *c, struct race_warp *warp, uint32_t la
     note_whether_together(warp);
 }
 
-/* Whether the clock is after the token.  Who comes after a release comes after all that it does; in
- * the other planes, only by a way on which the same proxy fences lie. */
-static bool is_after(const struct race_clock *clock, const struct race_token *token)
-{
-    return race_clock_knows_all(clock, RACE_ORDER, token->slot, token->synced) &&
-           race_clock_knows(clock, RACE_ORDER, token->slot, token->lane, token->time) &&
-           (token->clock->num_planes == 1 || race_clock_covers(clock, token->clock));
-}
+#define MOST_GOT 16                      /* tokens that a lane has beside its clock           */
 
-static bool go_after(struct race_clock *clock, const struct race_token *token)
+void race_lane_after(struct race_checker *c, struct race_warp *warp, unsigned l,
+                     const struct race_token *token)
 {
-    if (!race_clock_join(clock, token->clock))
-        return false;
-    race_clock_note(clock, RACE_ORDER, token->slot, token->synced);
-    return race_clock_note_lane(clock, RACE_ORDER, token->slot, token->lane, token->time);
-}
+    struct race_lane *lane = &warp->lanes[l];
 
-void race_lanes_after(struct race_checker *c, struct race_warp *warp, uint32_t lanes,
-                      const struct race_token *token)
-{
-    while (lanes) {
-        uint32_t same = alike(warp, lanes);
-        struct race_clock *mine = warp->lanes[__builtin_ctz(same)].clock;
-
-        lanes &= ~same;
-        if (is_after(mine, token))
-            continue;
-        mine = own(c, warp, same);
-        if (!mine || !race_ok(c, go_after(mine, token)))
+    if (is_after(lane->clock, token))
+        return;
+    for (uint32_t i = 0; i < lane->num_got; i++)
+        if (lane->got[i].slot == token->slot && lane->got[i].lane == token->lane &&
+            lane->got[i].time == token->time && lane->got[i].clock == token->clock)
             return;
+    if (lane->num_got == MOST_GOT)
+        settle(c, warp, 1u << l);
+    if (lane->num_got == lane->max_got) {
+        uint32_t max = lane->max_got ? 2 * lane->max_got : 2;
+        struct race_token *grown = realloc(lane->got, max * sizeof *grown);
+
+        if (!race_ok(c, grown != NULL))
+            return;
+        lane->got = grown;
+        lane->max_got = max;
     }
-    note_whether_together(warp);
+    lane->got[lane->num_got++] = *token;
+    race_clock_hold(token->clock);
+    warp->together = false;
 }
 
 void race_clock_after(struct race_checker *c, struct race_clock **clock,
@@ -200,6 +271,7 @@ void race_lanes_fence_proxy(struct race_checker *c, struct race_warp *warp, uint
 {
     uint32_t time = c->slots[warp->slot].time;
 
+    settle(c, warp, lanes);
     warp->fenced = true;
     for (uint32_t left = lanes; left; left &= left - 1) {
         warp->own[plane][__builtin_ctz(left)] = time;
@@ -259,8 +331,10 @@ static void learn_fences(struct race_warp *warp)
 struct race_token race_token_of(struct race_checker *c, struct race_warp *warp, unsigned lane,
                                 uint8_t scope, uint32_t pc)
 {
-    struct race_clock *clock = race_clock_hold(warp->lanes[lane].clock);
+    struct race_clock *clock;
 
+    settle(c, warp, 1u << lane);
+    clock = race_clock_hold(warp->lanes[lane].clock);
     if (warp->fenced && race_ok(c, race_clock_own(&clock, 1, c->extent)))
         race_ok(c, note_fenced(warp, clock, (int)lane));
     return (struct race_token){
@@ -273,28 +347,23 @@ void race_warp_gives(struct race_checker *c, struct race_warp *warp, struct race
 {
     if (!*sum && !race_ok(c, (*sum = race_clock_new(c->extent)) != NULL))
         return;
-    if (!race_ok(c, race_clock_own(sum, 1, c->extent)))
+    if (!race_ok(c, gather(c, warp, EMU_ALL_LANES, sum)) ||
+        !race_ok(c, race_clock_own(sum, 1, c->extent)))
         return;
-    for (uint32_t left = EMU_ALL_LANES; left;) {
-        uint32_t same = alike(warp, left);
-        const struct race_clock *mine = warp->lanes[__builtin_ctz(same)].clock;
-
-        left &= ~same;
-        if (!race_clock_covers(*sum, mine) && !race_ok(c, race_clock_join(*sum, mine)))
-            return;
-    }
     race_clock_note(*sum, RACE_ORDER, warp->slot, c->slots[warp->slot].time);
     if (warp->fenced)
         race_ok(c, note_fenced(warp, *sum, -1));
 }
 
-void race_warp_set(struct race_checker *c, struct race_warp *warp, struct race_clock *clock)
+void race_warp_set(struct race_warp *warp, struct race_clock *clock)
 {
-    (void)c;
     for (unsigned l = 0; l < EMU_LANES; l++) {
+        struct race_lane *lane = &warp->lanes[l];
+
         race_clock_hold(clock);
-        race_clock_drop(warp->lanes[l].clock);
-        warp->lanes[l].clock = clock;
+        race_clock_drop(lane->clock);
+        lane->clock = clock;
+        forget_got(lane);
     }
     warp->together = true;
     warp->synced = warp->arrived;
@@ -303,28 +372,18 @@ void race_warp_set(struct race_checker *c, struct race_warp *warp, struct race_c
 
 void race_warp_meet(struct race_checker *c, struct race_warp *warp, uint32_t live)
 {
-    warp->arrived = c->slots[warp->slot].time;
-    if (!warp->together) {
-        struct race_clock *clock = race_clock_hold(warp->lanes[__builtin_ctz(live)].clock);
+    struct race_clock *clock;
 
-        for (uint32_t left = live; left;) {
-            uint32_t same = alike(warp, left);
-            const struct race_clock *mine = warp->lanes[__builtin_ctz(same)].clock;
-
-            left &= ~same;
-            if (race_clock_covers(clock, mine))
-                continue;
-            if (!race_ok(c, race_clock_own(&clock, 1, c->extent)) ||
-                !race_ok(c, race_clock_join(clock, mine)))
-                break;
-        }
-        race_warp_set(c, warp, clock);
-        race_clock_drop(clock);
-    } else {
+    warp->arrived = c->slots[warp->slot].time++;
+    if (warp->together) {
         warp->synced = warp->arrived;
         learn_fences(warp);
+        return;
     }
-    c->slots[warp->slot].time++;
+    clock = race_clock_hold(warp->lanes[__builtin_ctz(live)].clock);
+    if (race_ok(c, gather(c, warp, live, &clock)))
+        race_warp_set(warp, clock);
+    race_clock_drop(clock);
 }
 
 void race_lanes_meet(struct race_checker *c, struct race_warp *warp, uint32_t lanes, uint32_t pc)
@@ -335,7 +394,8 @@ void race_lanes_meet(struct race_checker *c, struct race_warp *warp, uint32_t la
     for (uint32_t left = lanes; left; left &= left - 1)
         tokens[n++] = race_token_of(c, warp, __builtin_ctz(left), EMU_SC_CTA, pc);
     for (unsigned i = 0; i < n; i++) {
-        race_lanes_after(c, warp, lanes, &tokens[i]);
+        for (uint32_t left = lanes; left; left &= left - 1)
+            race_lane_after(c, warp, __builtin_ctz(left), &tokens[i]);
         race_clock_drop(tokens[i].clock);
     }
     c->slots[warp->slot].time++;
@@ -343,8 +403,8 @@ void race_lanes_meet(struct race_checker *c, struct race_warp *warp, uint32_t la
 
 /* -- what is known ----------------------------------------------------------------------------- */
 
-static bool knows_lanes(const struct race_clock *clock, const struct race_mark *mark,
-                        uint32_t lanes)
+static bool clock_knows_lanes(const struct race_clock *clock, const struct race_mark *mark,
+                              uint32_t lanes)
 {
     if (race_clock_knows_all(clock, RACE_ORDER, mark->slot, mark->time))
         return true;
@@ -353,6 +413,36 @@ static bool knows_lanes(const struct race_clock *clock, const struct race_mark *
     for (; lanes; lanes &= lanes - 1)
         if (!race_clock_knows(clock, RACE_ORDER, mark->slot, __builtin_ctz(lanes), mark->time))
             return false;
+    return true;
+}
+
+/* Whether the token's clock, or the token itself, is after what the lanes did. */
+static bool token_knows_lanes(const struct race_token *token, const struct race_mark *mark,
+                              uint32_t lanes)
+{
+    if (token->slot == mark->slot &&
+        (mark->time <= token->synced || (mark->time <= token->time && lanes == 1u << token->lane)))
+        return true;
+    return clock_knows_lanes(token->clock, mark, lanes);
+}
+
+/* Each of the lanes may be known by another way. */
+static bool knows_lanes(const struct race_lane *lane, const struct race_mark *mark, uint32_t lanes)
+{
+    if (clock_knows_lanes(lane->clock, mark, lanes))
+        return true;
+    if (!lane->num_got)
+        return false;
+    do {
+        uint32_t one = mark->flags & (RACE_ASYNC | RACE_HOST | RACE_NC) ? lanes : lanes & -lanes;
+        bool known = clock_knows_lanes(lane->clock, mark, one);
+
+        for (uint32_t i = 0; i < lane->num_got && !known; i++)
+            known = token_knows_lanes(&lane->got[i], mark, one);
+        if (!known)
+            return false;
+        lanes &= ~one;
+    } while (lanes);
     return true;
 }
 
@@ -365,15 +455,15 @@ bool race_lanes_know(const struct race_warp *warp, uint32_t lanes, const struct 
         for (uint32_t left = lanes; left; left &= left - 1) {
             uint32_t others = mark_lanes & ~(left & -left);
 
-            if (others && !knows_lanes(warp->lanes[__builtin_ctz(left)].clock, mark, others))
+            if (others && !knows_lanes(&warp->lanes[__builtin_ctz(left)], mark, others))
                 return false;
         }
         return true;
     }
     if (warp->together)
-        return knows_lanes(warp->lanes[0].clock, mark, mark_lanes);
+        return clock_knows_lanes(warp->lanes[0].clock, mark, mark_lanes);
     for (uint32_t left = lanes; left; left &= left - 1)
-        if (!knows_lanes(warp->lanes[__builtin_ctz(left)].clock, mark, mark_lanes))
+        if (!knows_lanes(&warp->lanes[__builtin_ctz(left)], mark, mark_lanes))
             return false;
     return true;
 }

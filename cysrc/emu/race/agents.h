@@ -76,7 +76,9 @@ struct race_seen {
 };
 
 struct race_lane {
-    struct race_clock *clock;
+    struct race_clock *clock;            /* with `got`, what it comes after                   */
+    struct race_token *got;              /* acquired, and not joined into the clock so far    */
+    uint32_t num_got, max_got;
     struct race_token fence;             /* at its last fence; clock NULL: none               */
     struct race_seen *seen;
     uint32_t num_seen, max_seen;
@@ -93,7 +95,7 @@ struct race_warp {
     uint32_t slot;
     uint32_t synced;         /* each lane comes after what all lanes did up to then           */
     uint32_t arrived;        /* its time when it came to the CTA barrier                      */
-    bool together;           /* the lanes' clocks are one                                     */
+    bool together;           /* the lanes' clocks are one, and none has `got` anything        */
     bool fenced;             /* a lane has executed a proxy fence                             */
     struct race_lane lanes[EMU_LANES];
     /* Per plane but the first: up to when a lane's own accesses, and those of all lanes, lie before
@@ -150,9 +152,9 @@ const struct race_tenant *race_tenant_at(const struct race_checker *c, uint32_t 
 /* What a lane has done and come after so far, for others: the clock is held. */
 struct race_token race_token_of(struct race_checker *c, struct race_warp *warp, unsigned lane,
                                 uint8_t scope, uint32_t pc);
-/* The lanes come after the token, or a clock, too. */
-void race_lanes_after(struct race_checker *c, struct race_warp *warp, uint32_t lanes,
-                      const struct race_token *token);
+/* A lane comes after the token, lanes after a clock, too. */
+void race_lane_after(struct race_checker *c, struct race_warp *warp, unsigned lane,
+                     const struct race_token *token);
 void race_lanes_join(struct race_checker *c, struct race_warp *warp, uint32_t lanes,
                      const struct race_clock *clock);
 /* A clock whose holder has the only reference comes after a token. */
@@ -168,7 +170,7 @@ void race_lanes_meet(struct race_checker *c, struct race_warp *warp, uint32_t la
 /* All live lanes have met. */
 void race_warp_meet(struct race_checker *c, struct race_warp *warp, uint32_t live);
 /* They all have `clock`, which has the warp's time `arrived` in it. */
-void race_warp_set(struct race_checker *c, struct race_warp *warp, struct race_clock *clock);
+void race_warp_set(struct race_warp *warp, struct race_clock *clock);
 
 /* Whether all of the lanes come after what a mark's lanes did. */
 bool race_lanes_know(const struct race_warp *warp, uint32_t lanes, const struct race_mark *mark,

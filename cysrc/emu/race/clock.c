@@ -21,6 +21,13 @@ static const struct race_lane_times *lanes_in(const struct race_clock *clock, ui
     return &clock->lanes[plane < clock->num_planes ? plane : 0];
 }
 
+static uint64_t new_id(void)
+{
+    static uint64_t ids;                 /* of all worlds, which threads of their own may run */
+
+    return __atomic_add_fetch(&ids, 1, __ATOMIC_RELAXED);
+}
+
 struct race_clock *race_clock_new(struct race_extent extent)
 {
     uint64_t times = (uint64_t)extent.num_planes * extent.num_slots;
@@ -29,6 +36,7 @@ struct race_clock *race_clock_new(struct race_extent extent)
     if (!clock)
         return NULL;
     clock->refs = 1;
+    clock->id = new_id();
     clock->num_planes = extent.num_planes;
     clock->num_slots = extent.num_slots;
     return clock;
@@ -74,8 +82,10 @@ bool race_clock_own(struct race_clock **clock, uint32_t refs, struct race_extent
     struct race_clock *old = *clock, *new;
 
     if (old->refs == refs && old->num_slots >= extent.num_slots &&
-        old->num_planes >= extent.num_planes)
+        old->num_planes >= extent.num_planes) {
+        old->id = new_id();
         return true;
+    }
     if (extent.num_slots < old->num_slots)
         extent.num_slots = old->num_slots;
     if (extent.num_planes < old->num_planes)
@@ -85,6 +95,8 @@ bool race_clock_own(struct race_clock **clock, uint32_t refs, struct race_extent
         return false;
     new->refs = refs;
     new->node = old->node;
+    memcpy(new->joined, old->joined, sizeof new->joined);
+    new->num_joined = old->num_joined;
     old->refs -= refs - 1;
     race_clock_drop(old);
     *clock = new;
@@ -119,16 +131,66 @@ bool race_clock_knows(const struct race_clock *clock, enum race_plane plane, uin
     return at < lanes->num && lanes->of[at].who == who && lanes->of[at].time >= time;
 }
 
+/* -- loops over slots, once for each instruction set of the host ------------------------------- */
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE bool any_above(const uint32_t *a, const uint32_t *b, uint32_t num)
+{
+    uint32_t above = 0;
+
+    for (uint32_t i = 0; i < num; i++)
+        above |= a[i] > b[i];
+    return above;
+}
+
+INLINE void raise_to(uint32_t *restrict a, const uint32_t *restrict b, uint32_t num)
+{
+    for (uint32_t i = 0; i < num; i++)
+        a[i] = a[i] < b[i] ? b[i] : a[i];
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define AVX2 __attribute__((target("avx2")))
+
+AVX2 static bool any_above_avx2(const uint32_t *a, const uint32_t *b, uint32_t num)
+{
+    return any_above(a, b, num);
+}
+
+AVX2 static void raise_to_avx2(uint32_t *restrict a, const uint32_t *restrict b, uint32_t num)
+{
+    raise_to(a, b, num);
+}
+
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2");
+}
+#else
+#define any_above_avx2 any_above
+#define raise_to_avx2 raise_to
+
+static bool has_avx2(void)
+{
+    return false;
+}
+#endif
+
+/* Whether one of the times in `a` is above that in `b`. */
+static bool is_above(const uint32_t *a, const uint32_t *b, uint32_t num)
+{
+    return has_avx2() ? any_above_avx2(a, b, num) : any_above(a, b, num);
+}
+
 static bool plane_covers(const struct race_clock *clock, const struct race_clock *other,
                          uint32_t plane)
 {
     const uint32_t *mine = plane_in(clock, plane), *theirs = plane_in(other, plane);
     const struct race_lane_times *lanes = lanes_in(other, plane);
     uint32_t common = clock->num_slots < other->num_slots ? clock->num_slots : other->num_slots;
-    uint32_t missing = 0;
+    bool missing = is_above(theirs, mine, common);
 
-    for (uint32_t i = 0; i < common; i++)
-        missing |= theirs[i] > mine[i];
     for (uint32_t i = common; i < other->num_slots; i++)
         missing |= theirs[i] != 0;
     for (uint32_t i = 0; i < lanes->num && !missing; i++)
@@ -144,6 +206,9 @@ bool race_clock_covers(const struct race_clock *clock, const struct race_clock *
 
     if (clock == other)
         return true;
+    for (uint32_t i = 0; i < RACE_JOINED; i++)
+        if (clock->joined[i] == other->id)
+            return true;
     for (uint32_t p = 0; p < planes; p++)
         if (!plane_covers(clock, other, p))
             return false;
@@ -214,12 +279,12 @@ static void prune(struct race_clock *clock, uint32_t plane)
 static bool join_plane(struct race_clock *clock, uint32_t to, const struct race_clock *other,
                        uint32_t from)
 {
-    uint32_t *restrict mine = plane_of(clock, to);
-    const uint32_t *theirs = plane_in(other, from);
     const struct race_lane_times *lanes = lanes_in(other, from);
 
-    for (uint32_t i = 0; i < other->num_slots; i++)
-        mine[i] = mine[i] < theirs[i] ? theirs[i] : mine[i];
+    if (has_avx2())
+        raise_to_avx2(plane_of(clock, to), plane_in(other, from), other->num_slots);
+    else
+        raise_to(plane_of(clock, to), plane_in(other, from), other->num_slots);
     prune(clock, to);
     for (uint32_t i = 0; i < lanes->num; i++)
         if (!race_clock_note_lane(clock, to, lanes->of[i].who >> LANE_BITS,
@@ -233,6 +298,7 @@ bool race_clock_join(struct race_clock *clock, const struct race_clock *other)
     for (uint32_t p = 0; p < clock->num_planes; p++)
         if (!join_plane(clock, p, other, p))
             return false;
+    clock->joined[clock->num_joined++ % RACE_JOINED] = other->id;
     return true;
 }
 
@@ -243,12 +309,9 @@ bool race_clock_fence(struct race_clock *clock, enum race_plane plane)
 
 bool race_clock_is_fenced(const struct race_clock *clock, enum race_plane plane)
 {
-    const uint32_t *order = plane_in(clock, RACE_ORDER), *fenced = plane_in(clock, plane);
     const struct race_lane_times *lanes = &clock->lanes[RACE_ORDER];
-    uint32_t missing = 0;
+    bool missing = is_above(plane_in(clock, RACE_ORDER), plane_in(clock, plane), clock->num_slots);
 
-    for (uint32_t i = 0; i < clock->num_slots; i++)
-        missing |= order[i] > fenced[i];
     for (uint32_t i = 0; i < lanes->num && !missing; i++)
         missing = !race_clock_knows(clock, plane, lanes->of[i].who >> LANE_BITS,
                                     lanes->of[i].who & 31, lanes->of[i].time);

@@ -24,11 +24,16 @@ struct race_lane_times {
     uint32_t num, max;
 };
 
+#define RACE_JOINED 8
+
 struct race_clock {
     uint32_t refs;
     uint32_t num_planes;                 /* 1: the other planes are as the first              */
     uint32_t num_slots;
     uint32_t node;                       /* whose clock it is, in the history; 0: nobody's    */
+    uint64_t id;                         /* of no other clock, nor of what this one was before */
+    uint64_t joined[RACE_JOINED];        /* ids of the last clocks that it was joined with    */
+    uint32_t num_joined;
     struct race_lane_times lanes[RACE_PLANES];
     uint32_t times[];                    /* [num_planes][num_slots]                           */
 };

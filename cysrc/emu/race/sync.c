@@ -109,7 +109,7 @@ void race_strong_load(struct race_checker *c, const struct race_touch *t)
             continue;
         reaches = true;
         if (acquire)
-            race_lanes_after(c, t->warp, 1u << t->lane, token);
+            race_lane_after(c, t->warp, t->lane, token);
     }
     if (word->last.slot != t->warp->slot || word->last.lanes != 1u << t->lane)
         add_edge(c, &(struct race_edge){
@@ -182,7 +182,7 @@ static void fence_lane(struct race_checker *c, struct race_warp *warp, unsigned 
         bool reaches = token_reaches(c, token, narrower(lane->seen[i].scope, scope), warp);
 
         if (reaches)
-            race_lanes_after(c, warp, 1u << l, token);
+            race_lane_after(c, warp, l, token);
         add_edge(c, &(struct race_edge){
             .from = token->slot, .from_time = token->time, .from_pc = token->pc,
             .from_lane = (int8_t)token->lane, .to = warp->slot, .to_time = now_of(c, warp),
@@ -258,7 +258,7 @@ static void complete_bar(struct race_checker *c, const struct emu_event *e, stru
     for (uint32_t left = m->sum ? m->warps : 0; left; left &= left - 1) {
         struct race_warp *warp = e->cta->warps[__builtin_ctz(left)].watched;
 
-        race_warp_set(c, warp, m->sum);
+        race_warp_set(warp, m->sum);
         edge_from_node(c, m->node, warp, RACE_EDGE_BAR, e->pc, -1);
     }
     race_clock_drop(m->sum);
@@ -573,6 +573,9 @@ static void free_warp(struct race_warp *warp)
 
         race_clock_drop(lane->clock);
         race_clock_drop(lane->fence.clock);
+        for (uint32_t i = 0; i < lane->num_got; i++)
+            race_clock_drop(lane->got[i].clock);
+        free(lane->got);
         for (uint32_t i = 0; i < lane->num_seen; i++)
             race_clock_drop(lane->seen[i].token.clock);
         free(lane->seen);
