@@ -12,6 +12,8 @@
 #include "core/status.h"
 #include "core/util.h"
 
+#include <stddef.h>
+
 #define NS_PER_S 1000000000ull
 
 /* -- room ----------------------------------------------------------------------------------- */
@@ -105,15 +107,24 @@ static int waits_for_totals(const struct ep_dispatch_args *a)
     return !a->rows && !a->handle;
 }
 
+static void will_read(const struct ep_buffer *b, const void *host, uint64_t bytes)
+{
+    if (b->exec->will_read)
+        b->exec->will_read(b->exec->self, host, bytes);
+}
+
 /* Until the totals of this call are there.  What the streams had queued before it takes its own time;
  * once the call runs the device gives up after timeout_ns.  The host waits longer, so that it is the
  * device that says for whom it waited. */
 static int wait_totals(struct ep_buffer *b)
 {
+    const struct ep_executor *exec = b->exec;
     uint64_t limit = b->comm.timeout_ns;
     limit = limit > (EP_FOREVER - NS_PER_S) / 2 ? EP_FOREVER : 2 * limit + NS_PER_S;
-    TRY(b->exec->wait_word(b->exec->self, b->stream, &b->totals->started, b->ticket, EP_FOREVER));
-    return b->exec->wait_word(b->exec->self, b->stream, &b->totals->ticket, b->ticket, limit);
+    TRY(exec->wait_word(exec->self, b->stream, &b->totals->started, b->ticket, EP_FOREVER));
+    TRY(exec->wait_word(exec->self, b->stream, &b->totals->ticket, b->ticket, limit));
+    will_read(b, &b->totals->verdict, sizeof *b->totals - offsetof(struct ep_totals, verdict));
+    return EP_OK;
 }
 
 /* Host-wait mode: rows and slot of this call, the extent trimmed. */
@@ -198,5 +209,8 @@ int ep_buffer_dispatch(struct ep_buffer *b, const struct ep_dispatch_args *a,
         b->wants_room |= out->landed && b->grows && !b->graph;
     }
     out->expert_counts = (const uint32_t *)(b->totals + 1);
+    if (waits && !a->handle)
+        will_read(b, out->expert_counts,
+                  a->num_experts / b->comm.num_ranks * sizeof *out->expert_counts);
     return EP_OK;
 }

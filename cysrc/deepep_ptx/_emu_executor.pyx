@@ -241,6 +241,12 @@ cdef class EmuExecutor(Executor):
         launch.stream = <void *><size_t>stream
         self.call(self.table.launch(self.table.self, &launch))
 
+    def will_read(self, address, nbytes):
+        """Tells the race checker that the host reads pinned memory at its `address`, behind the wait
+        that orders it with what kernels wrote there."""
+        self.table.will_read(self.table.self, <const void *><size_t>address,
+                             check_int(nbytes, "nbytes", 1, 2**40))
+
     def wait_word(self, address, want, timeout_s=None):
         """Wait until the u64 at host `address` is `want`; `DeepEPTimeoutError` after `timeout_s`
         of virtual time (None: the world's limit)."""

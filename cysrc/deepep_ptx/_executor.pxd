@@ -61,6 +61,7 @@ cdef extern from "deepep_ptx/executor.h" nogil:
         int (*graph_keep)(void *context, void *graph, void *what,
                           void (*release)(void *what) noexcept nogil) noexcept nogil
         int (*launch)(void *context, const ep_launch *launch) noexcept nogil
+        void (*will_read)(void *context, const void *host, uint64_t nbytes) noexcept nogil
         int (*wait_word)(void *context, void *stream, const uint64_t *word, uint64_t want,
                          uint64_t timeout_ns) noexcept nogil
         int (*interrupted)() noexcept nogil

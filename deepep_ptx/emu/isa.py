@@ -398,6 +398,8 @@ FORMS = (
          "ld.volatile.global.u32 r0, [d0];", _DATA),
         (Op.LD, "ld.{relaxed,acquire}.SCOPE.global{.L1::no_allocate}{.L2::256B}{.VEC}.TYPE d, [a]",
          "ld.acquire.sys.global.u64 d0, [d1];", _STRONG),
+        (Op.LD, "ld.relaxed.SCOPE.shared.TYPE d, [a]", "ld.relaxed.cta.shared.u32 r0, [smem + 16];",
+         _STRONG),
         (Op.LD_PARAM, "ld.param{.VEC}.TYPE d, [a]", "ld.param.u64 d0, [p + 8];", _DATA),
         (Op.ST, "st{.weak}.global{.L1::no_allocate}{.VEC}.TYPE [a], v",
          "st.global.v4.b32 [d0], {r0, r1, 0, r3};", _WEAK),

@@ -150,7 +150,7 @@ def test_races_are_grouped_by_statements():
         machine.launch(body, there[rank], 1, rank=rank, block=64)
     assert machine.world.run()
     race = race_of(machine.world, "unordered")
-    assert race.count == 32                     # of 16 bytes each
+    assert race.count == 64
     assert "barrier" in race.fix and not race.chain
 
 
@@ -258,6 +258,22 @@ def test_one_lane_releases_for_its_warp(sync, scheduler, seed):
         assert "bar.warp.sync" in race.fix and f"{FILE}:{line_of(ROW, 'ROW')}" in race.fix
 
 
+# Each lane what it has accessed itself, of fewer than 16 bytes.
+@pytest.mark.parametrize(("scheduler", "seed"), MODES)
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_lanes_side_by_side_in_16_bytes(size, scheduler, seed):
+    register = "d5" if size == 8 else "r5"
+    body = (f"mad.wide.u32 d4, r0, {size}, d0;\nld.global.u{8 * size} {register}, [d4];\n"
+            f"st.global.u{8 * size} [d4], {register};\nld.global.u{8 * size} {register}, [d4];\n")
+    machine = Checked(scheduler=scheduler, seed=seed)
+    machine.run(body, machine.words(32)[0])
+    assert machine.kinds() == []
+    neighbour = f"xor.b32 r6, r0, 1;\nmad.wide.u32 d6, r6, {size}, d0;\n"
+    machine.run(body + neighbour + f"ld.global.u{8 * size} {register}, [d6];\n",
+                machine.words(32)[0])
+    assert machine.kinds() == ["unordered"]
+
+
 # -- three bugs of kinds that were seen in public --------------------------------------------------
 
 # Thread 0 waits for the flag, a barrier, and all read.
@@ -339,6 +355,16 @@ def test_a_stage_is_refilled(fence, meet, kinds, scheduler, seed):
         race = race_of(machine.world, "proxy", "LOAD", body)
         assert race.first.line == line_of(body, "READ") and race.second.what == "bulk write"
         assert "fence.proxy.async.shared::cta" in race.fix
+
+
+@pytest.mark.parametrize(("scheduler", "seed"), MODES)
+def test_an_mbarrier_is_made_behind_a_proxy_fence(scheduler, seed):
+    body = REFILL.format(fence=PROXY, meet="bar.warp.sync -1;", phase="").replace(
+        "fence.proxy.async.shared::cta;            // INIT", "")
+    machine = Checked(scheduler=scheduler, seed=seed)
+    machine.run(body, machine.array(np.zeros(64, np.uint64)), smem=1024)
+    race = race_of(machine.world, "proxy")
+    assert "mbarrier.init" in race.first.statement and race.second.what == "bulk copy's arrival"
 
 
 def test_the_lanes_that_read_a_stage_must_meet_before_it_is_refilled():
@@ -479,6 +505,22 @@ def test_the_host_stores_while_a_kernel_runs():
     races = run_one_rank(main)
     assert {race.kind for race in races} == {"unordered"}
     assert "host write" in (races[0].first.what, races[0].second.what)
+
+
+@pytest.mark.parametrize(("flag", "kinds"), [
+    ("st.release.sys.global.u64", set()), ("st.release.gpu.global.u64", {"scope"}),
+    ("st.relaxed.sys.global.u64", {"order"}),
+])
+def test_the_host_waits_for_a_word(flag, kinds):
+    """The host is outside of every GPU, and what it reads behind the word was released."""
+    def main(executor):
+        host, va = executor.host_alloc(16)
+        queue(executor, f"st.global.u64 [d0 + 8], 5;\n{flag} [d0], 1;\n", va,
+              stream=executor.stream_create())
+        executor.wait_word(host, 1)
+        executor.will_read(host + 8, 8)
+
+    assert {race.kind for race in run_one_rank(main)} == kinds
 
 
 def test_ranks_meet_in_a_collective():

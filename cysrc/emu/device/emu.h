@@ -141,8 +141,10 @@ int emu_host_fill(struct emu_world *world, uint32_t rank, uint64_t va, uint8_t v
                   uint64_t bytes);
 int emu_host_address(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes,
                      void **host);
-/* The host has read a word there, as by an acquiring load. */
-int emu_host_acquire(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes);
+/* The host reads these bytes through an address it holds; `acquires`: one word, as by an acquiring
+ * load of system scope. */
+int emu_host_reads(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes,
+                   bool acquires);
 /* The host wrote these bytes through an address it holds: they count as initialised. */
 int emu_host_written(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes);
 

@@ -378,13 +378,14 @@ int emu_host_read(struct emu_world *world, uint32_t rank, void *dst, uint64_t va
     return EMU_OK;
 }
 
-int emu_host_acquire(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes)
+int emu_host_reads(struct emu_world *world, uint32_t rank, uint64_t va, uint64_t bytes,
+                   bool acquires)
 {
     struct emu_mapping *m = held(world, rank, va, bytes);
 
     if (!m)
         return EMU_ERR_ADDRESS;
-    observe(world, EMU_ACCESS_LOAD, EMU_SEM_ACQUIRE, rank, m, va, bytes);
+    observe(world, EMU_ACCESS_LOAD, acquires ? EMU_SEM_ACQUIRE : EMU_SEM_WEAK, rank, m, va, bytes);
     return EMU_OK;
 }
 

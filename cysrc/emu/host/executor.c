@@ -212,6 +212,12 @@ static int op_wait_word(void *self, void *stream, const uint64_t *word, uint64_t
     return host_wait_word(e->host, e->rank, word, want, timeout_ns, "wait_word");
 }
 
+static void op_will_read(void *self, const void *host, uint64_t bytes)
+{
+    EXECUTOR(self);
+    host_will_read(e->host, e->rank, host, bytes);
+}
+
 static int op_max_resident(void *self, void *kernel, uint32_t block, uint32_t smem, uint32_t *ctas)
 {
     EXECUTOR(self);
@@ -259,6 +265,7 @@ struct emu_executor *emu_executor_create(struct host_world *host, uint32_t rank)
         .graph_keep = op_graph_keep,
         .launch = op_launch,
         .wait_word = op_wait_word,
+        .will_read = op_will_read,
         .max_resident = op_max_resident,
         .last_error = op_last_error,
     };

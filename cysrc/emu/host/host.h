@@ -97,6 +97,8 @@ int host_alloc_size(struct host_world *h, uint32_t rank, ep_dptr_t va, uint64_t 
 int  host_pin(struct host_world *h, uint32_t rank, ep_dptr_t va, uint64_t bytes, void **host,
               uint32_t *owner, ep_dptr_t *pin);
 void host_unpin(struct host_world *h, uint32_t owner, ep_dptr_t pin);
+/* The host is about to read pinned memory that kernels have written. */
+void host_will_read(struct host_world *h, uint32_t rank, const void *host, uint64_t bytes);
 /* The host stored to these bytes through an address that it holds. */
 int host_written(struct host_world *h, uint32_t rank, ep_dptr_t va, uint64_t bytes);
 

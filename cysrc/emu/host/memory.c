@@ -333,6 +333,18 @@ int host_written(struct host_world *h, uint32_t rank, ep_dptr_t va, uint64_t byt
     return code;
 }
 
+void host_will_read(struct host_world *h, uint32_t rank, const void *host, uint64_t bytes)
+{
+    ep_dptr_t va;
+
+    lock(h);
+    if (h->races && host_pinned_address(h, rank, host, &va)) {
+        race_act_for(h->races, host_order(h, rank));
+        emu_host_reads(h->world, rank, va, bytes, false);
+    }
+    unlock(h);
+}
+
 void host_free_segments(struct rank *r)
 {
     for (uint32_t i = 0; i < r->num_segments; i++)

@@ -132,7 +132,7 @@ static void learn(struct host_world *h, uint32_t rank, const struct wait *w)
         race_order_after(h->races, order, w->mark->after);
     } else if (w->kind == WAIT_WORD && host_pinned_address(h, rank, w->word, &va)) {
         race_act_for(h->races, order);
-        emu_host_acquire(h->world, rank, va, sizeof *w->word);
+        emu_host_reads(h->world, rank, va, sizeof *w->word, true);
     } else if (w->kind == WAIT_WORD) {
         race_order_after(h->races, order, h->met);
     }

@@ -41,20 +41,11 @@ static bool comes_before(const struct look *k, const struct race_mark *mark, uin
 {
     if (k->warp)
         return race_lanes_know(k->warp, lanes, mark, mark_lanes);
-    if (k->copy) {
-        enum race_plane plane = plane_of(k, mark);
-
-        if (race_clock_knows_all(k->copy->clock, plane, mark->slot, mark->time))
-            return true;
-        if (mark->flags & (RACE_ASYNC | RACE_HOST | RACE_NC))
-            return mark->slot == k->mark.slot;
-        for (; mark_lanes; mark_lanes &= mark_lanes - 1)
-            if (!race_clock_knows(k->copy->clock, plane, mark->slot, __builtin_ctz(mark_lanes),
-                                  mark->time))
-                return false;
-        return true;
-    }
-    return mark->slot == k->mark.slot || race_order_knows(k->c->actor, mark);
+    if (k->copy)
+        return race_clock_knows_mark(k->copy->clock, plane_of(k, mark), mark, mark_lanes) ||
+               mark->slot == k->mark.slot;
+    return mark->slot == k->mark.slot ||
+           race_clock_knows_mark(race_order_clock(k->c->actor), RACE_ORDER, mark, mark_lanes);
 }
 
 /* Whether the two may be in any order: both read, or both are strong and see each other. */
@@ -89,13 +80,33 @@ static bool issued_behind(const struct race_copy *copy, const struct race_mark *
         if (mark->time <= copy->synced)
             return true;
     }
-    if (race_clock_knows_all(copy->clock, RACE_ORDER, mark->slot, mark->time))
-        return true;
-    for (; lanes; lanes &= lanes - 1)
-        if (!race_clock_knows(copy->clock, RACE_ORDER, mark->slot, __builtin_ctz(lanes),
-                              mark->time))
-            return false;
-    return true;
+    return race_clock_knows_mark(copy->clock, RACE_ORDER, mark, lanes);
+}
+
+/* Whether all of the access's lanes come after all that the mark's slot did. */
+static bool slot_is_known(const struct look *k, const struct race_mark *mark)
+{
+    if (k->warp)
+        return k->warp->together &&
+               race_clock_knows_all(k->warp->lanes[0].clock, RACE_ORDER, mark->slot, mark->time);
+    if (k->copy)
+        return race_clock_knows_all(k->copy->clock, plane_of(k, mark), mark->slot, mark->time);
+    return race_clock_knows_all(race_order_clock(k->c->actor), RACE_ORDER, mark->slot,
+                                mark->time);
+}
+
+/* Of the bytes, the first ones that one lane of each has accessed, where lanes lie side by side. */
+static uint16_t same_lanes_part(const struct race_mark *a, const struct race_mark *b,
+                                uint16_t bytes)
+{
+    unsigned spread = RACE_SPREAD, first = (unsigned)__builtin_ctz(bytes);
+
+    if (a->spread)
+        spread = a->spread;
+    if (b->spread && b->spread < spread)
+        spread = b->spread;
+    first &= ~((1u << spread >> 1) - 1);
+    return bytes & (uint16_t)(((1u << (1u << spread >> 1)) - 1) << first);
 }
 
 /* The access against one mark of the bytes `common` of a cell.  Returns whether the mark says
@@ -103,7 +114,14 @@ static bool issued_behind(const struct race_copy *copy, const struct race_mark *
 static bool compare(const struct look *k, const struct race_mark *mark, uint16_t common,
                     const struct race_mark *mine, uint64_t at)
 {
+    uint16_t part = same_lanes_part(mark, mine, common);
+
     k->c->num_checks++;
+    if (part != common && !slot_is_known(k, mark)) {
+        bool over = compare(k, mark, part, mine, at);
+
+        return compare(k, mark, common & ~part, mine, at) && over;
+    }
     if (comes_before(k, mark, race_mark_lanes(mark, common), race_mark_lanes(mine, common))) {
         if (!is_nc(k) || nc_may_read(k, mark))
             return true;
@@ -189,8 +207,8 @@ static struct race_mark mark_in(const struct look *k, uint64_t cell, uint64_t fr
 
     mark.bytes = (uint16_t)(((1u << high) - 1) & ~((1u << low) - 1));
     if (mark.spread) {
-        unsigned first = (unsigned)((cell + low - k->offset) >> mark.spread);
-        unsigned last = (unsigned)((cell + high - 1 - k->offset) >> mark.spread);
+        unsigned first = (unsigned)((cell + low - k->offset) >> (mark.spread - 1));
+        unsigned last = (unsigned)((cell + high - 1 - k->offset) >> (mark.spread - 1));
 
         mark.lanes = (uint32_t)((UINT64_C(2) << last) - (UINT64_C(1) << first));
         if (first == last)
@@ -204,19 +222,8 @@ static struct race_mark mark_in(const struct look *k, uint64_t cell, uint64_t fr
 /* Whether the lanes of both are one to a cell, the same: what each did, it did itself. */
 static bool same_lanes(const struct race_mark *a, const struct race_mark *b)
 {
-    return a->slot == b->slot && a->spread == RACE_SPREAD_BITS && b->spread == RACE_SPREAD_BITS &&
+    return a->slot == b->slot && a->spread == RACE_SPREAD && b->spread == RACE_SPREAD &&
            !((a->flags | b->flags) & (RACE_ASYNC | RACE_HOST | RACE_NC));
-}
-
-/* Whether all of the access's lanes come after all that the mark's slot did. */
-static bool slot_is_known(const struct look *k, const struct race_mark *mark)
-{
-    if (k->warp)
-        return k->warp->together &&
-               race_clock_knows_all(k->warp->lanes[0].clock, RACE_ORDER, mark->slot, mark->time);
-    if (k->copy)
-        return race_clock_knows_all(k->copy->clock, plane_of(k, mark), mark->slot, mark->time);
-    return race_order_knows(k->c->actor, mark);
 }
 
 /* As compare(), of a mark of a whole block, for an access of it. */
@@ -301,7 +308,7 @@ static void look_at_block(const struct look *k, struct race_block *block, uint64
                           uint64_t from, uint64_t to)
 {
     bool whole = from == start && to == start + RACE_BLOCK &&
-                 (!k->mark.spread || (k->mark.spread == RACE_SPREAD_BITS && k->offset == start));
+                 (!k->mark.spread || (k->mark.spread == RACE_SPREAD && k->offset == start));
 
     if (k->c->stale)
         keep_or_see_old(k, block, start, from, to);
@@ -372,6 +379,9 @@ static void overwrite_words(struct race_block *block, uint64_t start, uint64_t f
 
 static uint8_t flags_of(const struct emu_access *a)
 {
+    /* What it does to the object is the object's own affair; init and inval are stores. */
+    if (a->mbarrier && a->kind == EMU_ACCESS_ATOMIC)
+        return RACE_READS;
     switch (a->kind) {
     case EMU_ACCESS_LOAD:       return RACE_READS;
     case EMU_ACCESS_STORE:      return RACE_WRITES;
@@ -379,6 +389,12 @@ static uint8_t flags_of(const struct emu_access *a)
     case EMU_ACCESS_BULK_WRITE: return RACE_WRITES | RACE_ASYNC;
     default:                    return RACE_READS | RACE_WRITES;
     }
+}
+
+/* Whether the host accesses what can be accessed as one. */
+static bool is_word(const struct emu_access *a)
+{
+    return (a->bytes == 4 || a->bytes == 8) && a->va % a->bytes == 0;
 }
 
 /* Who it is by.  False: by nobody of whom anything is known. */
@@ -393,17 +409,21 @@ static bool find_agent(struct look *k)
         .scope = a->scope, .elem = a->elem,
     };
     if (a->lane_bytes && a->lane_bytes < a->bytes)
-        k->mark.spread = (uint8_t)__builtin_ctz(a->lane_bytes);
+        k->mark.spread = 1 + (uint8_t)__builtin_ctz(a->lane_bytes);
     if (!a->grid) {
         if (!c->actor)
             return false;
         k->mark.slot = race_order_slot(c->actor);
-        k->mark.flags |= RACE_HOST | (is_strong(a->sem) ? RACE_STRONG : 0);
+        k->mark.flags |= RACE_HOST;
+        if (is_strong(a->sem) || is_word(a)) {   /* which kernels may poll */
+            k->mark.flags |= RACE_STRONG;
+            k->mark.elem = (uint8_t)a->bytes;
+        }
     } else if (a->copy) {
         k->copy = a->copy->watched;
         k->mark.slot = reads ? k->copy->read_slot : k->copy->write_slot;
         k->mark.flags |= RACE_ASYNC;
-        if (a->kind == EMU_ACCESS_ATOMIC)
+        if (a->mbarrier)
             k->mark.flags |= RACE_STRONG;
     } else {
         struct race_grid *grid = a->grid->watched;
@@ -447,7 +467,7 @@ void race_look_at(struct race_checker *c, const struct emu_access *a)
         look_at_block(&k, block, start, from, to);
         if (k.warp && (k.mark.flags & RACE_STRONG) && !a->mbarrier)
             touch_words(&k, block, start, from, to);
-        else if (!k.warp && !k.copy && (k.mark.flags & RACE_STRONG))
+        else if (!k.warp && !k.copy && is_strong(a->sem))
             race_order_acquire(c, c->actor, block, (unsigned)(from - start));
         else if (block->words && (k.mark.flags & RACE_WRITES))
             overwrite_words(block, start, from, to);

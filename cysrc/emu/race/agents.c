@@ -67,6 +67,7 @@ uint32_t race_slot_take(struct race_checker *c, uint32_t rank, struct race_slots
         !race_ok(c, new_slot(c, rank, &slot)))
         return 0;
     c->slots[slot].time++;
+    c->slots[slot].host = !tenant->grid;
     race_ok(c, add_tenant(&c->slots[slot], tenant));
     return slot;
 }
@@ -403,19 +404,6 @@ void race_lanes_meet(struct race_checker *c, struct race_warp *warp, uint32_t la
 
 /* -- what is known ----------------------------------------------------------------------------- */
 
-static bool clock_knows_lanes(const struct race_clock *clock, const struct race_mark *mark,
-                              uint32_t lanes)
-{
-    if (race_clock_knows_all(clock, RACE_ORDER, mark->slot, mark->time))
-        return true;
-    if (mark->flags & (RACE_ASYNC | RACE_HOST | RACE_NC))
-        return false;                    /* a slot of one agent, whose lanes say who it is     */
-    for (; lanes; lanes &= lanes - 1)
-        if (!race_clock_knows(clock, RACE_ORDER, mark->slot, __builtin_ctz(lanes), mark->time))
-            return false;
-    return true;
-}
-
 /* Whether the token's clock, or the token itself, is after what the lanes did. */
 static bool token_knows_lanes(const struct race_token *token, const struct race_mark *mark,
                               uint32_t lanes)
@@ -423,19 +411,19 @@ static bool token_knows_lanes(const struct race_token *token, const struct race_
     if (token->slot == mark->slot &&
         (mark->time <= token->synced || (mark->time <= token->time && lanes == 1u << token->lane)))
         return true;
-    return clock_knows_lanes(token->clock, mark, lanes);
+    return race_clock_knows_mark(token->clock, RACE_ORDER, mark, lanes);
 }
 
 /* Each of the lanes may be known by another way. */
 static bool knows_lanes(const struct race_lane *lane, const struct race_mark *mark, uint32_t lanes)
 {
-    if (clock_knows_lanes(lane->clock, mark, lanes))
+    if (race_clock_knows_mark(lane->clock, RACE_ORDER, mark, lanes))
         return true;
     if (!lane->num_got)
         return false;
     do {
         uint32_t one = mark->flags & (RACE_ASYNC | RACE_HOST | RACE_NC) ? lanes : lanes & -lanes;
-        bool known = clock_knows_lanes(lane->clock, mark, one);
+        bool known = race_clock_knows_mark(lane->clock, RACE_ORDER, mark, one);
 
         for (uint32_t i = 0; i < lane->num_got && !known; i++)
             known = token_knows_lanes(&lane->got[i], mark, one);
@@ -461,7 +449,7 @@ bool race_lanes_know(const struct race_warp *warp, uint32_t lanes, const struct 
         return true;
     }
     if (warp->together)
-        return clock_knows_lanes(warp->lanes[0].clock, mark, mark_lanes);
+        return race_clock_knows_mark(warp->lanes[0].clock, RACE_ORDER, mark, mark_lanes);
     for (uint32_t left = lanes; left; left &= left - 1)
         if (!knows_lanes(&warp->lanes[__builtin_ctz(left)], mark, mark_lanes))
             return false;

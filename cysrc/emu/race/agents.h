@@ -27,6 +27,7 @@ struct race_tenant {
 struct race_slot {
     uint32_t time;           /* what its agent does now bears it                              */
     uint32_t rank;
+    bool host;               /* outside of every GPU                                          */
     uint32_t num, max;
     struct race_tenant *tenants;
 };

@@ -16,7 +16,8 @@ static const char *what_of(const struct race_mark *mark)
     if (mark->flags & RACE_HOST)
         return writes ? "host write" : "host read";
     if (mark->flags & RACE_ASYNC)
-        return reads && writes ? "bulk copy's arrival" : writes ? "bulk write" : "bulk read";
+        return mark->flags & RACE_STRONG ? "bulk copy's arrival"
+             : writes ? "bulk write" : "bulk read";
     return reads && writes ? "atomic" : writes ? "store" : "load";
 }
 

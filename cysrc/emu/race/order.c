@@ -90,10 +90,21 @@ void race_order_acquire(struct race_checker *c, struct race_order *order,
                         const struct race_block *block, unsigned at)
 {
     const struct race_word *word = block->words ? block->words[at / 4] : NULL;
+    bool reaches = false;
 
-    for (uint32_t i = 0; word && i < word->num; i++)
-        if (word->tokens[i].scope == EMU_SC_SYS)
+    if (!word)
+        return;
+    for (uint32_t i = 0; i < word->num; i++)
+        if (word->tokens[i].scope == EMU_SC_SYS) {
             race_clock_after(c, &order->clock, &word->tokens[i]);
+            reaches = true;
+        }
+    race_ok(c, race_history_add(&c->history, &(struct race_edge){
+        .from = word->last.slot, .from_time = word->last.time, .from_pc = word->last.pc,
+        .from_lane = (int8_t)__builtin_ctz(word->last.lanes), .to = order->slot,
+        .to_time = c->slots[order->slot].time, .to_lane = -1, .kind = RACE_EDGE_WORD,
+        .lacks = reaches ? 0 : word->num ? RACE_LACKS_SCOPE : RACE_LACKS_RELEASE,
+    }));
 }
 
 void race_act_for(struct race_checker *c, struct race_order *order)

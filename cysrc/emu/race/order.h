@@ -20,11 +20,9 @@ static inline uint32_t race_order_slot(const struct race_order *order)
 void race_order_acquire(struct race_checker *c, struct race_order *order,
                         const struct race_block *block, unsigned at);
 
-/* Whether its next access comes after what the mark is of. */
-static inline bool race_order_knows(const struct race_order *order, const struct race_mark *mark)
+static inline const struct race_clock *race_order_clock(const struct race_order *order)
 {
-    return mark->slot == order->slot ||
-           race_clock_knows_all(order->clock, RACE_ORDER, mark->slot, mark->time);
+    return order->clock;
 }
 
 #endif

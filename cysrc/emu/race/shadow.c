@@ -9,14 +9,28 @@
 uint32_t race_mark_lanes(const struct race_mark *mark, uint16_t bytes)
 {
     uint32_t lanes = 0, left = mark->lanes;
+    unsigned size = 1u << mark->spread >> 1;
 
     if (!mark->spread)
         return mark->lanes;
     for (unsigned at = __builtin_ctz(mark->bytes); left && at < RACE_CELL;
-         at += 1u << mark->spread, left &= left - 1)
-        if (bytes >> at & ((1u << (1u << mark->spread)) - 1))
+         at += size, left &= left - 1)
+        if (bytes >> at & ((1u << size) - 1))
             lanes |= left & -left;
     return lanes;
+}
+
+bool race_clock_knows_mark(const struct race_clock *clock, enum race_plane plane,
+                           const struct race_mark *mark, uint32_t lanes)
+{
+    if (race_clock_knows_all(clock, plane, mark->slot, mark->time))
+        return true;
+    if (mark->flags & (RACE_ASYNC | RACE_HOST | RACE_NC))
+        return false;                    /* a slot of one agent; lanes say who it is          */
+    for (; lanes; lanes &= lanes - 1)
+        if (!race_clock_knows(clock, plane, mark->slot, __builtin_ctz(lanes), mark->time))
+            return false;
+    return true;
 }
 
 bool race_cell_add(struct race_cell *cell, const struct race_mark *mark)

@@ -13,7 +13,7 @@
 #define RACE_BLOCK 512
 #define RACE_CELLS (RACE_BLOCK / RACE_CELL)
 #define RACE_WORDS (RACE_BLOCK / 4)
-#define RACE_SPREAD_BITS 4               /* log2 of the bytes per lane where a block is spread */
+#define RACE_SPREAD 5                    /* `spread` of a block: 16 bytes a lane               */
 
 enum race_mark_flags {
     RACE_WRITES = 1,
@@ -32,8 +32,8 @@ struct race_mark {
     uint8_t flags;           /* enum race_mark_flags                                          */
     uint8_t scope;           /* of a strong access                                            */
     uint8_t elem;            /* bytes of one element                                          */
-    uint8_t spread;          /* 0: each of `lanes` accessed all the bytes.  Else log2 of the bytes
-                                of each: `lanes` in order                                     */
+    uint8_t spread;          /* 0: each of `lanes` accessed all the bytes.  Else 1 + log2 of the
+                                bytes of each: `lanes` in order                               */
 };
 
 /* Marks of the bytes of a cell. */
@@ -124,6 +124,9 @@ static inline struct race_mark race_mark_part(const struct race_mark *mark, unsi
     return part;
 }
 
+/* Whether the clock is after what these lanes of the mark did. */
+bool race_clock_knows_mark(const struct race_clock *clock, enum race_plane plane,
+                           const struct race_mark *mark, uint32_t lanes);
 /* The lanes of a mark that accessed the bytes of a cell. */
 uint32_t race_mark_lanes(const struct race_mark *mark, uint16_t bytes);
 

@@ -25,7 +25,8 @@ static bool includes(const struct race_checker *c, uint8_t scope, uint32_t slot,
 {
     if (scope == EMU_SC_SYS)
         return true;
-    if (c->slots[slot].rank != c->slots[other].rank)
+    if (c->slots[slot].rank != c->slots[other].rank || c->slots[slot].host ||
+        c->slots[other].host)
         return false;
     if (scope == EMU_SC_GPU)
         return true;

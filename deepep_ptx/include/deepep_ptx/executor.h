@@ -97,6 +97,10 @@ struct ep_executor {
     int (*wait_word)(void *self, void *stream, const uint64_t *word, uint64_t want,
                      uint64_t timeout_ns);
 
+    /* NULL = nobody: told of pinned memory that kernels have written and the host is about to read,
+     * behind the wait that orders the two. */
+    void (*will_read)(void *self, const void *host, uint64_t bytes);
+
     /* NULL = nobody: asked now and then by host waits, whether to give up
      * with EP_ERR_INTERRUPTED. */
     int (*interrupted)(void);
