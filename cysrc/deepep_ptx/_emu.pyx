@@ -416,9 +416,10 @@ cdef class World:
 
     # -- kernels --------------------------------------------------------------------------------
 
-    def load(self, text, symbol=None):
+    def load(self, text, symbol=None, name="<ptx>"):
         """Decode PTX `text` and load its entry `symbol` (None: its only one).
 
+        name: what errors and reports call the text where no `.loc` names a source file.
         The same text and symbol give the same code.  Raises `PtxError` naming file and line.
         """
         from deepep_ptx.emu.kernel import load_image
@@ -427,7 +428,7 @@ cdef class World:
         cdef host_kernel *kernel
         found = self.kernels.get((symbol, text))
         if found is None:
-            decoded = load_image(text, symbol)
+            decoded = load_image(text, symbol, name)
             image = Image(decoded)
             kernel = host_kernel_load(self.host, &image.image)
             if kernel == NULL:
