@@ -38,15 +38,22 @@ def first_wrong(name, rank, got, wanted, machine):
     for array, want in wanted.items():
         if machine.same(got[array], want):
             continue
-        rows = machine.get(got[array])[:len(want)]
-        if rows.shape != want.shape or rows.dtype != want.dtype:
-            return Wrong(name, rank, array, None, 0, f"is {rows.dtype} {list(rows.shape)}, "
-                                                     f"reference {want.dtype} {list(want.shape)}")
-        bad = wrong_rows(rows, want)
-        if len(bad):
-            return Wrong(name, rank, array, int(bad[0]), len(bad), _difference(
-                np.atleast_1d(rows[bad[0]]), np.atleast_1d(want[bad[0]])))
+        wrong = wrong_array(name, rank, array, machine.get(got[array])[:len(want)], want)
+        if wrong:
+            return wrong
     return None
+
+
+def wrong_array(name, rank, array, rows, want):
+    """`Wrong` of an array that is not `want`, or None; both NumPy arrays."""
+    if rows.shape != want.shape or rows.dtype != want.dtype:
+        return Wrong(name, rank, array, None, 0, f"is {rows.dtype} {list(rows.shape)}, "
+                                                 f"reference {want.dtype} {list(want.shape)}")
+    bad = wrong_rows(rows, want)
+    if not len(bad):
+        return None
+    return Wrong(name, rank, array, int(bad[0]), len(bad), _difference(
+        np.atleast_1d(rows[bad[0]]), np.atleast_1d(want[bad[0]])))
 
 
 def _difference(got, want):
