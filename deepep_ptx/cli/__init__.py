@@ -22,6 +22,7 @@ COMMANDS = {
     "variants": "variants",
     "render": "render",
     "ab": "ab.command",
+    "check": "check.command",
     "bench": "bench.command",
     "tune": "tune.command",
     "doctor": "doctor.command",
