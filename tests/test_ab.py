@@ -20,7 +20,8 @@ from deepep_ptx.errors import DeepEPError
 from deepep_ptx.toolchain.ptxas import Assembly, Sass, ToolError
 
 SMALL = {"ranks": 2, "tokens": 5, "hidden": 16, "topk": 2, "experts": 4}
-OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+OPTIONS = [*(word for name, value in SMALL.items() for word in (f"--{name}", str(value))),
+           "--no-check"]
 
 
 def planned(kernel="dispatch", policies=("ld_na", "ld_nc_na"), executor="emu", **options):
@@ -274,6 +275,30 @@ def test_counts(kernel, policies, options, tmp_path, capsys):
         assert all(rank["warp_instructions"] > 0 for rank in variant["counts"])
         assert "times_us" not in variant
     assert made["rows"] > 0 and "figures" not in made and made["gpu"] is None
+
+
+def test_the_race_checker_has_a_verdict_on_each(tmp_path, capsys):
+    path = tmp_path / "ab.json"
+    assert cli.main(["ab", "combine", "--policy", "ld_na,ld_nc_na", "--executor", "emu", "--json",
+                     str(path), *OPTIONS[:-1]]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^all ranks .* check$", out, re.M)
+    assert re.search(r"^ld_na .* clean$", out, re.M)
+    assert re.search(r"^check: ld_nc_na: RACE \d+$\nRACE \(nc\): ", out, re.M)
+    replay = re.search(r"^all of it: deepep-ptx (check combine .*)$", out, re.M)[1]
+    checks = [variant["check"] for variant in json.loads(path.read_text())["variants"]]
+    assert checks[0]["verdict"] == "clean" and checks[0]["replay"] is None
+    assert checks[1]["verdict"].startswith("RACE ") and "sum_rows_vec" in checks[1]["reports"][0]
+    assert checks[0]["runs"] == checks[1]["runs"] > 0
+    assert cli.main(replay.split()) == 1
+
+
+def test_no_check(tmp_path, capsys):
+    path = tmp_path / "ab.json"
+    assert cli.main(["ab", "combine", "--policy", "ld_na,ld_nc_na", "--executor", "emu", "--json",
+                     str(path), *OPTIONS]) == 0
+    assert not re.search("^check: ", capsys.readouterr().out, re.M)
+    assert [variant["check"] for variant in json.loads(path.read_text())["variants"]] == [None] * 2
 
 
 def test_counts_are_of_the_measured_call_alone(monkeypatch):

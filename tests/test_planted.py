@@ -12,7 +12,7 @@ from tests.weakened import ROOT, Reader, copy_sources, weaken
 
 STORE = "    AT(a_dst, a_dst, r, 16)\n"        # of the loop that moves UNROLL vectors a lane
 EMU = ["--executor", "emu"]
-AB = ["--policy", "ld_na,ld_nc_na", *EMU]
+AB = ["--policy", "ld_na,ld_nc_na", "--no-check", *EMU]
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def loops_not_entered(worlds):
 
 
 @pytest.mark.parametrize("argv", [
-    ["ab", "dispatch", "--policy", "ld_na,bulk", *EMU],
-    ["ab", "combine", "--combine", "push", "--policy", "ld_na,bulk", *EMU],
+    ["ab", "dispatch", "--no-check", "--policy", "ld_na,bulk", *EMU],
+    ["ab", "combine", "--no-check", "--combine", "push", "--policy", "ld_na,bulk", *EMU],
     ["bench", "intranode", "--policy", "fast,bulk", *EMU],
 ], ids=" ".join)
 def test_defaults_enter_every_loop_that_moves_rows(monkeypatch, argv, capsys):
@@ -95,7 +95,7 @@ def test_defaults_enter_every_loop_that_moves_rows(monkeypatch, argv, capsys):
 def test_small_shapes_say_which_loop_they_leave_out(capsys):
     source = (ROOT / "ptx/src/dispatch_vec.ptx").read_text()
     store = source.splitlines().index("    REPEAT(UNROLL, ST_ROW_VEC)") + 1
-    argv = ["ab", "dispatch", "--policy", "ld_na,safe", *EMU, "--hidden", "16"]
+    argv = ["ab", "dispatch", "--no-check", "--policy", "ld_na,safe", *EMU, "--hidden", "16"]
     assert cli.main(argv) == 0
     said = capsys.readouterr().out.partition("not executed")[2].replace("\n", " ")
     numbers = next(word for word in said.split() if word.startswith("ptx/src/dispatch_vec.ptx:"))

@@ -41,7 +41,7 @@ def test_without_sources_nothing_is_stale(clone):
 
 @pytest.mark.parametrize("argv", [
     ["demo", *SMALL, "--groups", "2", "--topk-groups", "1", *EMU],
-    ["ab", "dispatch", "--policy", "ld_na,safe", *SMALL, *EMU],
+    ["ab", "dispatch", "--no-check", "--policy", "ld_na,safe", *SMALL, *EMU],
     ["bench", "intranode", "--what", "layout", "--dtype", "bf16", *SMALL, *EMU],
     ["tune", "--dry-run"], ["variants"], ["render", "ep_abort"], ["info"],
 ], ids=lambda argv: argv[0])

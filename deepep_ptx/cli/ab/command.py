@@ -39,6 +39,9 @@ def add(commands):
     ab.add_argument("--json", type=Path, metavar="FILE", help="write the record with all raw times")
     ab.add_argument("--sass", action="store_true",
                     help="show the unified diff of the machine code too")
+    ab.add_argument("--no-check", action="store_true",
+                    help="leave out the race checker, which looks at each variant on the CPU "
+                         "executor for a second or two")
     ab.add_argument("--dry-run", action="store_true", help="print what would run")
     ab.set_defaults(command=command)
 
@@ -56,7 +59,8 @@ def command(args):
     inputs = Job(planned.shape, planned.seed, combine=planned.kernel != "dispatch")
     links = _links(planned)
     outcome = run.run(planned, inputs)
-    made = report.record(planned, inputs, outcome, look, links)
+    checks = None if args.no_check else run.check(planned)
+    made = report.record(planned, inputs, outcome, look, links, checks)
     if args.json:
         args.json.write_text(json.dumps(made, indent=1) + "\n")
     print(report.text(made))

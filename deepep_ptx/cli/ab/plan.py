@@ -53,6 +53,11 @@ class Plan:
     combine: str | None                 # None: the kernel is not of combine
 
     @property
+    def use(self):
+        """What is compared, in the words of `use_of`."""
+        return use_of(self.kernel, self.combine)
+
+    @property
     def shape(self):
         """The `Shape` of the inputs."""
         return Shape(self.ranks, self.tokens, self.hidden, self.topk, self.experts)
@@ -122,6 +127,11 @@ def comparable(arch, table=None):
     return [kernel for kernel, count in counts.items() if count > 1]
 
 
+def use_of(kernel, combine):
+    """Of a kernel and a mode of combine, what `select.choose` has a variant for."""
+    return "combine_push" if combine == "push" else kernel
+
+
 def _contenders(kernel, combine, policies, arch, table):
     kernels = comparable(arch, table)
     if kernel not in kernels:
@@ -129,7 +139,7 @@ def _contenders(kernel, combine, policies, arch, table):
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(f"KERNEL: {kernel!r} has no variants to compare; {hint}"
                          f"those that have on {arch} are {', '.join(kernels)}")
-    use = "combine_push" if combine == "push" else kernel
+    use = use_of(kernel, combine)
     rows = [(name, _variant(kernel, use, name, arch, table)) for name in policies]
     found = [Contender(name, row, _is_undefined(row, table)) for name, row in rows]
     if len(found) < 2:

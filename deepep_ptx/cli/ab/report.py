@@ -19,10 +19,11 @@ PAYLOAD = "payload rows; flags, indices and weights come on top"
 WIDTH = 100
 
 
-def record(plan, job, outcome, look, links):
+def record(plan, job, outcome, look, links, checks=None):
     """All of it as what JSON can hold.
 
     look: a `sass.Look`, or the reason for none as a string.  links: as `measure.links` gives them.
+    checks: as `run.check` gives them, None: not asked for.
     A wrong result leaves figures out.
     """
     made = {
@@ -45,6 +46,7 @@ def record(plan, job, outcome, look, links):
         "ptx_inputs": select.load_table()["inputs"],
         "assembler": _assembler(look),
         "variants": [_variant(plan, outcome, look, number)
+                     | {"check": checks[number] if checks else None}
                      for number in range(len(plan.contenders))],
         "wrong": [asdict(wrong) | {"text": str(wrong)} for wrong in outcome.wrong],
     }
@@ -61,10 +63,12 @@ def text(made):
     lines = [_headline(made), *_shape_lines(made), ""]
     if made["wrong"]:
         lines += [f"WRONG  {w['text']}" for w in made["wrong"]]
-        return "\n".join(lines + ["no figures: a wrong result is not worth a time"])
+        return "\n".join([*lines, "no figures: a wrong result is not worth a time",
+                          *_check_lines(made)])
     lines += _counts_table(made) if made["executor"] == "emu" else _times_table(made)
     if made["verdicts"]:
         lines += ["", *made["verdicts"]]
+    lines += _check_lines(made)
     if made["executor"] == "emu":
         lines += ["", *paragraphs({variant["name"]: variant["not_executed"]
                                    for variant in made["variants"]})]
@@ -215,9 +219,24 @@ def _shape_lines(made):
                "over the busiest GPU's links, at the copy engine's rate both ways")
 
 
+def _checked(variant):
+    return variant["check"]["verdict"] if variant["check"] else "-"
+
+
+def _check_lines(made):
+    """What the race checker found, in short."""
+    for variant in made["variants"]:
+        check = variant["check"]
+        if check and check["reports"]:
+            yield ""
+            yield f"check: {variant['name']}: {check['verdict']}"
+            yield from check["reports"][0].splitlines()
+            yield f"all of it: {check['replay']}"
+
+
 def _times_table(made):
     rows = [("variant", "median us", "p10 .. p90", "wire GB/s", "logical GB/s", "ratio",
-             "95 %", "registers")]
+             "95 %", "registers", "check")]
     for variant, line in zip(made["variants"], made["figures"], strict=True):
         ratio = line.get("ratio")
         rows.append((
@@ -226,7 +245,7 @@ def _times_table(made):
             f"{line['wire_gb_s']:.1f}", f"{line['logical_gb_s']:.1f}",
             f"{ratio['median']:.4f}" if ratio else "1",
             f"{ratio['low']:.4f} .. {ratio['high']:.4f}" if ratio else "",
-            str(variant["sass"]["registers"]) if variant["sass"] else "-",
+            str(variant["sass"]["registers"]) if variant["sass"] else "-", _checked(variant),
         ))
     return table(rows)
 
@@ -237,11 +256,11 @@ def _counts_table(made):
               for variant in made["variants"]]
     rows = [("all ranks", *(name.removeprefix("global_").replace("_bytes", " B")
                             .replace("_instructions", " instr").replace("_", " ")
-                            for name in names))]
-    rows += [(variant["name"], *(f"{total:,}" for total in line))
+                            for name in names), "check")]
+    rows += [(variant["name"], *(f"{total:,}" for total in line), _checked(variant))
              for variant, line in zip(made["variants"], totals, strict=True)]
-    rows += [(f"per row of {made['rows']:,}", *[""] * len(names))]
-    rows += [(variant["name"], *(f"{total / made['rows']:,.1f}" for total in line))
+    rows += [(f"per row of {made['rows']:,}", *[""] * (len(names) + 1))]
+    rows += [(variant["name"], *(f"{total / made['rows']:,.1f}" for total in line), "")
              for variant, line in zip(made["variants"], totals, strict=True)]
     kernels = ", ".join(made["variants"][0]["launched"])
     return [*table(rows), f"of the whole call, waits included; {made['variants'][0]['name']}: "

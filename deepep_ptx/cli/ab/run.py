@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deepep_ptx import Buffer, run_ranks
+from deepep_ptx.cli.check import brief
 from deepep_ptx.cli.measure.align import aligner
 from deepep_ptx.cli.measure.bits import first_wrong
 from deepep_ptx.cli.measure.garbage import collected
@@ -58,6 +59,13 @@ def run(plan, job):
         device_name=device_name,
         not_executed=missed,
     )
+
+
+def check(plan):
+    """Per contender, what the race checker finds, as `check.brief.look` gives it."""
+    with tqdm(plan.contenders, unit="variant", desc="check", delay=1, leave=False,
+              disable=None) as bar:
+        return [brief.look(plan.use, contender.symbol, plan.arch) for contender in bar]
 
 
 def _rank_main(comm, plan, job, order, bar):
