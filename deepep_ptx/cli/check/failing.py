@@ -81,11 +81,14 @@ def impatient(comm, buffer, calls, inputs, policy):
     layout = layout_of(buffer, inputs)
     rows, *_, handle, _ = dispatch(buffer, inputs, layout, num_sms=calls.sms)
     y = np.array(rows)
-    with open_buffer(comm, calls, policy, AT_ONCE_S) as hasty:
+    # Ranks that have given up could not make an arena grow together with the others.
+    with open_buffer(comm, calls, policy, AT_ONCE_S, num_nvl_bytes=ARENA_BYTES) as hasty:
         _may_time_out(comm, hasty, dispatch, hasty, inputs, layout, num_sms=calls.sms)
-    with open_buffer(comm, calls, buffer.variants["combine"]["symbol"], AT_ONCE_S) as hasty:
-        for array in (y, rows):
-            _may_time_out(comm, hasty, hasty.combine, array, handle, num_sms=calls.sms)
+        _may_time_out(comm, hasty, hasty.combine, y, handle, num_sms=calls.sms)
+        pulled = hasty.get_combine_buffer(*y.shape)
+        pulled[:] = y
+        _may_time_out(comm, hasty, hasty.combine, pulled, handle, num_sms=calls.sms)
+        del pulled
 
 
 def slow_rows(comm, buffer, calls, inputs, policy):

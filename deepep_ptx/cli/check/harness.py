@@ -41,7 +41,7 @@ class HarnessRun:
     @property
     def variants(self):
         """One row, of the file."""
-        return [{"file": self.file, "kernel": ", ".join(self.symbols)}]
+        return [{"file": self.file, "kernel": ", ".join(self.symbols), "harness": self.harness}]
 
     @property
     def symbols(self):
@@ -99,21 +99,26 @@ class HarnessRun:
                        tuple(frame.lineno for frame in frames), "".join(lines).rstrip())
 
 
-@lru_cache
 def load(path):
-    """The `Harness` in a file; loaded once.
+    """The `Harness` in a file; loaded once, as long as the file stays as it is.
 
     Raises:
         ValueError: it cannot be loaded, or is none; the text begins with the option.
     """
+    try:
+        return _load(path, Path(path).stat().st_mtime_ns)
+    except OSError as error:
+        raise ValueError(f"--harness: cannot read {path}: {error.strerror}") from error
+
+
+@lru_cache
+def _load(path, _):
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None:
         raise ValueError(f"--harness: must be a Python file, got {path}")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except OSError as error:
-        raise ValueError(f"--harness: cannot read {path}: {error.strerror}") from error
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == path]
@@ -131,9 +136,8 @@ def load(path):
                    ranks)
 
 
-@lru_cache
 def read(path):
-    """A PTX text.
+    """A text file.
 
     Raises:
         ValueError: it cannot be read; the text begins with the argument.

@@ -33,6 +33,7 @@ def make(arguments, texts, results, groups):
         "arguments": arguments,
         "variants": [text | {
             "sha256": sha256_of(name),
+            "harness_sha256": text["harness"] and sha256_of(text["harness"]),
             "runs": counts[name],
             "verdict": verdict([group for group in groups if name in group.finding.texts]),
             "first": next((group.run.as_dict() for group in groups
@@ -62,7 +63,7 @@ def texts_of(results, kernel="all"):
         for row in run.variants:
             if row["file"] in found or kernel in ("all", row["kernel"]):
                 rows[row["file"]] = {name: row.get(name) for name in (
-                    "file", "kernel", "arch", "path", "policy", "symbol")}
+                    "file", "kernel", "arch", "path", "policy", "symbol", "harness")}
     order = [row["file"] for row in select.load_table()["variants"]]
     return dict(sorted(rows.items(), key=lambda item: order.index(item[0])
                        if item[0] in order else -1))
@@ -91,6 +92,8 @@ def runs_in(path):
     try:
         for text in made["variants"]:
             _require_text(text["file"], text["sha256"])
+            if text["harness"]:
+                _require_text(text["harness"], text["harness_sha256"])
         return [_run_of(run) for run in made["found"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"--replay: {path} is no whole record: {error!r}") from error

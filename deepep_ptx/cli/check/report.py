@@ -20,13 +20,13 @@ def text(made, groups):
 
 def _headline(made):
     given = made["arguments"]
-    yield (f"{_runs(given['runs'])}; schedulers {', '.join(given['schedulers'])}; seeds "
+    yield (f"{_count(given['runs'], 'run')}; schedulers {', '.join(given['schedulers'])}; seeds "
            f"{given['seeds'][0]}:{given['seeds'][1]}; memory {given['memory']}"
-           if "seeds" in given else f"{_runs(given['runs'])} of {given['replay']}")
+           if "seeds" in given else f"{_count(given['runs'], 'run')} of {given['replay']}")
 
 
-def _runs(count):
-    return f"{count} run{'' if count == 1 else 's'}"
+def _count(number, what):
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _table(made):
@@ -47,7 +47,7 @@ def _first(run):
 
 def _of_group(group):
     yield from group.finding.report.splitlines()
-    yield f"  in    {', '.join(group.finding.texts)}; {_runs(len(group.runs))}"
+    yield f"  in    {', '.join(group.finding.texts)}; {_count(len(group.runs), 'run')}"
     yield f"  again {record.replay(group)}"
 
 
@@ -55,4 +55,4 @@ def _last(made):
     found = [variant for variant in made["variants"] if variant["verdict"] != CLEAN]
     if not found:
         return "clean; docs/verifier.md says what that means, and what it cannot promise"
-    return f"{len(found)} of {len(made['variants'])} variants are not clean"
+    return f"not clean: {len(found)} of {_count(len(made['variants']), 'variant')}"

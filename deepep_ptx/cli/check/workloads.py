@@ -94,9 +94,10 @@ class Outcome:
 
 # -- all of them ------------------------------------------------------------------------------
 
-_PULL = ("layout", "dispatch", "combine")
-_PUSH = ("layout", "dispatch", "combine_push")
-_MIXED = ("layout", "dispatch", "combine", "combine_push")
+# What a handle keeps is always copied.
+_PULL = ("layout", "dispatch", "copy", "combine")
+_PUSH = ("layout", "dispatch", "copy", "combine_push")
+_MIXED = (*_PULL, "combine_push")
 
 WORKLOADS = {workload.name: workload for workload in (
     Workload("layout", "several CTAs, more experts than a CTA counts in shared memory",
@@ -120,7 +121,7 @@ WORKLOADS = {workload.name: workload for workload in (
     Workload("queued", "three rounds that no host waits for",
              _PULL, Calls(tokens=(9, 13), again=True, queued=True, rounds=3)),
     Workload("copies", "results that are copied out",
-             (*_PUSH, "copy"), Calls(tokens=(60, 41), hidden=520, copies=True)),
+             _PUSH, Calls(tokens=(60, 41), hidden=520, copies=True)),
     Workload("rings", "bulk copies through several stages, rows of several chunks",
              _MIXED, Calls(tokens=(9, 13), hidden=2048, sms=1, again=True, combine="mixed",
                            stages=3, stage_bytes=512), only="bulk"),
