@@ -51,7 +51,7 @@ SOURCES := setup.py pyproject.toml ptx/variants.toml ptx/variants.lock \
 PYTEST_JOBS = $(shell $(PY) -c 'import xdist; print("-n 2")' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize gpu-test gpu-bench build wheel gen lint lint-python lint-c lint-ptx check-gen \
+.PHONY: help demo test check sanitize gpu-test gpu-bench build wheel gen lint lint-python lint-c lint-ptx check-gen \
         counts lock clean ready
 
 help:  ## this list
@@ -62,6 +62,9 @@ demo: $(BUILT)  ## the main job: real text dispatched, computed on and combined,
 
 test: $(BUILT) $(DEV)  ## every test that this machine can run; ARGS="-k layout" and the like go to pytest
 	$(PY) -m pytest $(PYTEST_JOBS) $(ARGS)
+
+check: $(BUILT)  ## every kernel under the race checker; ARGS="combine --seeds 20" and the like
+	$(PY) -m deepep_ptx check $(ARGS)
 
 sanitize: $(BUILT) $(DEV)  ## tests of the C code under ASan and UBSan, on a build of their own
 	$(PY) tools/sanitize.py --cc '$(CC)' -- -q $(PYTEST_JOBS) $(ARGS)

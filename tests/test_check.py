@@ -10,7 +10,7 @@ import pytest
 
 from deepep_ptx import cli, reference, select
 from deepep_ptx.cli.check import pool, rounds, runs
-from deepep_ptx.cli.check.findings import Finding, grouped, verdict
+from deepep_ptx.cli.check.findings import Finding, Result, grouped, verdict
 from deepep_ptx.cli.check.workloads import WORKLOADS
 from deepep_ptx.emu.kernel import load_image
 from deepep_ptx.toolchain.ptx_text import digest
@@ -187,7 +187,9 @@ def finding(kind, *texts, key=()):
 
 def test_equal_findings_are_one():
     race, wrong = finding("RACE", "a"), finding("WRONG", "a")
-    groups = grouped([(1, [race, race]), (2, [wrong]), (3, [race, finding("RACE", "a", key=(7,))])])
+    other = finding("RACE", "a", key=(7,))
+    groups = grouped((run, Result(found, {})) for run, found in [
+        (1, [race, race]), (2, [wrong]), (3, [race, other])])
     assert [group.runs for group in groups] == [[1, 3], [2], [3]]
     assert verdict(groups) == "RACE 2, WRONG bits"
     assert verdict([]) == "clean"
@@ -199,7 +201,7 @@ def test_processes_find_the_same():
     results = pool.results(planned, 2)
     assert [run for run, _ in results] == planned
     assert results[-2:] == pool.results(planned[-2:], 1)
-    assert any(found for _, found in results)
+    assert any(result.findings for _, result in results)
 
 
 @pytest.mark.parametrize("argv, start", [
@@ -326,6 +328,22 @@ def test_a_harness_that_runs_nothing(tmp_path, capsys):
     path = harness(tmp_path, "def run(world, kernel): pass")
     assert check(PTX, "--harness", path, "--seeds", "1", "--scheduler", "rr") == 1
     assert any("no kernel ran" in line for line in printed(capsys))
+
+
+def test_what_no_run_comes_to(tmp_path, capsys):
+    file = tmp_path / "branch.ptx"
+    file.write_text(PTX.read_text().replace("    bra             $turn;", """\
+    setp.gt.u32     q, i_turn, 99;
+    @!q bra         $turn;
+    ld.global.u32   r, [a_value];
+    st.global.u32   [a_value], r;"""))
+    assert check(file, "--harness", HARNESS, "--seeds", "1", "--lines", "--json",
+                 tmp_path / "x.json") == 0
+    out = printed(capsys)
+    assert "not executed: 2 lines of the kernels, about which this says nothing; --lines lists " \
+           "them" in out
+    assert out[-1] == f"  {file}:34-35"
+    assert json.loads((tmp_path / "x.json").read_text())["not_executed"] == [f"{file}:34-35"]
 
 
 def test_several_kernels_and_ranks(tmp_path, capsys):

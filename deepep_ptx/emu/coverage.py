@@ -93,9 +93,12 @@ def not_executed(executor, symbol=None):
     kernel `symbol`, or of none of the kernels that ran; without files that are of errors alone.
     None on GPUs, where nobody looks."""
     ran = executor.ran()
-    if ran is None:
-        return None
-    found = coverage(ran)
+    return None if ran is None else missing([ran], symbol)
+
+
+def missing(runs, symbol=None):
+    """As `not_executed`, of several runs together, each as `World.ran` gives it."""
+    found = coverage(*runs)
     kernels = [kernel for kernel in found.values() if symbol in (None, kernel.symbol)]
     executed = frozenset().union(*(kernel.lines - kernel.nowhere for kernel in kernels))
     lines = frozenset().union(*(kernel.lines for kernel in kernels)) - executed

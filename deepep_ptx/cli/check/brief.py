@@ -24,7 +24,7 @@ def look(use, symbol, arch):
     runs = [run for run in runs
             if run.workload.is_for(run.workload.variants(symbol, arch))]
     file = select.choose(symbol, arch)[use]["file"]
-    groups = [group for group in grouped((run, run.findings()) for run in runs)
+    groups = [group for group in grouped((run, run.result()) for run in runs)
               if file in group.finding.texts]
     return {
         "verdict": verdict(groups),

@@ -56,6 +56,8 @@ def add(commands):
     check.add_argument("--jobs", type=int, metavar="N",
                        help="processes at most (default: one for each core)")
     check.add_argument("--json", type=Path, metavar="FILE", help="write the record")
+    check.add_argument("--lines", action="store_true",
+                       help="list the source lines of the kernels that were not executed")
     check.add_argument("--replay", metavar="FILE",
                        help="run again what found something in a record of --json")
     check.set_defaults(command=command)
@@ -79,6 +81,8 @@ def command(args):
     if args.json:
         args.json.write_text(json.dumps(made, indent=1) + "\n")
     print(report.text(made, groups))
+    if args.lines:
+        print("", *report.lines_not_executed(made), sep="\n")
     return 1 if groups else 0
 
 

@@ -24,6 +24,14 @@ class Finding:
     race: dict | None = None
 
 
+@dataclass(frozen=True)
+class Result:
+    """What one run gave.  executed: as `executed.packed` gives it."""
+
+    findings: list
+    executed: dict
+
+
 @dataclass
 class Group:
     """Findings that are the same.  finding: the first, of `run`.  runs: those that found it."""
@@ -38,10 +46,10 @@ class Group:
 
 
 def grouped(results):
-    """`Group`s in the order in which they were found.  results: (run, its findings)."""
+    """`Group`s in the order in which they were found.  results: (run, its `Result`)."""
     groups = {}
-    for run, findings in results:
-        for finding in findings:
+    for run, result in results:
+        for finding in result.findings:
             key = (finding.verdict, finding.what, finding.texts, finding.key)
             runs = groups.setdefault(key, Group(finding)).runs
             if not runs or runs[-1] != run:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from deepep_ptx._emu import MAX_RANKS, World
 from deepep_ptx.checks import check_int
-from deepep_ptx.cli.check.findings import Finding, of_race
+from deepep_ptx.cli.check.executed import packed
+from deepep_ptx.cli.check.findings import Finding, Result, of_race
 from deepep_ptx.emu.kernel import load_image
 from deepep_ptx.errors import KernelFault
 
@@ -69,8 +70,8 @@ class HarnessRun:
         """For JSON."""
         return asdict(self)
 
-    def findings(self):
-        """Run it: its `Finding`s."""
+    def result(self):
+        """Run it: its `Result`."""
         harness = load(self.harness)
         world = World(self.ranks or harness.ranks, scheduler=self.scheduler, seed=self.seed,
                       check="races", memory=self.memory)
@@ -84,7 +85,8 @@ class HarnessRun:
                                    "world.run()")
         except Exception as error:
             found.append(self._of_error(error))
-        return [*(of_race(race, self.texts) for race in world.races()), *found]
+        races = [of_race(race, self.texts) for race in world.races()]
+        return Result([*races, *found], packed(world.ran(), self.texts))
 
     def _of_error(self, error):
         if isinstance(error, KernelFault):

@@ -21,7 +21,7 @@ def cores():
 
 
 def results(runs, jobs):
-    """(run, its findings) of each of `runs`, in their order; jobs: processes at most.
+    """(run, its `Result`) of each of `runs`, in their order; jobs: processes at most.
 
     Raises:
         DeepEPError: a process ended.
@@ -29,20 +29,20 @@ def results(runs, jobs):
     # A bar only on a terminal.
     with tqdm(total=len(runs), unit="run", delay=1, leave=False, disable=None) as bar:
         found = []
-        for run, findings in zip(runs, _findings(runs, min(jobs, len(runs) // RUNS_OF_PROCESS)),
-                                 strict=True):
-            found.append((run, findings))
+        for run, result in zip(runs, _results(runs, min(jobs, len(runs) // RUNS_OF_PROCESS)),
+                               strict=True):
+            found.append((run, result))
             bar.update()
     return found
 
 
-def _findings(runs, jobs):
+def _results(runs, jobs):
     if jobs < 2:
-        yield from map(_findings_of, runs)
+        yield from map(_result_of, runs)
         return
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _ignore_interrupts)
     try:
-        yield from pool.map(_findings_of, runs, chunksize=4)
+        yield from pool.map(_result_of, runs, chunksize=4)
     except BrokenProcessPool as error:
         raise DeepEPError("a process that ran kernels has ended; out of memory? --jobs 1 takes "
                           "least") from error
@@ -50,8 +50,8 @@ def _findings(runs, jobs):
         pool.shutdown(cancel_futures=True)
 
 
-def _findings_of(run):
-    return run.findings()
+def _result_of(run):
+    return run.result()
 
 
 def _ignore_interrupts():

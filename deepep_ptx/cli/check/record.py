@@ -9,6 +9,7 @@ from pathlib import Path
 from deepep_ptx import __version__, select
 from deepep_ptx._emu import SCHEDULERS
 from deepep_ptx.cli.check import harness
+from deepep_ptx.cli.check.executed import not_executed
 from deepep_ptx.cli.check.findings import verdict
 from deepep_ptx.cli.check.runs import MEMORIES, MOST_RANKS, Run
 from deepep_ptx.cli.check.workloads import WORKLOADS
@@ -21,7 +22,7 @@ PROGRAM, FORMAT = "deepep-ptx check", 1
 def make(arguments, texts, results, groups):
     """All of it as what JSON can hold.
 
-    arguments: name -> value.  texts: as `texts_of` gives them.  results: (run, its findings) of all
+    arguments: name -> value.  texts: as `texts_of` gives them.  results: (run, its `Result`) of all
     runs.  groups: their `Group`s.
     """
     counts = Counter(row["file"] for run, _ in results for row in run.variants)
@@ -45,7 +46,8 @@ def make(arguments, texts, results, groups):
             "first": group.run.as_dict(), "replay": replay(group),
             "report": group.finding.report, "race": group.finding.race,
         } for group in groups],
-        "found": [run.as_dict() for run, findings in results if findings],
+        "found": [run.as_dict() for run, result in results if result.findings],
+        "not_executed": not_executed((result.executed for _, result in results), text_of),
     }
 
 
@@ -57,7 +59,8 @@ def replay(group):
 def texts_of(results, kernel="all"):
     """Name of a PTX text -> a row of the table without its verdict: of variants of `kernel`, and of
     those that something was found about."""
-    found = {name for _, findings in results for finding in findings for name in finding.texts}
+    found = {name for _, result in results for finding in result.findings
+             for name in finding.texts}
     rows = {}
     for run, _ in results:
         for row in run.variants:
@@ -70,11 +73,16 @@ def texts_of(results, kernel="all"):
 
 
 def sha256_of(name):
-    """Of a shipped text, or of a file."""
+    """Of a text."""
+    return digest(text_of(name))
+
+
+def text_of(name):
+    """A shipped text, or that of a file."""
     for row in select.load_table()["variants"]:
         if row["file"] == name:
-            return digest(select.read_text(row))
-    return digest(harness.read(name))
+            return select.read_text(row)
+    return harness.read(name)
 
 
 # -- read again -------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 from deepep_ptx.cli.check import record
 from deepep_ptx.cli.check.findings import CLEAN
 from deepep_ptx.cli.tables import aligned
+from deepep_ptx.emu.coverage import brief, paragraphs
 
 MOST = 10       # reports that are printed
 
@@ -15,7 +16,15 @@ def text(made, groups):
         lines += ["", *_of_group(group)]
     if len(groups) > MOST:
         lines += ["", f"and {len(groups) - MOST} others; --json FILE has them all"]
-    return "\n".join([*lines, "", _last(made)])
+    lines.append("")
+    if made["not_executed"]:
+        lines.append(f"not executed: {brief(made['not_executed'])}")
+    return "\n".join([*lines, _last(made)])
+
+
+def lines_not_executed(made):
+    """Lines for people."""
+    return list(paragraphs({"": made["not_executed"]}))
 
 
 def _headline(made):

@@ -4,7 +4,8 @@
 from dataclasses import asdict, dataclass
 
 from deepep_ptx import select
-from deepep_ptx.cli.check.findings import Finding, of_race
+from deepep_ptx.cli.check.executed import packed
+from deepep_ptx.cli.check.findings import Finding, Result, of_race
 from deepep_ptx.cli.check.rounds import made_by
 from deepep_ptx.cli.check.workloads import WORKLOADS
 from deepep_ptx.errors import KernelFault
@@ -56,13 +57,14 @@ class Run:
         """For JSON."""
         return asdict(self)
 
-    def findings(self):
-        """Run it: its `Finding`s."""
+    def result(self):
+        """Run it: its `Result`."""
         outcome = self.workload.run(self.policy, arch=self.arch, ranks=self.ranks,
                                     scheduler=self.scheduler, seed=self.seed, memory=self.memory)
-        return [*(of_race(race, self.texts) for race in outcome.races),
-                *map(self._of_wrong, outcome.wrong),
-                *([self._of_failure(outcome.failure)] if outcome.failure else [])]
+        return Result([*(of_race(race, self.texts) for race in outcome.races),
+                       *map(self._of_wrong, outcome.wrong),
+                       *([self._of_failure(outcome.failure)] if outcome.failure else [])],
+                      packed(outcome.ran or {}, self.texts))
 
     def _of_wrong(self, wrong):
         kernel = made_by(wrong.array)
