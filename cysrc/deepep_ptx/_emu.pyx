@@ -27,17 +27,17 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from deepep_ptx._emu_host cimport (
-    EMU_CHECK_UNINIT, EMU_SCHED_LATE_ASYNC, EMU_SCHED_RANDOM, EMU_SCHED_RR, HOST_FAULT,
-    HOST_RACES, HOST_RUN_FAILED, HOST_RUN_IDLE, HOST_RUN_MORE, HOST_STRICT, HOST_WEAK,
-    emu_counters, emu_executor_create,
-    emu_executor_destroy, emu_executor_table, emu_fault, emu_options, host_abort, host_alloc,
-    host_capture_begin, host_capture_end, host_capture_of, host_copy_in, host_copy_out,
-    host_counters, host_create, host_destroy, host_enter, host_failure, host_fault, host_free,
-    host_graph, host_graph_destroy, host_graph_keep, host_graph_replay, host_holder, host_kernel,
-    host_kernel_load, host_kernel_ran, host_last_error, host_launch, host_leave, host_map,
-    host_map_peer, host_now, host_pin, host_races, host_races_whole, host_report, host_run,
-    host_start, host_stream, host_stream_create, host_stream_destroy, host_synchronize, host_unmap, host_unmap_peer,
-    host_unpin, host_wait_word, host_written, host_yield, race_found, race_place,
+    EMU_CHECK_UNINIT, EMU_SCHED_LATE_ASYNC, EMU_SCHED_RANDOM, EMU_SCHED_RR, HOST_FAULT, HOST_RACES,
+    HOST_RUN_FAILED, HOST_RUN_IDLE, HOST_RUN_MORE, HOST_STRICT, HOST_WEAK, emu_counters,
+    emu_executor_create, emu_executor_destroy, emu_executor_table, emu_fault, emu_options,
+    host_abort, host_alloc, host_capture_begin, host_capture_end, host_capture_of, host_copy_in,
+    host_copy_out, host_counters, host_create, host_destroy, host_enter, host_failure, host_fault,
+    host_free, host_graph, host_graph_destroy, host_graph_keep, host_graph_replay, host_holder,
+    host_kernel, host_kernel_load, host_kernel_ran, host_last_error, host_launch, host_leave,
+    host_map, host_map_peer, host_now, host_pin, host_races, host_races_whole, host_report,
+    host_run, host_start, host_stream, host_stream_create, host_stream_destroy, host_synchronize,
+    host_unmap, host_unmap_peer, host_unpin, host_wait_word, host_written, host_yield, race_found,
+    race_place,
 )
 from deepep_ptx._emu_image cimport Image
 from deepep_ptx._executor cimport (

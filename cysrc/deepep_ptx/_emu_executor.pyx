@@ -242,8 +242,8 @@ cdef class EmuExecutor(Executor):
         self.call(self.table.launch(self.table.self, &launch))
 
     def will_read(self, address, nbytes):
-        """Tells the race checker that the host reads pinned memory at its `address`, behind the wait
-        that orders it with what kernels wrote there."""
+        """Tells the race checker that the host reads pinned memory at its `address`, behind the
+        wait that orders it with what kernels wrote there."""
         self.table.will_read(self.table.self, <const void *><size_t>address,
                              check_int(nbytes, "nbytes", 1, 2**40))
 
