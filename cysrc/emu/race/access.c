@@ -53,7 +53,9 @@ static bool may_meet(const struct look *k, const struct race_mark *mark)
 {
     if (!((mark->flags | k->mark.flags) & RACE_WRITES))
         return true;
-    return (mark->flags & k->mark.flags & RACE_STRONG) && mark->elem == k->mark.elem &&
+    if (!(mark->flags & k->mark.flags & RACE_STRONG))
+        return false;
+    return (mark->elem == k->mark.elem || (mark->flags | k->mark.flags) & RACE_HOST) &&
            race_scopes_meet(k->c, mark, &k->mark);
 }
 
@@ -391,12 +393,6 @@ static uint8_t flags_of(const struct emu_access *a)
     }
 }
 
-/* Whether the host accesses what can be accessed as one. */
-static bool is_word(const struct emu_access *a)
-{
-    return (a->bytes == 4 || a->bytes == 8) && a->va % a->bytes == 0;
-}
-
 /* Who it is by.  False: by nobody of whom anything is known. */
 static bool find_agent(struct look *k)
 {
@@ -414,11 +410,7 @@ static bool find_agent(struct look *k)
         if (!c->actor)
             return false;
         k->mark.slot = race_order_slot(c->actor);
-        k->mark.flags |= RACE_HOST;
-        if (is_strong(a->sem) || is_word(a)) {   /* which kernels may poll */
-            k->mark.flags |= RACE_STRONG;
-            k->mark.elem = (uint8_t)a->bytes;
-        }
+        k->mark.flags |= RACE_HOST | RACE_STRONG;    /* of words, which kernels may poll     */
     } else if (a->copy) {
         k->copy = a->copy->watched;
         k->mark.slot = reads ? k->copy->read_slot : k->copy->write_slot;
