@@ -3,7 +3,7 @@
 #include "find.h"
 #include "old.h"
 #include "order.h"
-#include "sync.h"
+#include "words.h"
 
 #define ALL_BYTES 0xffffu
 #define CROWD 16                         /* marks of a cell, before those are looked for that are

@@ -144,6 +144,49 @@ static inline bool race_ok(struct race_checker *c, bool there)
     return there;
 }
 
+static inline uint32_t race_now(const struct race_checker *c, const struct race_warp *warp)
+{
+    return c->slots[warp->slot].time;
+}
+
+/* For the history of synchronisation, which only reports need. */
+static inline void race_note_edge(struct race_checker *c, const struct race_edge *edge)
+{
+    if (c->options.reports)
+        race_ok(c, race_history_add(&c->history, edge));
+}
+
+/* Into a node, a barrier say, and out of it. */
+static inline void race_edge_to_node(struct race_checker *c, const struct race_warp *warp,
+                                     uint32_t node, enum race_edge_kind kind, uint32_t pc,
+                                     int lane)
+{
+    race_note_edge(c, &(struct race_edge){
+        .from = warp->slot, .from_time = race_now(c, warp), .from_pc = pc, .from_lane = (int8_t)lane,
+        .to = node, .to_pc = pc, .to_lane = -1, .kind = kind,
+    });
+}
+
+static inline void race_edge_from_node(struct race_checker *c, uint32_t node,
+                                       const struct race_warp *warp, enum race_edge_kind kind,
+                                       uint32_t pc, int lane)
+{
+    race_note_edge(c, &(struct race_edge){
+        .from = node, .from_pc = pc, .from_lane = -1, .to = warp->slot,
+        .to_time = race_now(c, warp), .to_pc = pc, .to_lane = (int8_t)lane, .kind = kind,
+    });
+}
+
+static inline bool race_acquires(uint8_t sem)
+{
+    return sem == EMU_SEM_ACQUIRE || sem == EMU_SEM_ACQ_REL || sem == EMU_SEM_SC;
+}
+
+static inline bool race_releases(uint8_t sem)
+{
+    return sem == EMU_SEM_RELEASE || sem == EMU_SEM_ACQ_REL || sem == EMU_SEM_SC;
+}
+
 uint32_t race_slot_take(struct race_checker *c, uint32_t rank, struct race_slots *first,
                         const struct race_clock *after, const struct race_tenant *tenant);
 void race_slot_leave(struct race_checker *c, struct race_slots *to, uint32_t slot);

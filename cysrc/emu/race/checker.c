@@ -4,6 +4,8 @@
 #include "access.h"
 #include "find.h"
 #include "old.h"
+#include "copies.h"
+#include "grids.h"
 #include "sync.h"
 
 #include <stdlib.h>
@@ -91,7 +93,7 @@ static void hear_event(void *self, const struct emu_event *event)
     if (!c->failed)
         race_hear(c, event);
     else if (event->kind == EMU_EVENT_CTA_END)
-        race_cta_free(c, event->cta);
+        race_cta_free(event->cta);
     else if (event->kind == EMU_EVENT_COPY_END)
         race_copy_free(event->copy);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "order.h"
-#include "sync.h"
+#include "grids.h"
 
 #include <stdlib.h>
 

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+#include "words.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define MOST_SEEN 64                     /* strong stores that a lane keeps for its next fence */
+
+/* -- scopes ------------------------------------------------------------------------------------ */
+
+/* Whether a scope that the one agent names includes the other. */
+static bool includes(const struct race_checker *c, uint8_t scope, uint32_t slot, uint32_t time,
+                     uint32_t other, uint32_t other_time)
+{
+    if (scope == EMU_SC_SYS)
+        return true;
+    if (c->slots[slot].rank != c->slots[other].rank || c->slots[slot].host ||
+        c->slots[other].host)
+        return false;
+    if (scope == EMU_SC_GPU)
+        return true;
+    return race_tenant_at(c, slot, time)->cta_serial ==
+           race_tenant_at(c, other, other_time)->cta_serial;
+}
+
+bool race_scopes_meet(const struct race_checker *c, const struct race_mark *a,
+                      const struct race_mark *b)
+{
+    return includes(c, a->scope, a->slot, a->time, b->slot, b->time) &&
+           includes(c, b->scope, b->slot, b->time, a->slot, a->time);
+}
+
+static uint8_t narrower(uint8_t a, uint8_t b)
+{
+    return a < b ? a : b;                /* enum emu_scope is in order */
+}
+
+/* -- strong accesses --------------------------------------------------------------------------- */
+
+static bool token_reaches(const struct race_checker *c, const struct race_token *token,
+                          uint8_t scope, const struct race_warp *warp)
+{
+    uint32_t now = race_now(c, warp);
+
+    return includes(c, token->scope, token->slot, token->time, warp->slot, now) &&
+           includes(c, scope, warp->slot, now, token->slot, token->time);
+}
+
+static void keep_seen(struct race_checker *c, struct race_lane *lane,
+                      const struct race_token *token, uint8_t scope)
+{
+    for (uint32_t i = 0; i < lane->num_seen; i++) {
+        const struct race_seen *seen = &lane->seen[i];
+
+        if (seen->token.slot == token->slot && seen->token.time == token->time &&
+            seen->token.lane == token->lane && seen->scope == scope)
+            return;
+    }
+    if (lane->num_seen == lane->max_seen) {
+        uint32_t max = lane->max_seen ? 2 * lane->max_seen : 4;
+        struct race_seen *grown = realloc(lane->seen, max * sizeof *grown);
+
+        if (!race_ok(c, grown != NULL))
+            return;
+        lane->seen = grown;
+        lane->max_seen = max;
+    }
+    if (lane->num_seen == MOST_SEEN) {   /* the oldest one goes: a report too many, at worst  */
+        race_clock_drop(lane->seen[0].token.clock);
+        memmove(&lane->seen[0], &lane->seen[1], --lane->num_seen * sizeof *lane->seen);
+    }
+    lane->seen[lane->num_seen++] = (struct race_seen){*token, scope};
+    race_clock_hold(token->clock);
+}
+
+void race_strong_load(struct race_checker *c, const struct race_touch *t)
+{
+    struct race_word *word = t->block->words ? t->block->words[t->at / 4] : NULL;
+    bool acquire = race_acquires(t->sem), reaches = false;
+
+    if (!word)
+        return;
+    for (uint32_t i = 0; i < word->num; i++) {
+        const struct race_token *token = &word->tokens[i];
+
+        if (!acquire)
+            keep_seen(c, &t->warp->lanes[t->lane], token, t->scope);
+        if (!token_reaches(c, token, t->scope, t->warp))
+            continue;
+        reaches = true;
+        if (acquire)
+            race_lane_after(c, t->warp, t->lane, token);
+    }
+    if (word->last.slot != t->warp->slot || word->last.lanes != 1u << t->lane)
+        race_note_edge(c, &(struct race_edge){
+            .from = word->last.slot, .from_time = word->last.time, .from_pc = word->last.pc,
+            .from_lane = (int8_t)__builtin_ctz(word->last.lanes), .to = t->warp->slot,
+            .to_time = race_now(c, t->warp), .to_pc = t->mark.pc, .to_lane = (int8_t)t->lane,
+            .kind = RACE_EDGE_WORD,
+            .lacks = (word->num ? 0 : RACE_LACKS_RELEASE) |
+                     (acquire || t->atomic ? 0 : RACE_LACKS_ACQUIRE) |
+                     ((word->num ? reaches : race_scopes_meet(c, &word->last, &t->mark))
+                          ? 0 : RACE_LACKS_SCOPE),
+        });
+}
+
+/* What was released by others goes, or all but what an atomic passes on. */
+static void drop_tokens(struct race_word *word, const struct race_touch *t, bool all_of_others)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < word->num; i++) {
+        struct race_token *token = &word->tokens[i];
+        bool mine = token->slot == t->warp->slot && token->lane == t->lane;
+
+        if (mine ? !race_releases(t->sem) : !all_of_others) {
+            if (mine)                    /* a release, then a strong store in program order   */
+                token->scope = narrower(token->scope, t->scope);
+            word->tokens[kept++] = *token;
+        } else {
+            race_clock_drop(token->clock);
+        }
+    }
+    word->num = kept;
+}
+
+void race_strong_store(struct race_checker *c, const struct race_touch *t)
+{
+    struct race_lane *lane = &t->warp->lanes[t->lane];
+    struct race_word *word = race_word_make(t->block, t->at);
+    struct race_token token = {0};
+
+    if (!race_ok(c, word != NULL))
+        return;
+    drop_tokens(word, t, !t->atomic);
+    word->last = t->mark;
+    word->last.lanes = 1u << t->lane;
+    word->last.spread = 0;
+    word->sem = t->sem;
+    if (race_releases(t->sem)) {
+        token = race_token_of(c, t->warp, t->lane, t->scope, t->mark.pc);
+    } else if (lane->fence.clock) {
+        token = lane->fence;
+        token.scope = narrower(token.scope, t->scope);
+        token.pc = t->mark.pc;
+        race_clock_hold(token.clock);
+    }
+    if (token.clock && !race_ok(c, race_word_add(word, &token)))
+        race_clock_drop(token.clock);
+}
+
+/* -- fences ------------------------------------------------------------------------------------ */
+
+static void fence_lane(struct race_checker *c, struct race_warp *warp, unsigned l, uint8_t scope,
+                       uint32_t pc)
+{
+    struct race_lane *lane = &warp->lanes[l];
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < lane->num_seen; i++) {
+        const struct race_token *token = &lane->seen[i].token;
+        bool reaches = token_reaches(c, token, narrower(lane->seen[i].scope, scope), warp);
+
+        if (reaches)
+            race_lane_after(c, warp, l, token);
+        race_note_edge(c, &(struct race_edge){
+            .from = token->slot, .from_time = token->time, .from_pc = token->pc,
+            .from_lane = (int8_t)token->lane, .to = warp->slot, .to_time = race_now(c, warp),
+            .to_pc = pc, .to_lane = (int8_t)l, .kind = RACE_EDGE_WORD,
+            .lacks = reaches ? 0 : RACE_LACKS_SCOPE,
+        });
+        if (reaches)
+            race_clock_drop(token->clock);
+        else                             /* for a wider fence */
+            lane->seen[kept++] = lane->seen[i];
+    }
+    lane->num_seen = kept;
+    race_clock_drop(lane->fence.clock);
+    lane->fence = race_token_of(c, warp, l, scope, pc);
+}
+
+void race_fence(struct race_checker *c, const struct emu_event *e, struct race_warp *warp)
+{
+    if (e->op->proxy == EMU_PX_ASYNC) {
+        if (e->op->space != EMU_SP_SHARED)
+            race_lanes_fence_proxy(c, warp, e->lanes, RACE_ASYNC_GLOBAL);
+        if (e->op->space != EMU_SP_GLOBAL)
+            race_lanes_fence_proxy(c, warp, e->lanes, RACE_ASYNC_SHARED);
+    } else {
+        for (uint32_t left = e->lanes; left; left &= left - 1)
+            fence_lane(c, warp, __builtin_ctz(left), e->op->scope, e->pc);
+    }
+    c->slots[warp->slot].time++;
+}
