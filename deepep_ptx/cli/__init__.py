@@ -2,7 +2,7 @@
 """The `deepep-ptx` command.
 
 Exit codes: 0 = done; 1 = a wrong bit, a problem found, or the run failed; 2 = bad input, one line
-on stderr.
+on stderr, or what is wrong with a PTX text.
 """
 
 import argparse

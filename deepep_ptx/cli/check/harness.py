@@ -2,6 +2,7 @@
 """A PTX file of the user's, run by a harness: a Python file with `def run(world, *kernels)`."""
 
 import importlib.util
+import os
 import traceback
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -92,13 +93,19 @@ class HarnessRun:
         if isinstance(error, KernelFault):
             return Finding("FAULT", error.kind, (self.file,), (error.file, error.line),
                            f"FAULT {error}")
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__)
-                  if frame.filename == self.harness]
+        frames = _frames(error, self.harness)
         verdict = "WRONG" if isinstance(error, AssertionError) else "FAULT"
         lines = [f"{verdict} in the harness:\n", *traceback.format_list(frames),
                  *traceback.format_exception_only(error)]
         return Finding(verdict, type(error).__name__, (self.file,),
                        tuple(frame.lineno for frame in frames), "".join(lines).rstrip())
+
+
+def _frames(error, path):
+    """Where an exception came through a file, which is named as it was given."""
+    return [traceback.FrameSummary(path, frame.lineno, frame.name, line=frame.line)
+            for frame in traceback.extract_tb(error.__traceback__)
+            if os.path.realpath(frame.filename) == os.path.realpath(path)]
 
 
 def load(path):
@@ -122,8 +129,7 @@ def _load(path, _):
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-                 if frame.filename == path]
+        lines = [frame.lineno for frame in _frames(error, path)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         raise ValueError(f"--harness: {path}{f':{line}' if line else ''}: "
                          f"{type(error).__name__}: {error}") from error
