@@ -122,6 +122,20 @@ def test_clean(capsys):
     assert out[-1].startswith("clean; docs/verifier.md")
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_what_is_used_by_default_is_clean(arch, capsys):
+    assert check("--arch", arch, "--seeds", "1", "--jobs", "1") == 0, capsys.readouterr().out
+    shipped = {row["symbol"] for policy in runs.default_policies([arch])
+               for row in select.choose(policy, arch).values()}
+    assert {line.split()[4] for line in printed(capsys)[3:-3]} == shipped
+
+
+def test_and_right_under_weak_visibility(capsys):
+    assert check("--arch", "sm_90", "--policy", "fast,bulk", "--seeds", "7:8", "--jobs", "1",
+                 "--case", "mixed,many,cached,rings,worst", "--memory", "weak") == 0, \
+        capsys.readouterr().out
+
+
 def test_undefined_loads_are_reported_and_replayed(tmp_path, capsys):
     path = tmp_path / "record.json"
     assert check("combine", "--policy", "ld_nc_na", "--case", "push,layout", *QUICK, "--json",
