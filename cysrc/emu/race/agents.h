@@ -162,7 +162,8 @@ static inline void race_edge_to_node(struct race_checker *c, const struct race_w
                                      int lane)
 {
     race_note_edge(c, &(struct race_edge){
-        .from = warp->slot, .from_time = race_now(c, warp), .from_pc = pc, .from_lane = (int8_t)lane,
+        .from = warp->slot, .from_time = race_now(c, warp), .from_pc = pc,
+        .from_lane = (int8_t)lane,
         .to = node, .to_pc = pc, .to_lane = -1, .kind = kind,
     });
 }

@@ -53,8 +53,8 @@ bool race_history_add(struct race_history *h, const struct race_edge *edge);
 void race_history_free(struct race_history *h);
 
 /* The way from an access of slot `from` at `from_time` to slot `to` at `to_time` that lacks least,
- * as edges, the first first; at most `max`.  Returns how many: 0 where there is none (*found false),
- * and where both are of one slot. */
+ * as edges, the first first; at most `max`.  Returns how many: 0 where there is none (*found is
+ * false), and where both are of one slot. */
 struct race_query { uint32_t from, from_time, to, to_time; };
 uint32_t race_history_way(const struct race_history *h, const struct race_query *query,
                           const struct race_edge **way, uint32_t max, bool *found);

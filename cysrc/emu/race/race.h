@@ -59,7 +59,7 @@ void race_launch(struct race_checker *c, struct emu_grid *grid, struct race_orde
 /* The grid is done; `order` comes after it.  Before emu_grid_free(). */
 void race_finish(struct race_checker *c, struct emu_grid *grid, struct race_order *order);
 
-/* -- what it found ------------------------------------------------------------------------------ */
+/* -- what it found ----------------------------------------------------------------------------- */
 
 enum race_kind {
     RACE_UNORDERED,          /* nothing orders the two                                        */

@@ -2,8 +2,8 @@
  *
  * What is remembered of memory: who accessed which byte last, and what strong stores carried.
  *
- * Memory is looked at in blocks of 512 bytes, which a warp's widest access fills, and in cells of 16
- * bytes inside of a block that was not accessed as a whole. */
+ * Memory is looked at in blocks of 512 bytes, which a warp's widest access fills, and in cells of
+ * 16 bytes inside of a block that was not accessed as a whole. */
 #ifndef DEEPEP_PTX_EMU_RACE_SHADOW_H
 #define DEEPEP_PTX_EMU_RACE_SHADOW_H
 
