@@ -165,12 +165,33 @@ static bool merge(struct race_mark *mark, const struct race_mark *mine)
     return true;
 }
 
+/* Whether a lane polls what nobody has written since it did last: nothing is to be found. */
+static bool polls_again(const struct look *k, struct race_cell *cell, const struct race_mark *mine)
+{
+    struct race_poll now = {cell, cell->version, mine->time, mine->pc, mine->bytes}, *last;
+
+    if (mine->flags & RACE_WRITES || !cell->version)
+        cell->version = ++k->c->versions;
+    if (!k->warp || (mine->flags & (RACE_STRONG | RACE_WRITES)) != RACE_STRONG || mine->spread ||
+        mine->lanes & (mine->lanes - 1))
+        return false;
+    last = &k->warp->lanes[__builtin_ctz(mine->lanes)].poll;
+    if (last->cell == cell && last->version == cell->version && last->time == now.time &&
+        last->pc == now.pc && last->bytes == now.bytes)
+        return true;
+    now.version = cell->version;
+    *last = now;
+    return false;
+}
+
 /* `mine` of one cell of the block. */
 static void look_at_cell(const struct look *k, struct race_cell *cell,
                          const struct race_mark *mine, uint64_t at)
 {
     bool writes = mine->flags & RACE_WRITES, crowded = cell->num >= cell->crowd, merged = false;
 
+    if (polls_again(k, cell, mine))
+        return;
     for (uint32_t i = cell->num; i-- > 0;) {
         struct race_mark *mark = race_cell_at(cell, i);
         uint16_t common = mark->bytes & mine->bytes;

@@ -83,6 +83,12 @@ struct race_lane {
     struct race_token fence;             /* at its last fence; clock NULL: none               */
     struct race_seen *seen;
     uint32_t num_seen, max_seen;
+    struct race_poll {
+        const struct race_cell *cell;
+        uint64_t version;
+        uint32_t time, pc;
+        uint16_t bytes;
+    } poll;                              /* the last strong load, of this cell                */
 };
 
 /* Bulk stores of which a wait_group may tell. */
@@ -133,6 +139,7 @@ struct race_checker {
     struct race_found *found, **last_found;
     uint32_t num_found;
     uint64_t num_checks;
+    uint64_t versions;                   /* of cells: the last one given out                  */
     struct race_stale *stale;            /* weak visibility: what the load at hand may see    */
 };
 

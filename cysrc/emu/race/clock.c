@@ -263,17 +263,34 @@ bool race_clock_note_lane(struct race_clock *clock, enum race_plane plane, uint3
     return true;
 }
 
-/* Lanes of which no more is known than of their whole slots go. */
-static void prune(struct race_clock *clock, uint32_t plane)
+/* Both lists in one; lanes of which no more is known than of their whole slots go. */
+static bool merge_lanes(struct race_clock *clock, uint32_t plane,
+                        const struct race_lane_times *other)
 {
-    struct race_lane_times *lanes = &clock->lanes[plane];
+    struct race_lane_times *mine = &clock->lanes[plane];
     const uint32_t *times = plane_in(clock, plane);
-    uint32_t kept = 0;
+    uint32_t most = mine->num + other->num, a = 0, b = 0, num = 0;
+    struct race_lane_time *merged = most ? malloc(most * sizeof *merged) : NULL;
 
-    for (uint32_t i = 0; i < lanes->num; i++)
-        if (lanes->of[i].time > times[lanes->of[i].who >> LANE_BITS])
-            lanes->of[kept++] = lanes->of[i];
-    lanes->num = kept;
+    if (most && !merged)
+        return false;
+    while (a < mine->num || b < other->num) {
+        bool first = b == other->num || (a < mine->num && mine->of[a].who <= other->of[b].who);
+        bool both = first && b < other->num && mine->of[a].who == other->of[b].who;
+        struct race_lane_time next = first ? mine->of[a] : other->of[b];
+
+        if (both && other->of[b].time > next.time)
+            next.time = other->of[b].time;
+        a += first;
+        b += !first || both;
+        if (next.time > times[next.who >> LANE_BITS])
+            merged[num++] = next;
+    }
+    free(mine->of);
+    mine->of = merged;
+    mine->num = num;
+    mine->max = most;
+    return true;
 }
 
 static bool join_plane(struct race_clock *clock, uint32_t to, const struct race_clock *other,
@@ -285,12 +302,7 @@ static bool join_plane(struct race_clock *clock, uint32_t to, const struct race_
         raise_to_avx2(plane_of(clock, to), plane_in(other, from), other->num_slots);
     else
         raise_to(plane_of(clock, to), plane_in(other, from), other->num_slots);
-    prune(clock, to);
-    for (uint32_t i = 0; i < lanes->num; i++)
-        if (!race_clock_note_lane(clock, to, lanes->of[i].who >> LANE_BITS,
-                                  lanes->of[i].who & 31, lanes->of[i].time))
-            return false;
-    return true;
+    return merge_lanes(clock, to, lanes);
 }
 
 bool race_clock_join(struct race_clock *clock, const struct race_clock *other)

@@ -39,6 +39,7 @@ struct race_mark {
 /* Marks of the bytes of a cell. */
 struct race_cell {
     uint32_t num, max;       /* max: those that `more` has room for beside the first two      */
+    uint64_t version;        /* another one behind each write                                 */
     uint32_t crowd;          /* how many make it worth while to look for those that are over  */
     struct race_mark first[2];
     struct race_mark *more;
