@@ -116,8 +116,8 @@ uint32_t ep_buffer_unraised(const struct ep_buffer *b,
                             struct ep_status_record records[EP_STATUS_RECORDS])
 {
     uint32_t num_written = b->ring ? min_u32(b->ring->next, EP_STATUS_RECORDS) : 0, num = 0;
-    for (uint32_t i = 0; i < num_written; i++)
-        if (b->ring->record[i].valid)
+    for (uint32_t i = 0; i < num_written; i++)      /* kernels may still write others */
+        if (__atomic_load_n(&b->ring->record[i].valid, __ATOMIC_ACQUIRE))
             records[num++] = b->ring->record[i];
     return num;
 }
