@@ -35,12 +35,24 @@ static enum race_plane plane_of(const struct look *k, const struct race_mark *ma
     return k->a->space == EMU_SP_SHARED ? RACE_ASYNC_SHARED : RACE_ASYNC_GLOBAL;
 }
 
+/* Whether a proxy fence lies between what lanes of the copy's own warp did, and the copy. */
+static bool lies_behind_fences(const struct race_copy *copy, enum race_plane plane,
+                               const struct race_mark *mark, uint32_t lanes)
+{
+    for (; mark->time > copy->whole[plane] && lanes; lanes &= lanes - 1)
+        if (mark->time > copy->lanes[plane][__builtin_ctz(lanes)])
+            return false;
+    return true;
+}
+
 /* Whether what the mark is of comes before the access. */
 static bool comes_before(const struct look *k, const struct race_mark *mark, uint32_t mark_lanes,
                          uint32_t lanes)
 {
     if (k->warp)
         return race_lanes_know(k->warp, lanes, mark, mark_lanes);
+    if (k->copy && mark->slot == k->copy->issuer)
+        return lies_behind_fences(k->copy, plane_of(k, mark), mark, mark_lanes);
     if (k->copy)
         return race_clock_knows_mark(k->copy->clock, plane_of(k, mark), mark, mark_lanes) ||
                mark->slot == k->mark.slot;

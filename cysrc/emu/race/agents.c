@@ -297,23 +297,30 @@ static uint32_t larger(uint32_t a, uint32_t b)
     return a > b ? a : b;
 }
 
-/* What the warp's own accesses are behind proxy fences, for who comes after `lane` (-1: all). */
+uint32_t race_warp_fenced(const struct race_warp *warp, enum race_plane plane, int lane,
+                          uint32_t lanes[EMU_LANES])
+{
+    uint32_t whole = warp->known_all[plane];
+
+    for (unsigned l = 0; l < EMU_LANES; l++) {
+        bool own = lane < 0 || (unsigned)lane == l;
+
+        if (own)
+            whole = larger(whole, warp->all[plane][l]);
+        lanes[l] = own ? warp->own[plane][l] : warp->known_own[plane][l];
+    }
+    return whole;
+}
+
 static bool note_fenced(const struct race_warp *warp, struct race_clock *clock, int lane)
 {
     for (uint32_t p = RACE_ORDER + 1; p < RACE_PLANES; p++) {
-        uint32_t whole = warp->known_all[p];
+        uint32_t lanes[EMU_LANES], whole = race_warp_fenced(warp, p, lane, lanes);
 
-        for (unsigned l = 0; l < EMU_LANES; l++)
-            if (lane < 0 || (unsigned)lane == l)
-                whole = larger(whole, warp->all[p][l]);
         race_clock_note(clock, p, warp->slot, whole);
-        for (unsigned l = 0; l < EMU_LANES; l++) {
-            uint32_t time = lane < 0 || (unsigned)lane == l ? warp->own[p][l]
-                                                            : warp->known_own[p][l];
-
-            if (time > whole && !race_clock_note_lane(clock, p, warp->slot, l, time))
+        for (unsigned l = 0; l < EMU_LANES; l++)
+            if (lanes[l] > whole && !race_clock_note_lane(clock, p, warp->slot, l, lanes[l]))
                 return false;
-        }
     }
     return true;
 }
@@ -329,13 +336,17 @@ static void learn_fences(struct race_warp *warp)
 
 /* -- what others get --------------------------------------------------------------------------- */
 
+struct race_clock *race_lane_clock(struct race_checker *c, struct race_warp *warp, unsigned lane)
+{
+    settle(c, warp, 1u << lane);
+    return warp->lanes[lane].clock;
+}
+
 struct race_token race_token_of(struct race_checker *c, struct race_warp *warp, unsigned lane,
                                 uint8_t scope, uint32_t pc)
 {
-    struct race_clock *clock;
+    struct race_clock *clock = race_clock_hold(race_lane_clock(c, warp, lane));
 
-    settle(c, warp, 1u << lane);
-    clock = race_clock_hold(warp->lanes[lane].clock);
     if (warp->fenced && race_ok(c, race_clock_own(&clock, 1, c->extent)))
         race_ok(c, note_fenced(warp, clock, (int)lane));
     return (struct race_token){

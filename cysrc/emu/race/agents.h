@@ -115,7 +115,9 @@ struct race_warp {
 };
 
 struct race_copy {
-    struct race_clock *clock;            /* what it comes after                               */
+    struct race_clock *clock;            /* what it comes after, but for its own warp         */
+    /* Of its own warp, per plane: all lanes up to `whole`, each up to `lanes`. */
+    uint32_t whole[RACE_PLANES], lanes[RACE_PLANES][EMU_LANES];
     uint32_t read_slot, read_time, write_slot, write_time;
     uint32_t issuer, issued, synced;     /* slot and times of its warp                        */
     uint8_t lane;
@@ -128,6 +130,7 @@ struct race_checker {
     const struct emu_world *world;
     bool failed;                         /* no memory: what it says is not all                */
     struct race_extent extent;
+    struct race_pool pool;
     struct race_slot *slots;
     uint32_t num_slots, max_slots;
     struct race_slots *free_slots;       /* [num_ranks]                                       */
@@ -204,6 +207,12 @@ const struct race_tenant *race_tenant_at(const struct race_checker *c, uint32_t 
 /* What a lane has done and come after so far, for others: the clock is held. */
 struct race_token race_token_of(struct race_checker *c, struct race_warp *warp, unsigned lane,
                                 uint8_t scope, uint32_t pc);
+/* Up to when the warp's own accesses lie behind proxy fences, for who comes after `lane` (-1: all
+ * lanes): all of them, and those of each lane. */
+uint32_t race_warp_fenced(const struct race_warp *warp, enum race_plane plane, int lane,
+                          uint32_t lanes[EMU_LANES]);
+/* The lane's clock as it is, with all that the lane has got: not a reference. */
+struct race_clock *race_lane_clock(struct race_checker *c, struct race_warp *warp, unsigned lane);
 /* A lane comes after the token, lanes after a clock, too. */
 void race_lane_after(struct race_checker *c, struct race_warp *warp, unsigned lane,
                      const struct race_token *token);

@@ -20,6 +20,7 @@ struct race_checker *race_create(const struct race_options *options)
         return NULL;
     c->options = *options;
     c->extent.num_planes = options->strict ? RACE_PLANES : 1;
+    c->extent.pool = &c->pool;
     c->last_found = &c->found;
     c->free_slots = calloc(options->num_ranks, sizeof *c->free_slots);
     if (!c->free_slots) {
@@ -50,6 +51,7 @@ void race_destroy(struct race_checker *c)
     race_found_free(c);
     race_history_free(&c->history);
     race_old_destroy(c);
+    race_pool_empty(&c->pool);
     free(c->free_slots);
     free(c->slots);
     free(c);

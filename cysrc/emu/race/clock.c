@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define LANE_BITS 5
+#define MOST_POOLED 4096                 /* clocks that a pool keeps                          */
 
 static uint32_t *plane_of(struct race_clock *clock, uint32_t plane)
 {
@@ -28,27 +29,70 @@ static uint64_t new_id(void)
     return __atomic_add_fetch(&ids, 1, __ATOMIC_RELAXED);
 }
 
-struct race_clock *race_clock_new(struct race_extent extent)
+/* One whose times are anything. */
+static struct race_clock *take(struct race_extent extent)
 {
     uint64_t times = (uint64_t)extent.num_planes * extent.num_slots;
-    struct race_clock *clock = calloc(1, sizeof *clock + times * sizeof(uint32_t));
+    struct race_pool *pool = extent.pool;
+    struct race_clock *clock = pool->free;
 
-    if (!clock)
+    /* The pool's are all of the last size that was asked for. */
+    if (clock && (clock->num_planes != extent.num_planes || clock->num_slots != extent.num_slots)) {
+        race_pool_empty(pool);
+        clock = NULL;
+    }
+    if (clock) {
+        pool->free = clock->next;
+        pool->num--;
+    } else if (!(clock = malloc(sizeof *clock + times * sizeof(uint32_t)))) {
         return NULL;
-    clock->refs = 1;
-    clock->id = new_id();
-    clock->num_planes = extent.num_planes;
-    clock->num_slots = extent.num_slots;
+    }
+    *clock = (struct race_clock){
+        .refs = 1, .id = new_id(), .num_planes = extent.num_planes,
+        .num_slots = extent.num_slots, .pool = pool,
+    };
+    return clock;
+}
+
+struct race_clock *race_clock_new(struct race_extent extent)
+{
+    struct race_clock *clock = take(extent);
+
+    if (clock)
+        memset(clock->times, 0,
+               (uint64_t)extent.num_planes * extent.num_slots * sizeof(uint32_t));
     return clock;
 }
 
 void race_clock_drop(struct race_clock *clock)
 {
+    struct race_pool *pool;
+
     if (!clock || --clock->refs)
         return;
     for (uint32_t p = 0; p < RACE_PLANES; p++)
         free(clock->lanes[p].of);
-    free(clock);
+    pool = clock->pool;
+    if (pool->num == MOST_POOLED ||
+        (pool->free && (pool->free->num_slots != clock->num_slots ||
+                        pool->free->num_planes != clock->num_planes))) {
+        free(clock);
+        return;
+    }
+    clock->next = pool->free;
+    pool->free = clock;
+    pool->num++;
+}
+
+void race_pool_empty(struct race_pool *pool)
+{
+    while (pool->free) {
+        struct race_clock *next = pool->free->next;
+
+        free(pool->free);
+        pool->free = next;
+    }
+    pool->num = 0;
 }
 
 static bool copy_lanes(struct race_lane_times *to, const struct race_lane_times *from)
@@ -65,10 +109,12 @@ static bool copy_lanes(struct race_lane_times *to, const struct race_lane_times 
 
 static struct race_clock *clone(const struct race_clock *from, struct race_extent extent)
 {
-    struct race_clock *to = race_clock_new(extent);
+    struct race_clock *to = take(extent);
 
     for (uint32_t p = 0; to && p < extent.num_planes; p++) {
         memcpy(plane_of(to, p), plane_in(from, p), from->num_slots * sizeof(uint32_t));
+        memset(plane_of(to, p) + from->num_slots, 0,
+               (extent.num_slots - from->num_slots) * sizeof(uint32_t));
         if (!copy_lanes(&to->lanes[p], lanes_in(from, p))) {
             race_clock_drop(to);
             return NULL;

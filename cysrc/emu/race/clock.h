@@ -34,16 +34,28 @@ struct race_clock {
     uint64_t id;                         /* of no other clock, nor of what this one was before */
     uint64_t joined[RACE_JOINED];        /* ids of the last clocks that it was joined with    */
     uint32_t num_joined;
+    struct race_pool *pool;
+    struct race_clock *next;             /* in the pool                                       */
     struct race_lane_times lanes[RACE_PLANES];
     uint32_t times[];                    /* [num_planes][num_slots]                           */
 };
 
-/* What clocks have to have room for, as things are. */
-struct race_extent { uint32_t num_planes, num_slots; };
+/* Clocks of one size that are free: large ones come and go all the time. */
+struct race_pool {
+    struct race_clock *free;
+    uint32_t num;
+};
+
+/* What clocks have to have room for, as things are, and whose they are. */
+struct race_extent {
+    uint32_t num_planes, num_slots;
+    struct race_pool *pool;              /* which outlives its clocks                         */
+};
 
 /* After nothing.  NULL: no memory. */
 struct race_clock *race_clock_new(struct race_extent extent);
 void race_clock_drop(struct race_clock *clock);
+void race_pool_empty(struct race_pool *pool);
 
 static inline struct race_clock *race_clock_hold(struct race_clock *clock)
 {

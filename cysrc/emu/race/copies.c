@@ -56,16 +56,16 @@ void race_copy_issue(struct race_checker *c, const struct emu_event *e, struct r
         .agent = RACE_COPY, .cta = e->cta->index, .warp = e->warp->index,
         .cta_serial = cta->serial, .grid = cta->grid,
     };
-    struct race_token token;
 
     if (!race_ok(c, copy != NULL))
         return;
-    token = race_token_of(c, warp, __builtin_ctz(e->lanes), EMU_SC_CTA, e->pc);
-    copy->clock = token.clock;
+    copy->lane = (uint8_t)__builtin_ctz(e->lanes);
+    copy->clock = race_clock_hold(race_lane_clock(c, warp, copy->lane));
     copy->issuer = warp->slot;
-    copy->issued = token.time;
-    copy->synced = token.synced;
-    copy->lane = token.lane;
+    copy->issued = race_now(c, warp);
+    copy->synced = warp->synced;
+    for (uint32_t p = RACE_ORDER + 1; p < RACE_PLANES; p++)
+        copy->whole[p] = race_warp_fenced(warp, p, copy->lane, copy->lanes[p]);
     copy->read_slot = race_slot_take(c, cta->grid->rank, &warp->copies, copy->clock, &tenant);
     copy->read_time = c->slots[copy->read_slot].time;
     copy->write_slot = race_slot_take(c, cta->grid->rank, &warp->copies, copy->clock, &tenant);
