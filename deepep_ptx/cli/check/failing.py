@@ -27,6 +27,8 @@ def refused(comm, buffer, calls, inputs, policy):
     with open_buffer(comm, calls, policy, num_nvl_bytes=0, arena_limit_bytes=room) as full:
         rows, *_, handle, _ = dispatch(full, inputs, layout, num_sms=calls.sms,
                                        num_worst_tokens=inputs.worst)
+        _must_raise(CapacityError, full.dispatch, inputs.xs[comm.rank], handle=handle,
+                    num_sms=calls.sms)
         try:
             full.combine(np.array(rows), handle, num_sms=calls.sms)
         except CapacityError:
@@ -40,8 +42,8 @@ def refused(comm, buffer, calls, inputs, policy):
 def mistaken(comm, buffer, calls, inputs, policy):
     """Arguments that only the device finds wrong: experts, counts, another rank's call."""
     is_last = comm.rank == comm.size - 1
-    idx = np.array(inputs.topk_idxs[comm.rank])
-    idx[-1:, :] = inputs.num_experts
+    idx = np.zeros((600, calls.topk), calls.idx_dtype)      # for several CTAs
+    idx[::100] = inputs.num_experts
     _must_raise(ValueError, buffer.get_dispatch_layout, idx, inputs.num_experts)
     per_rank, *layout = layout_of(buffer, inputs)
     _must_raise(ValueError if is_last else DeepEPError, dispatch, buffer, inputs,

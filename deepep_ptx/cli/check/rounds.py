@@ -28,9 +28,10 @@ class Calls:
     ranks' rows are pulled.  biases: of combine, 0 to 2.  worst: results have the size of the worst
     case, no host waits for totals.  queued: as `worst`, and no host waits for anything before all
     rounds are queued; what is combined is what came the second time, as it came.  copies: results
-    are copied out, rows are pushed.  stages, stage_bytes: of rings of bulk copies.  before: a
-    function of (comm, buffer, calls, inputs, policy) that each rank calls before its last round.
-    only_layout: nothing is sent.
+    are copied out, rows are pushed.  twice: zeros are combined before the rows.  early: dispatch
+    returns when its totals are there.  stages, stage_bytes: of rings of bulk copies.  others: the
+    policy of odd ranks.  before: a function of (comm, buffer, calls, inputs, policy) that each rank
+    calls before its last round.  only_layout: nothing is sent.
     """
 
     tokens: tuple[int, ...] = (17, 9)
@@ -47,8 +48,11 @@ class Calls:
     worst: bool = False
     queued: bool = False
     copies: bool = False
+    twice: bool = False
     stages: int | None = None
     stage_bytes: int | None = None
+    early: bool = False
+    others: str | None = None
     rounds: int = 2
     before: Callable | None = None
     only_layout: bool = False
@@ -154,22 +158,28 @@ def made_by(array):
 def rank_main(comm, calls, rounds, policy):
     """(name -> array of each round, what was executed); the second of rank 0 alone."""
     with open_buffer(comm, calls, policy) as buffer:
-        results = []
+        made, queued = [], []
         for number, inputs in enumerate(rounds):
             if calls.before and number == len(rounds) - 1:
                 calls.before(comm, buffer, calls, inputs, policy)
-            results.append(_Round(comm, buffer, calls, inputs))
+            result = _Round(comm, buffer, calls, inputs)
+            if calls.queued:
+                queued.append(result)
+            else:
+                made.append(result.copied())
+            del result          # views of the arena: the next round takes its place
         if calls.queued:
-            results[-1].event.current_stream_wait()
+            queued[-1].event.current_stream_wait()
             buffer.check()
-        made = [result.copied() for result in results]
-        del results             # views of the arena
+            made = [result.copied() for result in queued]
+            del queued
     comm.barrier()
     return made, None if comm.rank else comm.executor.ran()
 
 
 def open_buffer(comm, calls, policy, timeout_s=TIMEOUT_S, **options):
     """A `Buffer` for these calls."""
+    policy = calls.others if calls.others and comm.rank % 2 else policy
     grows = not (calls.worst or calls.queued or calls.dtype != "bf16")
     options = {"num_nvl_bytes": 0 if grows else ARENA_BYTES} | options
     return Buffer(comm, policy=policy, tuning=False, timeout_s=timeout_s,
@@ -187,8 +197,11 @@ class _Round:
         if calls.only_layout:
             return
         self.rows, self.idx, self.weights, _, self.handle, event = dispatch(
-            buffer, inputs, self.layout, num_sms=calls.sms, **self.later,
+            buffer, inputs, self.layout, num_sms=calls.sms,
+            async_finish=calls.early or calls.queued,
             num_worst_tokens=inputs.worst if calls.worst or calls.queued else 0)
+        if calls.early:
+            event.current_stream_wait()
         self.again = None
         if calls.again:
             self.again, *_, event = buffer.dispatch(
@@ -198,12 +211,19 @@ class _Round:
             y = self.again
         else:
             self.received = self.copy_of_received()
+            if calls.twice:
+                self.combine(buffer, inputs,
+                             self.expert_rows(buffer, np.zeros_like(inputs.ys[comm.rank])))
             y = self.expert_rows(buffer, inputs.ys[comm.rank])
-        weights = self.weights if calls.pulls(comm.rank) else np.array(self.weights)
-        self.combined_x, self.combined_weights, self.event = buffer.combine(
-            y, self.handle, topk_weights=weights if calls.weights else None,
-            bias=inputs.biases[comm.rank], num_sms=calls.sms,
-            previous_event=event if calls.queued else None, **self.later)
+        self.combined_x, self.combined_weights, self.event = self.combine(
+            buffer, inputs, y, previous_event=event if calls.queued else None, **self.later)
+
+    def combine(self, buffer, inputs, y, **later):
+        """What `Buffer.combine` makes of `y`."""
+        calls, rank = self.calls, self.rank
+        weights = self.weights if calls.pulls(rank) else np.array(self.weights)
+        return buffer.combine(y, self.handle, topk_weights=weights if calls.weights else None,
+                              bias=inputs.biases[rank], num_sms=calls.sms, **later)
 
     def expert_rows(self, buffer, rows):
         """`rows` where combine pulls them from, or in an array of their own."""
@@ -252,12 +272,19 @@ def layout_of(buffer, inputs, **later):
     return per_rank, per_expert, in_rank, event
 
 
-def dispatch(buffer, inputs, layout, **changes):
-    """`Buffer.dispatch` of this rank's inputs; layout: as `layout_of` gives it."""
+def narrow(comm, buffer, calls, inputs, policy):
+    """Rows of half the width are sent, and dropped: the next ones lie where their indices did."""
+    rows = np.ascontiguousarray(inputs.xs[comm.rank][:, :calls.hidden // 2])
+    dispatch(buffer, inputs, layout_of(buffer, inputs), rows, num_sms=calls.sms)
+
+
+def dispatch(buffer, inputs, layout, rows=None, **changes):
+    """`Buffer.dispatch` of this rank's inputs; layout: as `layout_of` gives it.  rows: in the place
+    of these."""
     per_rank, per_expert, in_rank, event = layout
     rank = buffer.rank
     return buffer.dispatch(
-        inputs.xs[rank], num_tokens_per_rank=per_rank, num_tokens_per_expert=per_expert,
-        is_token_in_rank=in_rank, topk_idx=inputs.topk_idxs[rank],
-        topk_weights=inputs.topk_weights[rank],
+        inputs.xs[rank] if rows is None else rows, num_tokens_per_rank=per_rank,
+        num_tokens_per_expert=per_expert, is_token_in_rank=in_rank,
+        topk_idx=inputs.topk_idxs[rank], topk_weights=inputs.topk_weights[rank],
         previous_event=event if changes.get("async_finish") else None, **changes)

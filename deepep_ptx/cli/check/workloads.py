@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from deepep_ptx import run_ranks, select
 from deepep_ptx.cli.check import failing
-from deepep_ptx.cli.check.rounds import Calls, Inputs, all_wrong, rank_main
+from deepep_ptx.cli.check.rounds import Calls, Inputs, all_wrong, narrow, rank_main
 from deepep_ptx.errors import RaceError, RankError
 from deepep_ptx.runtime import ARCHS
 
@@ -101,7 +101,7 @@ _MIXED = (*_PULL, "combine_push")
 
 WORKLOADS = {workload.name: workload for workload in (
     Workload("layout", "several CTAs, more experts than a CTA counts in shared memory",
-             ("layout",), Calls(tokens=(257, 30), experts=1024, only_layout=True), ranks=5),
+             ("layout",), Calls(tokens=(400, 30), topk=8, experts=1024, only_layout=True), ranks=5),
     Workload("pull", "three ranks, one without tokens; rows of several vectors, a bias",
              _PULL, Calls(tokens=(17, 0, 9), hidden=1160, biases=1), ranks=3),
     Workload("push", "the same, pushed, two biases",
@@ -111,11 +111,11 @@ WORKLOADS = {workload.name: workload for workload in (
     Workload("many", "several tokens for each warp",
              _PULL, Calls(tokens=(70, 61), hidden=264, sms=1, again=True)),
     Workload("many-push", "several pushed tokens for each warp",
-             _PUSH, Calls(tokens=(70, 61), hidden=264, sms=1, combine="push")),
+             _PUSH, Calls(tokens=(70, 61), hidden=264, sms=1, combine="push", early=True)),
     Workload("cached", "rows sent again with the handle, three rounds",
              _PULL, Calls(tokens=(9, 17), again=True, rounds=3)),
-    Workload("fp8", "rows with scales, sent twice; combine of an array in the arena",
-             _PULL, Calls(tokens=(9, 14), hidden=640, dtype="fp8", again=True)),
+    Workload("fp8", "rows with scales, sent twice; combine of arrays in the arena, one by one",
+             _PULL, Calls(tokens=(9, 14), hidden=640, dtype="fp8", again=True, twice=True)),
     Workload("worst", "results of the size of the worst case",
              _PUSH, Calls(tokens=(12, 7), worst=True, combine="push")),
     Workload("queued", "three rounds that no host waits for",
@@ -124,7 +124,9 @@ WORKLOADS = {workload.name: workload for workload in (
              _PUSH, Calls(tokens=(60, 41), hidden=520, copies=True)),
     Workload("rings", "bulk copies through several stages, rows of several chunks",
              _MIXED, Calls(tokens=(9, 13), hidden=2048, sms=1, again=True, combine="mixed",
-                           stages=3, stage_bytes=512), only="bulk"),
+                           stages=3, stage_bytes=512, before=narrow), only="bulk"),
+    Workload("two-paths", "one rank moves rows by bulk copies, the other one by loads and stores",
+             _PUSH, Calls(tokens=(17, 9), hidden=520, combine="push", others="ld_na"), only="bulk"),
     Workload("refused", "a call that is refused between others",
              _PULL, Calls(tokens=(9, 17), worst=True, rounds=1, before=failing.refused)),
     Workload("mistaken", "experts, counts and calls that only the device finds wrong",
