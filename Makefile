@@ -52,7 +52,7 @@ PYTEST_JOBS = $(shell $(PY) -c 'import xdist; print("-n 2")' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check sanitize gpu-test gpu-bench build wheel gen lint lint-python lint-c lint-ptx check-gen \
-        counts lock clean ready
+        counts mutate lock clean ready
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -102,6 +102,9 @@ check-gen: $(DEV)  ## fails when ptx/variants.lock is not what the tree renders 
 
 counts: $(BUILT)  ## rewrites tests/counts.json, the bounds of tests/test_counts.py
 	PYTHONPATH=. $(PY) tests/counts.py --write
+
+mutate: $(BUILT)  ## every synchronising instruction made weaker, one by one: rewrites tests/mutants.json
+	PYTHONPATH=. $(PY) tools/mutate.py $(ARGS)
 
 lock: $(DEV)  ## rewrites ptx/variants.lock
 	$(PY) tools/check_gen.py --write
