@@ -170,9 +170,22 @@ static int wait(struct emu_exec *x, const struct emu_instr *op, unsigned lane,
         return emu_fault_lane(x, "mbarrier", lane, -1, "phase parity %u is neither 0 nor 1",
                               parity);
     *p = (*p & ~(1u << lane)) | (uint32_t)(object->parity != parity) << lane;
-    if (object->parity != parity)
-        emu_tell_lanes(x, EMU_EVENT_MBAR_PASS, op, 1u << lane, emu_lane_address(x, op, lane));
     return EMU_RUN_ON;
+}
+
+/* Those of the lanes that have found a phase over, by mbarrier. */
+static void tell_passed(const struct emu_exec *x, const struct emu_instr *op, uint32_t lanes)
+{
+    while (lanes) {
+        uint64_t va = emu_lane_address(x, op, __builtin_ctz(lanes));
+        uint32_t same = 0;
+
+        for (uint32_t left = lanes; left; left &= left - 1)
+            if (emu_lane_address(x, op, __builtin_ctz(left)) == va)
+                same |= left & -left;
+        emu_tell_lanes(x, EMU_EVENT_MBAR_PASS, op, same, va);
+        lanes &= ~same;
+    }
 }
 
 int emu_mbarrier_run(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
@@ -204,5 +217,7 @@ int emu_mbarrier_run(struct emu_exec *x, const struct emu_instr *op, uint32_t m)
     }
     if (op->op != EMU_OP_MBAR_WAIT)
         emu_note_write(x, true);
+    else if (emu_observed(x->world))
+        tell_passed(x, op, m & x->warp->predicates[op->dst[0]]);
     return EMU_RUN_ON;
 }

@@ -50,7 +50,7 @@ enum emu_event_kind {
     EMU_EVENT_BAR_ARRIVE,    /* the warp has come to CTA barrier `va` ...                     */
     EMU_EVENT_BAR_COMPLETE,  /* ... and the last of them has                                  */
     EMU_EVENT_MBAR_ARRIVE,   /* a lane of `lanes`, at mbarrier `va`                           */
-    EMU_EVENT_MBAR_PASS,     /* a lane of `lanes` has found a phase of mbarrier `va` over     */
+    EMU_EVENT_MBAR_PASS,     /* `lanes` have found a phase of mbarrier `va` over               */
     EMU_EVENT_MBAR_DELIVER,  /* `copy` is done: its bytes count at mbarrier `va`              */
     EMU_EVENT_COPY_ISSUE,    /* `copy`, by a lane of `lanes`                                  */
     EMU_EVENT_COPY_END,      /* `copy` has done all it does                                   */

@@ -107,6 +107,12 @@ static bool copy_lanes(struct race_lane_times *to, const struct race_lane_times 
     return true;
 }
 
+/* The clock comes after all that the one of that id does. */
+static void note_joined(struct race_clock *clock, uint64_t id)
+{
+    clock->joined[clock->num_joined++ % RACE_JOINED] = id;
+}
+
 static struct race_clock *clone(const struct race_clock *from, struct race_extent extent)
 {
     struct race_clock *to = take(extent);
@@ -129,6 +135,7 @@ bool race_clock_own(struct race_clock **clock, uint32_t refs, struct race_extent
 
     if (old->refs == refs && old->num_slots >= extent.num_slots &&
         old->num_planes >= extent.num_planes) {
+        note_joined(old, old->id);
         old->id = new_id();
         return true;
     }
@@ -143,6 +150,7 @@ bool race_clock_own(struct race_clock **clock, uint32_t refs, struct race_extent
     new->node = old->node;
     memcpy(new->joined, old->joined, sizeof new->joined);
     new->num_joined = old->num_joined;
+    note_joined(new, old->id);
     old->refs -= refs - 1;
     race_clock_drop(old);
     *clock = new;
@@ -356,7 +364,7 @@ bool race_clock_join(struct race_clock *clock, const struct race_clock *other)
     for (uint32_t p = 0; p < clock->num_planes; p++)
         if (!join_plane(clock, p, other, p))
             return false;
-    clock->joined[clock->num_joined++ % RACE_JOINED] = other->id;
+    note_joined(clock, other->id);
     return true;
 }
 

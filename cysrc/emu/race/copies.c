@@ -68,7 +68,10 @@ void race_copy_issue(struct race_checker *c, const struct emu_event *e, struct r
         copy->whole[p] = race_warp_fenced(warp, p, copy->lane, copy->lanes[p]);
     copy->read_slot = race_slot_take(c, cta->grid->rank, &warp->copies, copy->clock, &tenant);
     copy->read_time = c->slots[copy->read_slot].time;
-    copy->write_slot = race_slot_take(c, cta->grid->rank, &warp->copies, copy->clock, &tenant);
+    copy->write_slot = copy->read_slot;  /* a load's accesses are over at the same time       */
+    if (!e->copy->load)
+        copy->write_slot = race_slot_take(c, cta->grid->rank, &warp->copies, copy->clock,
+                                          &tenant);
     copy->write_time = c->slots[copy->write_slot].time;
     e->copy->watched = copy;
     if (!e->copy->load)
@@ -98,7 +101,8 @@ void race_copy_end(struct race_checker *c, const struct emu_event *e)
     race_copy_edge(c, copy->read_slot, copy->read_time, grid->end_node, 0, e->pc);
     race_copy_edge(c, copy->write_slot, copy->write_time, grid->end_node, 0, e->pc);
     race_slot_leave(c, to, copy->read_slot);
-    race_slot_leave(c, to, copy->write_slot);
+    if (copy->write_slot != copy->read_slot)
+        race_slot_leave(c, to, copy->write_slot);
     race_copy_free(e->copy);
 }
 

@@ -96,7 +96,7 @@ void race_mbarrier_pass(struct race_checker *c, const struct emu_event *e, struc
 
     if (!m || !m->done)
         return;
-    race_edge_from_node(c, m->done_node, warp, RACE_EDGE_MBAR, e->pc, __builtin_ctz(e->lanes));
+    race_edge_from_node(c, m->done_node, warp, RACE_EDGE_MBAR, e->pc, -1);
     if (race_acquires(e->op->sem))
         race_lanes_join(c, warp, e->lanes, m->done);
 }
