@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "agents.h"
+#include "array.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -26,15 +27,8 @@ static bool find_free(const struct race_checker *c, struct race_slots *from,
 
 static bool new_slot(struct race_checker *c, uint32_t rank, uint32_t *slot)
 {
-    if (c->num_slots == c->max_slots) {
-        uint32_t max = c->max_slots ? 2 * c->max_slots : 256;
-        struct race_slot *grown = realloc(c->slots, max * sizeof *grown);
-
-        if (!grown)
-            return false;
-        c->slots = grown;
-        c->max_slots = max;
-    }
+    if (!race_room(&c->slots, c->num_slots, &c->max_slots, sizeof *c->slots))
+        return false;
     *slot = c->num_slots++;
     c->slots[*slot] = (struct race_slot){.rank = rank};
     c->extent.num_slots = (c->num_slots + SLOT_GRAIN - 1) / SLOT_GRAIN * SLOT_GRAIN;
@@ -43,15 +37,8 @@ static bool new_slot(struct race_checker *c, uint32_t rank, uint32_t *slot)
 
 static bool add_tenant(struct race_slot *slot, const struct race_tenant *tenant)
 {
-    if (slot->num == slot->max) {
-        uint32_t max = slot->max ? 2 * slot->max : 2;
-        struct race_tenant *grown = realloc(slot->tenants, max * sizeof *grown);
-
-        if (!grown)
-            return false;
-        slot->tenants = grown;
-        slot->max = max;
-    }
+    if (!race_room(&slot->tenants, slot->num, &slot->max, sizeof *slot->tenants))
+        return false;
     slot->tenants[slot->num] = *tenant;
     slot->tenants[slot->num++].since = slot->time;
     return true;
@@ -74,15 +61,8 @@ uint32_t race_slot_take(struct race_checker *c, uint32_t rank, struct race_slots
 
 void race_slot_leave(struct race_checker *c, struct race_slots *to, uint32_t slot)
 {
-    if (to->num == to->max) {
-        uint32_t max = to->max ? 2 * to->max : 16, *grown = realloc(to->of, max * sizeof *grown);
-
-        if (!race_ok(c, grown != NULL))
-            return;
-        to->of = grown;
-        to->max = max;
-    }
-    to->of[to->num++] = slot;
+    if (race_ok(c, race_room(&to->of, to->num, &to->max, sizeof *to->of)))
+        to->of[to->num++] = slot;
 }
 
 const struct race_tenant *race_tenant_at(const struct race_checker *c, uint32_t slot, uint32_t time)
@@ -242,15 +222,8 @@ void race_lane_after(struct race_checker *c, struct race_warp *warp, unsigned l,
             return;
     if (lane->num_got == MOST_GOT)
         settle(c, warp, 1u << l);
-    if (lane->num_got == lane->max_got) {
-        uint32_t max = lane->max_got ? 2 * lane->max_got : 2;
-        struct race_token *grown = realloc(lane->got, max * sizeof *grown);
-
-        if (!race_ok(c, grown != NULL))
-            return;
-        lane->got = grown;
-        lane->max_got = max;
-    }
+    if (!race_ok(c, race_room(&lane->got, lane->num_got, &lane->max_got, sizeof *lane->got)))
+        return;
     lane->got[lane->num_got++] = *token;
     race_clock_hold(token->clock);
     warp->together = false;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "clock.h"
+#include "array.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -280,21 +281,6 @@ void race_clock_note(struct race_clock *clock, enum race_plane plane, uint32_t s
         *at = time;
 }
 
-static bool grow(struct race_lane_times *lanes, uint32_t num)
-{
-    uint32_t max = 2 * num > 8 ? 2 * num : 8;
-    struct race_lane_time *grown;
-
-    if (num <= lanes->max)
-        return true;
-    grown = realloc(lanes->of, max * sizeof *grown);
-    if (!grown)
-        return false;
-    lanes->of = grown;
-    lanes->max = max;
-    return true;
-}
-
 bool race_clock_note_lane(struct race_clock *clock, enum race_plane plane, uint32_t slot,
                           unsigned lane, uint32_t time)
 {
@@ -309,7 +295,7 @@ bool race_clock_note_lane(struct race_clock *clock, enum race_plane plane, uint3
             lanes->of[at].time = time;
         return true;
     }
-    if (!grow(lanes, lanes->num + 1))
+    if (!race_room(&lanes->of, lanes->num, &lanes->max, sizeof *lanes->of))
         return false;
     memmove(&lanes->of[at + 1], &lanes->of[at], (lanes->num - at) * sizeof *lanes->of);
     lanes->of[at] = (struct race_lane_time){who, time};

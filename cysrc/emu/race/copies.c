@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "copies.h"
+#include "array.h"
 
 #include <stdlib.h>
 
@@ -33,15 +34,9 @@ void race_copy_edge(struct race_checker *c, uint32_t slot, uint32_t time, uint32
 static void add_store(struct race_checker *c, struct race_warp *warp, const struct emu_copy *copy,
                       const struct race_copy *own)
 {
-    if (warp->num_stores == warp->max_stores) {
-        uint32_t max = warp->max_stores ? 2 * warp->max_stores : 8;
-        struct race_stores *grown = realloc(warp->stores, max * sizeof *grown);
-
-        if (!race_ok(c, grown != NULL))
-            return;
-        warp->stores = grown;
-        warp->max_stores = max;
-    }
+    if (!race_ok(c, race_room(&warp->stores, warp->num_stores, &warp->max_stores,
+                              sizeof *warp->stores)))
+        return;
     warp->stores[warp->num_stores++] = (struct race_stores){
         .group = copy->group, .lane = copy->lane, .read_slot = own->read_slot,
         .read_time = own->read_time, .write_slot = own->write_slot, .write_time = own->write_time,

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "meetings.h"
+#include "array.h"
 #include "copies.h"
 #include "words.h"
 
@@ -47,15 +48,9 @@ static struct race_meeting *mbarrier_at(struct race_checker *c, struct race_cta 
     for (uint32_t i = 0; i < cta->num_mbarriers; i++)
         if (cta->mbarriers[i].va == va)
             return &cta->mbarriers[i].meeting;
-    if (cta->num_mbarriers == cta->max_mbarriers) {
-        uint32_t max = cta->max_mbarriers ? 2 * cta->max_mbarriers : 16;
-        struct race_mbarrier *grown = realloc(cta->mbarriers, max * sizeof *grown);
-
-        if (!race_ok(c, grown != NULL))
-            return NULL;
-        cta->mbarriers = grown;
-        cta->max_mbarriers = max;
-    }
+    if (!race_ok(c, race_room(&cta->mbarriers, cta->num_mbarriers, &cta->max_mbarriers,
+                              sizeof *cta->mbarriers)))
+        return NULL;
     cta->mbarriers[cta->num_mbarriers] = (struct race_mbarrier){.va = va};
     return &cta->mbarriers[cta->num_mbarriers++].meeting;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "old.h"
+#include "array.h"
 #include "emu/device/exec.h"
 #include "emu/device/lanes.h"
 
@@ -118,15 +119,8 @@ static struct piece *piece_at(struct race_checker *c, const struct emu_access *a
     for (uint32_t i = s->num; i-- > 0;)
         if (s->pieces[i].at == at && (a->bytes > a->lane_bytes || s->pieces[i].lanes == a->lanes))
             return &s->pieces[i];
-    if (s->num == s->max) {
-        uint32_t max = s->max ? 2 * s->max : 64;
-        struct piece *grown = realloc(s->pieces, max * sizeof *grown);
-
-        if (!race_ok(c, grown != NULL))
-            return NULL;
-        s->pieces = grown;
-        s->max = max;
-    }
+    if (!race_ok(c, race_room(&s->pieces, s->num, &s->max, sizeof *s->pieces)))
+        return NULL;
     p = &s->pieces[s->num++];
     *p = (struct piece){.at = at, .lanes = a->lanes, .size = (uint8_t)size};
     if (a->by && a->lane_bytes < a->bytes)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "shadow.h"
+#include "array.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -35,15 +36,8 @@ bool race_clock_knows_mark(const struct race_clock *clock, enum race_plane plane
 
 bool race_cell_add(struct race_cell *cell, const struct race_mark *mark)
 {
-    if (cell->num == 2 + cell->max) {
-        uint32_t max = cell->max ? 2 * cell->max : 4;
-        struct race_mark *grown = realloc(cell->more, max * sizeof *grown);
-
-        if (!grown)
-            return false;
-        cell->more = grown;
-        cell->max = max;
-    }
+    if (cell->num >= 2 && !race_room(&cell->more, cell->num - 2, &cell->max, sizeof *cell->more))
+        return false;
     cell->num++;
     *race_cell_at(cell, cell->num - 1) = *mark;
     return true;
@@ -81,15 +75,8 @@ void race_word_free(struct race_word *word)
 
 bool race_word_add(struct race_word *word, const struct race_token *token)
 {
-    if (word->num == word->max) {
-        uint32_t max = word->max ? 2 * word->max : 1;
-        struct race_token *grown = realloc(word->tokens, max * sizeof *grown);
-
-        if (!grown)
-            return false;
-        word->tokens = grown;
-        word->max = max;
-    }
+    if (!race_room(&word->tokens, word->num, &word->max, sizeof *word->tokens))
+        return false;
     word->tokens[word->num++] = *token;
     return true;
 }

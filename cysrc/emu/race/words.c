@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "words.h"
+#include "array.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -56,15 +57,8 @@ static void keep_seen(struct race_checker *c, struct race_lane *lane,
             seen->token.lane == token->lane && seen->scope == scope)
             return;
     }
-    if (lane->num_seen == lane->max_seen) {
-        uint32_t max = lane->max_seen ? 2 * lane->max_seen : 4;
-        struct race_seen *grown = realloc(lane->seen, max * sizeof *grown);
-
-        if (!race_ok(c, grown != NULL))
-            return;
-        lane->seen = grown;
-        lane->max_seen = max;
-    }
+    if (!race_ok(c, race_room(&lane->seen, lane->num_seen, &lane->max_seen, sizeof *lane->seen)))
+        return;
     if (lane->num_seen == MOST_SEEN) {   /* the oldest one goes: a report too many, at worst  */
         race_clock_drop(lane->seen[0].token.clock);
         memmove(&lane->seen[0], &lane->seen[1], --lane->num_seen * sizeof *lane->seen);
