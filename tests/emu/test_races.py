@@ -123,6 +123,29 @@ def launch_beside(machine):
     return launch
 
 
+# What comes behind a release in the program is not released by it.
+@pytest.mark.parametrize(("scheduler", "seed"), MODES)
+@pytest.mark.parametrize("flag", [
+    "st.release.sys.global.u64 [d1], 1;", "red.release.sys.global.add.u64 [d1], 1;",
+    "atom.acq_rel.sys.global.add.u64 d5, [d1], 1;"])
+@pytest.mark.parametrize(("late", "other"), [
+    ("st.global.u64 [d0], 7;", "ld.global.u64 d5, [d0];"),
+    ("ld.global.u64 d6, [d0];", "st.global.u64 [d0], 7;")])
+def test_behind_a_release(late, other, flag, scheduler, seed):
+    machine = Checked(2, scheduler=scheduler, seed=seed)
+    data, flags = machine.words(1), machine.words(1)
+    machine.launch(f"{flag}\n{late}\n", data[0], flags[0], rank=0, block=1)
+    machine.launch(f"""\
+$poll:
+ld.acquire.sys.global.u64 d4, [d1];
+setp.ne.u64 q0, d4, 1;
+@q0 bra $poll;
+{other}
+""", data[1], flags[1], rank=1, block=1)
+    assert machine.world.run()
+    assert machine.kinds() == ["unordered"]
+
+
 def test_a_report_names_all_of_it():
     machine = Checked(2)
     send_and_receive(machine, MESSAGES["no release"], (0, 1))

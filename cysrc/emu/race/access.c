@@ -497,4 +497,7 @@ void race_look_at(struct race_checker *c, const struct emu_access *a)
         else if (block->words && (k.mark.flags & RACE_WRITES))
             overwrite_words(block, start, from, to);
     }
+    /* What a lane does behind a release is not released by it. */
+    if (k.warp && (k.mark.flags & RACE_WRITES) && race_releases(a->sem))
+        c->slots[k.warp->slot].time++;
 }
