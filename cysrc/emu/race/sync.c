@@ -48,7 +48,8 @@ void race_hear(struct race_checker *c, const struct emu_event *e)
         race_cta_begin(c, e);
         break;
     case EMU_EVENT_CTA_END:
-        race_cta_end(c, e, cta);
+        if (cta)                         /* else it had no memory to begin                    */
+            race_cta_end(c, e, cta);
         break;
     default:                             /* EMU_EVENT_FREE */
         race_shadow_free(e->segment->watched);
