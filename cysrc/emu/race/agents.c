@@ -35,8 +35,17 @@ static bool new_slot(struct race_checker *c, uint32_t rank, uint32_t *slot)
     return true;
 }
 
+static bool is_same(const struct race_tenant *a, const struct race_tenant *b)
+{
+    return a->agent == b->agent && a->cta == b->cta && a->warp == b->warp &&
+           a->cta_serial == b->cta_serial && a->grid == b->grid;
+}
+
 static bool add_tenant(struct race_slot *slot, const struct race_tenant *tenant)
 {
+    /* One copy of a warp after another. */
+    if (slot->num && is_same(&slot->tenants[slot->num - 1], tenant))
+        return true;
     if (!race_room(&slot->tenants, slot->num, &slot->max, sizeof *slot->tenants))
         return false;
     slot->tenants[slot->num] = *tenant;

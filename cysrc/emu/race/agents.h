@@ -40,8 +40,8 @@ struct race_grid {
     struct race_grid *next;
     const struct emu_kernel *kernel;
     uint32_t rank;
-    struct race_clock *launch;           /* what the grid comes after                         */
-    struct race_clock *end;              /* what comes after it does so after that            */
+    struct race_clock *launch;           /* what it comes after; NULL once it is done         */
+    struct race_clock *end;              /* what comes after it does so after that; likewise  */
     uint32_t end_node;                   /* in the history                                    */
     uint32_t nc_slot;                    /* of its ld.global.nc                               */
     bool has_nc;

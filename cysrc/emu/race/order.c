@@ -136,5 +136,6 @@ void race_finish(struct race_checker *c, struct emu_grid *grid, struct race_orde
         g->end->node = g->end_node;
     race_order_after(c, order, g->end);
     race_clock_drop(g->end);
-    g->end = NULL;
+    race_clock_drop(g->launch);
+    g->end = g->launch = NULL;
 }
