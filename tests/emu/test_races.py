@@ -123,6 +123,46 @@ def launch_beside(machine):
     return launch
 
 
+# One lane takes what many have released, and fences once.
+def test_a_fence_behind_many_flags():
+    flags = 96
+    machine = Checked(2)
+    data, flag = machine.words(flags), machine.words(flags)
+    machine.launch("".join(f"""\
+$poll{i}:
+ld.relaxed.sys.global.u64 d4, [d1 + {8 * i}];
+setp.ne.u64 q0, d4, 1;
+@q0 bra $poll{i};
+""" for i in range(flags)) + "fence.acq_rel.sys;\n" + "".join(
+        f"ld.global.u64 d5, [d0 + {8 * i}];\n" for i in range(flags)), data[0], flag[0], block=1)
+    machine.launch("""\
+mad.wide.u32 d4, r0, 8, d0;
+mad.wide.u32 d5, r0, 8, d1;
+st.global.u64 [d4], 7;
+st.release.sys.global.u64 [d5], 1;
+""", data[1], flag[1], rank=1, block=flags)
+    assert machine.world.run()
+    assert machine.kinds() == []
+
+
+# A strong access takes nothing back of what the same lane did weakly, or at a narrower scope.
+@pytest.mark.parametrize(("scheduler", "seed"), MODES)
+@pytest.mark.parametrize(("before", "kinds"), [
+    ("", set()),
+    ("st.relaxed.sys.global.u64 [d0], 2;", set()),
+    ("st.relaxed.cta.global.u64 [d0], 2;", {"scope"}),
+    ("st.global.u64 [d0], 2;", {"unordered", "order"}),
+    ("ld.global.u64 d4, [d0];", set()),
+])
+def test_weak_before_strong(before, kinds, scheduler, seed):
+    machine = Checked(2, scheduler=scheduler, seed=seed)
+    word = machine.words(1)
+    machine.launch(before + "\nst.relaxed.sys.global.u64 [d0], 3;\n", word[0], rank=0, block=1)
+    machine.launch("ld.relaxed.sys.global.u64 d4, [d0];\n" * 3, word[1], rank=1, block=1)
+    assert machine.world.run()
+    assert set(machine.kinds()) <= kinds and bool(machine.kinds()) == bool(kinds)
+
+
 # What comes behind a release in the program is not released by it.
 @pytest.mark.parametrize(("scheduler", "seed"), MODES)
 @pytest.mark.parametrize("flag", [

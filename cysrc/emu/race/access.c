@@ -151,6 +151,15 @@ static bool compare(const struct look *k, const struct race_mark *mark, uint16_t
     return true;
 }
 
+/* Whether whatever conflicts with the mark conflicts with `mine` too, which comes after it: else
+ * the mark is still of use.  What is strong, or more strongly so, may meet more. */
+static bool stands_for(const struct race_mark *mine, const struct race_mark *mark)
+{
+    if (!(mine->flags & RACE_STRONG) || !mark->flags || (mine->flags | mark->flags) & RACE_HOST)
+        return true;
+    return mark->flags & RACE_STRONG && mark->scope >= mine->scope && mark->elem == mine->elem;
+}
+
 /* -- cells ------------------------------------------------------------------------------------- */
 
 /* Lanes of one warp go on in program order: of what they did before, nothing is left where the
@@ -207,7 +216,7 @@ static void look_at_cell(const struct look *k, struct race_cell *cell,
     for (uint32_t i = cell->num; i-- > 0;) {
         struct race_mark *mark = race_cell_at(cell, i);
         uint16_t common = mark->bytes & mine->bytes;
-        bool replaces = writes || !(mark->flags & RACE_WRITES);
+        bool replaces = (writes || !(mark->flags & RACE_WRITES)) && stands_for(mine, mark);
 
         if (!common)
             continue;
@@ -287,8 +296,12 @@ static bool compare_whole(const struct look *k, const struct race_mark *mark, ui
 static bool look_at_whole(const struct look *k, struct race_block *block, uint64_t at)
 {
     bool writes = k->mark.flags & RACE_WRITES;
-    bool write_over = compare_whole(k, &block->write, at);
-    bool read_over = compare_whole(k, &block->read, at);
+    bool write_over, read_over;
+
+    if (!stands_for(&k->mark, &block->read) || (writes && !stands_for(&k->mark, &block->write)))
+        return false;
+    write_over = compare_whole(k, &block->write, at);
+    read_over = compare_whole(k, &block->read, at);
 
     if (!read_over || (writes && !write_over))
         return false;

@@ -3,9 +3,6 @@
 #include "array.h"
 
 #include <stdlib.h>
-#include <string.h>
-
-#define MOST_SEEN 64                     /* strong stores that a lane keeps for its next fence */
 
 /* -- scopes ------------------------------------------------------------------------------------ */
 
@@ -51,18 +48,20 @@ static void keep_seen(struct race_checker *c, struct race_lane *lane,
                       const struct race_token *token, uint8_t scope)
 {
     for (uint32_t i = 0; i < lane->num_seen; i++) {
-        const struct race_seen *seen = &lane->seen[i];
+        struct race_seen *seen = &lane->seen[i];
 
-        if (seen->token.slot == token->slot && seen->token.time == token->time &&
-            seen->token.lane == token->lane && seen->scope == scope)
-            return;
+        if (seen->token.slot != token->slot || seen->token.lane != token->lane ||
+            seen->token.scope != token->scope || seen->scope != scope)
+            continue;
+        if (seen->token.time < token->time) {    /* it comes after all that the other does    */
+            race_clock_drop(seen->token.clock);
+            seen->token = *token;
+            race_clock_hold(token->clock);
+        }
+        return;
     }
     if (!race_ok(c, race_room(&lane->seen, lane->num_seen, &lane->max_seen, sizeof *lane->seen)))
         return;
-    if (lane->num_seen == MOST_SEEN) {   /* the oldest one goes: a report too many, at worst  */
-        race_clock_drop(lane->seen[0].token.clock);
-        memmove(&lane->seen[0], &lane->seen[1], --lane->num_seen * sizeof *lane->seen);
-    }
     lane->seen[lane->num_seen++] = (struct race_seen){*token, scope};
     race_clock_hold(token->clock);
 }
