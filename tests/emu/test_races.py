@@ -487,6 +487,17 @@ def test_the_source_of_a_bulk_store_needs_a_proxy_fence(scheduler, seed):
     assert (race.first.what, race.second.what) == ("store", "bulk read")
 
 
+# The copy reads its source at once, or as late as can be.
+@pytest.mark.parametrize(("scheduler", "seed"), MODES)
+def test_the_source_of_a_bulk_store_is_overwritten_too_soon(scheduler, seed):
+    body = PUBLISH.format(wait="st.shared.u32 [r4], 1;                    // LATE", fence=PROXY)
+    machine = Checked(scheduler=scheduler, seed=seed)
+    machine.run(body, machine.words(64)[0], machine.words(1)[0], smem=1024)
+    race = race_of(machine.world, "completion")
+    assert {race.first.line, race.second.line} == {line_of(body, "LATE"), line_of(body, "STORE")}
+    assert f"{FILE}:{line_of(body, 'STORE')}" in race.fix
+
+
 # -- ld.global.nc ----------------------------------------------------------------------------------
 
 def test_nc_reads_what_is_written_while_its_grid_runs():
@@ -497,6 +508,14 @@ def test_nc_reads_what_is_written_while_its_grid_runs():
     machine.launch(body, data[1], flag[1], out[1], rank=1, block=1)
     assert machine.world.run()
     race_of(machine.world, "nc", "READ", body)
+
+
+def test_nc_has_read_what_is_written_while_its_grid_runs():
+    body = "ld.global.nc.u64 d5, [d0];                // READ\nst.global.u64 [d0], 8;\n"
+    machine = Checked()
+    machine.run(body, machine.words(1)[0], block=1)
+    race = race_of(machine.world, "nc")
+    assert race.first.line == line_of(body, "READ") and f"{FILE}:{race.first.line}" in race.fix
 
 
 def test_nc_reads_what_an_earlier_kernel_has_written():

@@ -90,7 +90,8 @@ static bool issued_behind(const struct race_copy *copy, const struct race_mark *
                           uint32_t lanes)
 {
     if (mark->slot == copy->issuer) {
-        lanes &= ~(1u << copy->lane);
+        if (mark->time <= copy->issued)
+            lanes &= ~(1u << copy->lane);
         if (mark->time <= copy->synced)
             return true;
     }

@@ -71,6 +71,7 @@ void race_copy_issue(struct race_checker *c, const struct emu_event *e, struct r
     e->copy->watched = copy;
     if (!e->copy->load)
         add_store(c, warp, e->copy, copy);
+    c->slots[warp->slot].time++;         /* what the lane does next is not before it          */
 }
 
 void race_copy_free(struct emu_copy *emu_copy)

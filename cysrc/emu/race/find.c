@@ -157,6 +157,8 @@ static void explain(struct race_checker *c, const struct race_pair *pair, struct
     const struct race_edge *way[2 * RACE_CHAIN];
     struct race_query query = {.from = pair->first->slot, .from_time = pair->first->time};
     const struct race_tenant *tenant = race_tenant_at(c, pair->first->slot, pair->first->time);
+    const struct race_copy *copy = pair->access->copy ? pair->access->copy->watched : NULL;
+    bool passed = copy && pair->first->slot == copy->issuer && pair->first->time > copy->issued;
     const struct race_link *link;
     bool found;
     uint8_t lacks;
@@ -167,7 +169,7 @@ static void explain(struct race_checker *c, const struct race_pair *pair, struct
     bad = set_links(c, f, way, num, &lacks);
     link = bad ? &f->links[bad - 1] : NULL;
     f->kind = lacks & RACE_LACKS_SCOPE ? RACE_SCOPE : bad ? RACE_RELAXED
-              : tenant->agent == RACE_COPY ? RACE_COMPLETION : RACE_UNORDERED;
+              : tenant->agent == RACE_COPY || passed ? RACE_COMPLETION : RACE_UNORDERED;
     if (f->kind == RACE_SCOPE)
         say(f, "the scopes of %s:%u (%s) and of what reads it must include both threads%s",
             &link->from, "");
@@ -177,7 +179,7 @@ static void explain(struct race_checker *c, const struct race_pair *pair, struct
     else if (bad)
         say(f, "%s:%u (%s) must acquire, or be followed by a fence.acq_rel%s", &link->to, "");
     else if (f->kind == RACE_COMPLETION)
-        say(f, "%s:%u (%s) must have ended before: %s", &f->first,
+        say(f, "%s:%u (%s) must have ended before: %s", passed ? &f->second : &f->first,
             "a phase of its mbarrier, or wait_group of its bulk group (.read: its source alone)");
     else if (found || pair->first->slot == pair->second->slot)
         say(f, "bar.warp.sync between %s:%u (%s) and what another lane of the warp does next%s",
@@ -218,8 +220,9 @@ static void describe_memory(const struct race_pair *pair, struct race_found *f)
 void race_find(struct race_checker *c, const struct race_pair *pair)
 {
     struct race_found *f, *same;
+    bool nc = pair->nc || pair->first->flags & RACE_NC;
     struct race_found new = {
-        .kind = pair->nc ? RACE_NC_WRITTEN : pair->ordered_without_proxies ? RACE_PROXY
+        .kind = nc ? RACE_NC_WRITTEN : pair->ordered_without_proxies ? RACE_PROXY
                                                                           : RACE_UNORDERED,
         .count = 1,
     };
@@ -244,9 +247,10 @@ void race_find(struct race_checker *c, const struct race_pair *pair)
         return;
     *f = new;
     describe_memory(pair, f);
-    if (pair->nc)
+    if (nc)
         say(f, "PTX leaves it open what %s:%u (%s) reads: memory that is written while the grid "
-            "runs is not read-only; %s", &f->second, "ld.global without .nc");
+            "runs is not read-only; %s", pair->nc ? &f->second : &f->first,
+            "ld.global without .nc");
     else if (pair->first->flags & pair->second->flags & RACE_STRONG)
         explain_scopes(pair, f);
     else if (f->kind == RACE_PROXY)
