@@ -145,6 +145,36 @@ st.release.sys.global.u64 [d5], 1;
     assert machine.kinds() == []
 
 
+# All threads count; the last one reads what each of them stored before.
+@pytest.mark.parametrize(("scheduler", "seed"), MODES)
+@pytest.mark.parametrize(("count", "behind", "races"), [
+    ("atom.acq_rel.gpu", "", False),
+    ("fence.acq_rel.gpu;\natom.relaxed.gpu", "fence.acq_rel.gpu;", False),
+    ("atom.release.gpu", "", True),
+])
+def test_many_count(count, behind, races, scheduler, seed):
+    machine = Checked(scheduler=scheduler, seed=seed)
+    data, counter = machine.words(256)[0], machine.words(1)[0]
+    machine.launch(f"""\
+mad.wide.u32 d4, r1, 8, d0;
+st.global.u64 [d4], 7;
+{count}.global.add.u64 d5, [d1], 1;
+{behind}
+setp.ne.u64 q0, d5, 255;
+@q0 bra $end;
+mov.u32 r5, 0;
+$next:
+mad.wide.u32 d4, r5, 8, d0;
+ld.global.u64 d5, [d4];
+add.u32 r5, r5, 1;
+setp.lt.u32 q1, r5, 256;
+@q1 bra $next;
+$end:
+""", data, counter, grid=4, block=64)
+    assert machine.world.run()
+    assert bool(machine.kinds()) == races
+
+
 # A strong access takes nothing back of what the same lane did weakly, or at a narrower scope.
 @pytest.mark.parametrize(("scheduler", "seed"), MODES)
 @pytest.mark.parametrize(("before", "kinds"), [

@@ -133,6 +133,11 @@ static bool is_after(const struct race_clock *clock, const struct race_token *to
            (token->clock->num_planes == 1 || race_clock_covers(clock, token->clock));
 }
 
+bool race_token_is_after(const struct race_token *token, const struct race_token *other)
+{
+    return token->clock && is_after(token->clock, other);
+}
+
 static bool go_after(struct race_clock *clock, const struct race_token *token)
 {
     if (!race_clock_covers(clock, token->clock) && !race_clock_join(clock, token->clock))

@@ -213,6 +213,8 @@ uint32_t race_warp_fenced(const struct race_warp *warp, enum race_plane plane, i
                           uint32_t lanes[EMU_LANES]);
 /* The lane's clock as it is, with all that the lane has got: not a reference. */
 struct race_clock *race_lane_clock(struct race_checker *c, struct race_warp *warp, unsigned lane);
+/* Whether who comes after `token` comes after all that the other gives. */
+bool race_token_is_after(const struct race_token *token, const struct race_token *other);
 /* A lane comes after the token, lanes after a clock, too. */
 void race_lane_after(struct race_checker *c, struct race_warp *warp, unsigned lane,
                      const struct race_token *token);

@@ -3,6 +3,9 @@
 #include "array.h"
 
 #include <stdlib.h>
+#include <string.h>
+
+#define MOST_SEEN 256                    /* strong stores that a lane keeps for its next fence */
 
 /* -- scopes ------------------------------------------------------------------------------------ */
 
@@ -59,6 +62,10 @@ static void keep_seen(struct race_checker *c, struct race_lane *lane,
             race_clock_hold(token->clock);
         }
         return;
+    }
+    if (lane->num_seen == MOST_SEEN) {   /* the oldest one goes: a report too many, at worst  */
+        race_clock_drop(lane->seen[0].token.clock);
+        memmove(&lane->seen[0], &lane->seen[1], --lane->num_seen * sizeof *lane->seen);
     }
     if (!race_ok(c, race_room(&lane->seen, lane->num_seen, &lane->max_seen, sizeof *lane->seen)))
         return;
@@ -117,6 +124,23 @@ static void drop_tokens(struct race_word *word, const struct race_touch *t, bool
     word->num = kept;
 }
 
+/* Of releases that the new one comes after, nothing is left that it does not give. */
+static void drop_covered(struct race_word *word, const struct race_token *by)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < word->num; i++) {
+        const struct race_token *token = &word->tokens[i];
+        bool mine = token->slot == by->slot && token->lane == by->lane;
+
+        if (token->scope <= by->scope && (mine || race_token_is_after(by, token)))
+            race_clock_drop(token->clock);
+        else
+            word->tokens[kept++] = *token;
+    }
+    word->num = kept;
+}
+
 void race_strong_store(struct race_checker *c, const struct race_touch *t)
 {
     struct race_lane *lane = &t->warp->lanes[t->lane];
@@ -138,6 +162,8 @@ void race_strong_store(struct race_checker *c, const struct race_touch *t)
         token.pc = t->mark.pc;
         race_clock_hold(token.clock);
     }
+    if (token.clock)
+        drop_covered(word, &token);
     if (token.clock && !race_ok(c, race_word_add(word, &token)))
         race_clock_drop(token.clock);
 }
