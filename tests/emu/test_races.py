@@ -3,9 +3,10 @@
 
 import numpy as np
 import pytest
-from machine import FILE, Machine, line_of
+from machine import FILE, Machine, kernel, line_of, param_block
 
 from deepep_ptx import RaceError, run_ranks
+from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.emu.races import KINDS
 
 SCHEDULERS = ["rr", "random", "late-async"]
@@ -110,14 +111,10 @@ def test_messages(name, ranks, scheduler, seed):
 
 def launch_beside(machine):
     """A `launch` that puts each kernel on a stream of its own."""
-    from deepep_ptx._emu_executor import EmuExecutor
-
     executor = EmuExecutor(machine.world, 0, "sm_90")
     machine.executor = executor
 
     def launch(body, *params, rank, block):
-        from machine import kernel, param_block
-
         executor.launch(machine.world.load(kernel(body)), param_block(params), 1, block,
                         stream=executor.stream_create())
     return launch
@@ -559,6 +556,21 @@ def test_nc_reads_what_an_earlier_kernel_has_written():
 
 # -- streams, events and the host ------------------------------------------------------------------
 
+# Kernels may poll a word of the host's; more of it than that is not accessed as one.
+@pytest.mark.parametrize(("nbytes", "kinds"), [(8, []), (64, ["unordered"])])
+def test_a_fill_beside_a_strong_store(nbytes, kinds):
+    machine = Checked()
+    executor = EmuExecutor(machine.world, 0, "sm_90")
+    store = machine.world.load(kernel("st.relaxed.sys.global.u64 [d0], 1;\n"))
+    filled, other = machine.words(8)[0], machine.words(1)[0]
+    streams = [executor.stream_create() for _ in range(2)]
+    for stream, va in zip(streams, (filled, other), strict=True):
+        executor.launch(store, param_block((va,)), 1, 1, stream=stream)
+    executor.fill(filled, 0, nbytes, stream=streams[1])       # behind the kernel of its stream
+    assert machine.world.run()
+    assert machine.kinds() == kinds
+
+
 STORE = "st.global.u64 [d0], d1;\n"
 LOAD = "ld.global.u64 d4, [d0];\nst.global.u64 [d1], d4;\n"
 
@@ -574,8 +586,6 @@ def run_one_rank(main, **options):
 
 
 def queue(executor, body, *params, stream):
-    from machine import kernel, param_block
-
     executor.launch(executor.world.load(kernel(body)), param_block(params), 1, 1, stream=stream)
 
 

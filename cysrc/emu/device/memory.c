@@ -361,8 +361,9 @@ static void observe(const struct emu_world *world, enum emu_access_kind kind, en
 {
     if (emu_observed(world) && bytes)
         emu_observe(world, &(struct emu_access){
-            .kind = kind, .space = EMU_SP_GLOBAL, .sem = sem, .scope = EMU_SC_SYS, .elem = 8, .rank = rank, .va = va, .bytes = bytes,
-            .host = m->host + (va - m->va), .segment = m->segment, .offset = va - m->va,
+            .kind = kind, .space = EMU_SP_GLOBAL, .sem = sem, .scope = EMU_SC_SYS, .elem = 8,
+            .rank = rank, .va = va, .bytes = bytes, .host = m->host + (va - m->va),
+            .segment = m->segment, .offset = va - m->va,
         });
 }
 

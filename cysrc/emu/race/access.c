@@ -457,7 +457,9 @@ static bool find_agent(struct look *k)
         if (!c->actor)
             return false;
         k->mark.slot = race_order_slot(c->actor);
-        k->mark.flags |= RACE_HOST | RACE_STRONG;    /* of words, which kernels may poll     */
+        k->mark.flags |= RACE_HOST;
+        if (a->bytes <= a->elem)
+            k->mark.flags |= RACE_STRONG;            /* of one word, which kernels may poll   */
     } else if (a->copy) {
         k->copy = a->copy->watched;
         k->mark.slot = reads ? k->copy->read_slot : k->copy->write_slot;
