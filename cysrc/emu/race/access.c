@@ -458,8 +458,9 @@ static bool find_agent(struct look *k)
             return false;
         k->mark.slot = race_order_slot(c->actor);
         k->mark.flags |= RACE_HOST;
-        if (a->bytes <= a->elem)
-            k->mark.flags |= RACE_STRONG;            /* of one word, which kernels may poll   */
+        /* Flags that kernels poll, two words of them at most, and looks at flags. */
+        if (reads || a->bytes <= 2 * a->elem)
+            k->mark.flags |= RACE_STRONG;
     } else if (a->copy) {
         k->copy = a->copy->watched;
         k->mark.slot = reads ? k->copy->read_slot : k->copy->write_slot;
