@@ -447,6 +447,16 @@ def test_a_stage_is_refilled(fence, meet, kinds, scheduler, seed):
         assert "fence.proxy.async.shared::cta" in race.fix
 
 
+@pytest.mark.parametrize("fence", ["fence.mbarrier_init.release.cluster;",
+                                   "fence.proxy.async.shared::cta;", "fence.proxy.async;"])
+def test_fences_behind_which_bulk_copies_use_an_mbarrier(fence):
+    body = REFILL.format(fence=PROXY, meet="bar.warp.sync -1;", phase="").replace(
+        "fence.proxy.async.shared::cta;            // INIT", fence)
+    machine = Checked()
+    machine.run(body, machine.array(np.zeros(64, np.uint64)), smem=1024)
+    assert machine.kinds() == []
+
+
 @pytest.mark.parametrize(("scheduler", "seed"), MODES)
 def test_an_mbarrier_is_made_behind_a_proxy_fence(scheduler, seed):
     body = REFILL.format(fence=PROXY, meet="bar.warp.sync -1;", phase="").replace(
@@ -525,6 +535,37 @@ def test_the_source_of_a_bulk_store_is_overwritten_too_soon(scheduler, seed):
     assert f"{FILE}:{line_of(body, 'STORE')}" in race.fix
 
 
+# The last of many CTAs reads what all have stored, each behind a fence (threadFenceReduction).
+LAST = """\
+mad.wide.u32 d4, r2, 8, d0;
+st.global.u64 [d4], 1;
+fence.acq_rel.gpu;
+atom.global.add.u32 r4, [d1], 1;
+mov.u32 r5, %nctaid.x;
+sub.u32 r5, r5, 1;
+setp.ne.u32 q0, r4, r5;
+@q0 bra $end;
+{fence}
+mov.u32 r6, 0;
+$next:
+mad.wide.u32 d4, r6, 8, d0;
+ld.global.u64 d5, [d4];
+add.u32 r6, r6, 1;
+setp.le.u32 q0, r6, r5;
+@q0 bra $next;
+$end:
+"""
+
+
+@pytest.mark.parametrize("num_ctas", [60, 150])
+@pytest.mark.parametrize(("fence", "kinds"), [("fence.acq_rel.gpu;", []), ("", ["order"])])
+def test_the_last_of_many_ctas(num_ctas, fence, kinds):
+    machine = Checked(scheduler="random")
+    machine.run(LAST.format(fence=fence), machine.words(num_ctas)[0], machine.words(1)[0],
+                grid=num_ctas, block=1)
+    assert set(machine.kinds()) <= {"unordered", *kinds} and bool(kinds) == bool(machine.kinds())
+
+
 # -- ld.global.nc ----------------------------------------------------------------------------------
 
 def test_nc_reads_what_is_written_while_its_grid_runs():
@@ -556,13 +597,13 @@ def test_nc_reads_what_an_earlier_kernel_has_written():
 
 # -- streams, events and the host ------------------------------------------------------------------
 
-# Kernels may poll a word of the host's; more of it than that is not accessed as one.
-@pytest.mark.parametrize(("nbytes", "kinds"), [(8, []), (64, ["unordered"])])
+# Kernels may poll flags of the host's; more of it than a line is not accessed as such.
+@pytest.mark.parametrize(("nbytes", "kinds"), [(8, []), (128, []), (144, ["unordered"])])
 def test_a_fill_beside_a_strong_store(nbytes, kinds):
     machine = Checked()
     executor = EmuExecutor(machine.world, 0, "sm_90")
     store = machine.world.load(kernel("st.relaxed.sys.global.u64 [d0], 1;\n"))
-    filled, other = machine.words(8)[0], machine.words(1)[0]
+    filled, other = machine.words(18)[0], machine.words(1)[0]
     streams = [executor.stream_create() for _ in range(2)]
     for stream, va in zip(streams, (filled, other), strict=True):
         executor.launch(store, param_block((va,)), 1, 1, stream=stream)

@@ -6,6 +6,7 @@
 #include "words.h"
 
 #define ALL_BYTES 0xffffu
+#define HOST_FLAGS 128                   /* bytes that the host stores at once as flags       */
 #define CROWD 16                         /* marks of a cell, before those are looked for that are
                                             over; then at twice what is left                  */
 
@@ -458,8 +459,8 @@ static bool find_agent(struct look *k)
             return false;
         k->mark.slot = race_order_slot(c->actor);
         k->mark.flags |= RACE_HOST;
-        /* Flags that kernels poll, two words of them at most, and looks at flags. */
-        if (reads || a->bytes <= 2 * a->elem)
+        /* Flags that kernels poll, a line of them at most, and looks at flags. */
+        if (reads || a->bytes <= HOST_FLAGS)
             k->mark.flags |= RACE_STRONG;
     } else if (a->copy) {
         k->copy = a->copy->watched;

@@ -74,6 +74,7 @@ struct race_cta {
 struct race_seen {
     struct race_token token;
     uint8_t scope;           /* of the load                                                   */
+    bool folded;             /* several in one                                                */
 };
 
 struct race_lane {

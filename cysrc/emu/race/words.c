@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MOST_SEEN 256                    /* strong stores that a lane keeps for its next fence */
+#define MOST_SEEN 64                     /* strong stores that a lane keeps one by one         */
 
 /* -- scopes ------------------------------------------------------------------------------------ */
 
@@ -47,13 +47,39 @@ static bool token_reaches(const struct race_checker *c, const struct race_token 
            includes(c, scope, warp->slot, now, token->slot, token->time);
 }
 
+/* Many become few: of those that came from one GPU, with scopes of no less, a fence that one of them
+ * reaches is reached by all. */
+static void fold_seen(struct race_checker *c, struct race_lane *lane)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < lane->num_seen; i++) {
+        struct race_seen *seen = &lane->seen[i], *into = NULL;
+
+        for (uint32_t k = 0; k < kept && !into; k++)
+            if (c->slots[lane->seen[k].token.slot].rank == c->slots[seen->token.slot].rank &&
+                lane->seen[k].token.scope == seen->token.scope &&
+                lane->seen[k].scope == seen->scope && seen->scope >= EMU_SC_GPU &&
+                seen->token.scope >= EMU_SC_GPU)
+                into = &lane->seen[k];
+        if (!into) {
+            lane->seen[kept++] = *seen;
+            continue;
+        }
+        race_clock_after(c, &into->token.clock, &seen->token);
+        into->folded = true;
+        race_clock_drop(seen->token.clock);
+    }
+    lane->num_seen = kept;
+}
+
 static void keep_seen(struct race_checker *c, struct race_lane *lane,
                       const struct race_token *token, uint8_t scope)
 {
     for (uint32_t i = 0; i < lane->num_seen; i++) {
         struct race_seen *seen = &lane->seen[i];
 
-        if (seen->token.slot != token->slot || seen->token.lane != token->lane ||
+        if (seen->folded || seen->token.slot != token->slot || seen->token.lane != token->lane ||
             seen->token.scope != token->scope || seen->scope != scope)
             continue;
         if (seen->token.time < token->time) {    /* it comes after all that the other does    */
@@ -63,13 +89,11 @@ static void keep_seen(struct race_checker *c, struct race_lane *lane,
         }
         return;
     }
-    if (lane->num_seen == MOST_SEEN) {   /* the oldest one goes: a report too many, at worst  */
-        race_clock_drop(lane->seen[0].token.clock);
-        memmove(&lane->seen[0], &lane->seen[1], --lane->num_seen * sizeof *lane->seen);
-    }
+    if (lane->num_seen >= MOST_SEEN)
+        fold_seen(c, lane);
     if (!race_ok(c, race_room(&lane->seen, lane->num_seen, &lane->max_seen, sizeof *lane->seen)))
         return;
-    lane->seen[lane->num_seen++] = (struct race_seen){*token, scope};
+    lane->seen[lane->num_seen++] = (struct race_seen){*token, scope, false};
     race_clock_hold(token->clock);
 }
 
@@ -206,6 +230,9 @@ void race_fence(struct race_checker *c, const struct emu_event *e, struct race_w
         if (e->op->space != EMU_SP_GLOBAL)
             race_lanes_fence_proxy(c, warp, e->lanes, RACE_ASYNC_SHARED);
     } else {
+        /* fence.mbarrier_init: bulk copies may use what mbarrier.init has made. */
+        if (e->op->sem == EMU_SEM_RELEASE)
+            race_lanes_fence_proxy(c, warp, e->lanes, RACE_ASYNC_SHARED);
         for (uint32_t left = e->lanes; left; left &= left - 1)
             fence_lane(c, warp, __builtin_ctz(left), e->op->scope, e->pc);
     }

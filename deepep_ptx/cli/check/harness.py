@@ -84,7 +84,7 @@ class HarnessRun:
                        for rank in range(world.num_ranks)):
                 raise RuntimeError("no kernel ran: run() must launch what it gets, and call "
                                    "world.run()")
-        except Exception as error:
+        except (Exception, SystemExit) as error:     # a harness that exits has not passed
             found.append(self._of_error(error))
         races = [of_race(race, self.texts) for race in world.races()]
         return Result([*races, *found], packed(world.ran(), self.texts))
@@ -128,7 +128,7 @@ def _load(path, _):
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in _frames(error, path)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         raise ValueError(f"--harness: {path}{f':{line}' if line else ''}: "

@@ -46,6 +46,11 @@ def _results(runs, jobs):
     except BrokenProcessPool as error:
         raise DeepEPError("a process that ran kernels has ended; out of memory? --jobs 1 takes "
                           "least") from error
+    except BaseException:
+        # What runs may never end.
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
