@@ -330,12 +330,19 @@ def test_a_harness_that_raises(tmp_path, capsys):
     ("ENTRY = 'pong'\ndef run(world, pong): pass", ": ENTRY: symbol must be one of ping_pong"),
     ("RANKS = 'two'\ndef run(world, pong): pass", ": RANKS: "),
     ("RANKS = 0\ndef run(world, pong): pass", ": RANKS: must be in [1, 64], got 0"),
+    ("raise SystemExit(0)", ":1: SystemExit: 0"),
 ])
 def test_what_is_no_harness(text, says, tmp_path, capsys):
     path = harness(tmp_path, text)
     assert check(PTX, "--harness", path) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"deepep-ptx: --harness: {path}{says}") and error.count("\n") == 1
+
+
+def test_a_harness_that_exits_has_not_passed(tmp_path, capsys):
+    path = harness(tmp_path, "import sys\ndef run(world, kernel): sys.exit(0)")
+    assert check(PTX, "--harness", path, "--seeds", "1", "--scheduler", "rr") == 1
+    assert any("FAULT SystemExit" in line for line in printed(capsys))
 
 
 def test_a_harness_that_runs_nothing(tmp_path, capsys):

@@ -52,11 +52,11 @@ static bool comes_before(const struct look *k, const struct race_mark *mark, uin
 {
     if (k->warp)
         return race_lanes_know(k->warp, lanes, mark, mark_lanes);
-    if (k->copy && mark->slot == k->copy->issuer)
-        return lies_behind_fences(k->copy, plane_of(k, mark), mark, mark_lanes);
     if (k->copy)
         return race_clock_knows_mark(k->copy->clock, plane_of(k, mark), mark, mark_lanes) ||
-               mark->slot == k->mark.slot;
+               mark->slot == k->mark.slot ||
+               (mark->slot == k->copy->issuer && !(mark->flags & RACE_ASYNC) &&
+                lies_behind_fences(k->copy, plane_of(k, mark), mark, mark_lanes));
     return mark->slot == k->mark.slot ||
            race_clock_knows_mark(race_order_clock(k->c->actor), RACE_ORDER, mark, mark_lanes);
 }

@@ -112,7 +112,7 @@ def _load(path):
         made = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--replay: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--replay: {path} is no JSON: {error}") from error
     if not isinstance(made, dict):
         raise ValueError(f"--replay: {path} is no record of {PROGRAM}")
@@ -140,6 +140,9 @@ def _run_of(run):
     made = harness.HarnessRun(**run) if "harness" in run else Run(**run)
     is_known = (made.scheduler in SCHEDULERS and made.memory in MEMORIES
                 and type(made.seed) is int)
+    if isinstance(made, harness.HarnessRun):
+        is_known &= (type(made.file) is str and type(made.harness) is str
+                     and (made.ranks is None or type(made.ranks) is int))
     if isinstance(made, Run):
         is_known &= (made.case in WORKLOADS and made.arch in ARCHS
                      and made.ranks in range(2, MOST_RANKS + 1))
