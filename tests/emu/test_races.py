@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from machine import FILE, Machine, kernel, line_of, param_block
 
-from deepep_ptx import RaceError, run_ranks
+from deepep_ptx import RaceError, RankError, run_ranks
 from deepep_ptx._emu_executor import EmuExecutor
 from deepep_ptx.emu.races import KINDS
 
@@ -754,3 +754,28 @@ def test_a_seed_replays_what_is_seen():
 def test_options_are_checked(option, value):
     with pytest.raises((ValueError, TypeError), match=option):
         Checked(**{option: value})
+
+
+@pytest.mark.parametrize("option", [{"check": "races"}, {"memory": "weak"}])
+def test_gpus_have_no_race_checker(option):
+    with pytest.raises(ValueError, match="check, memory: are for the CPU executor"):
+        run_ranks(lambda comm: None, 1, executor="cuda", **option)
+
+
+def test_a_run_that_fails_has_its_races_as_notes():
+    def main(comm):
+        executor = comm.executor
+        data, out = executor.alloc(8), executor.alloc(8)
+        streams = [executor.stream_create() for _ in range(2)]
+        executor.fill(data, 0, 8, stream=streams[0])
+        executor.synchronize(streams[0])
+        queue(executor, STORE, data, 3, stream=streams[0])
+        queue(executor, LOAD, data, out, stream=streams[1])
+        for stream in streams:
+            executor.synchronize(stream)
+        raise RuntimeError("enough")
+
+    with pytest.raises(RankError, match="enough") as raised:
+        run_ranks(main, 1, executor="emu", check="races")
+    note, = raised.value.__notes__
+    assert note.startswith("RACE (unordered)")
