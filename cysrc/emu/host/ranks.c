@@ -190,12 +190,8 @@ int host_wait(struct host_world *h, uint32_t rank, struct wait *w, uint64_t time
                           w->what, rank);
     if (timeout_ns == EP_FOREVER)
         timeout_ns = h->wait_limit_ns;
-    if (h->races && w->kind == WAIT_WORD) {
-        struct race_clock *now = race_order_now(h->races, host_order(h, rank));
-
-        race_clock_join_into(h->races, &h->met, now);
-        race_clock_release(now);
-    }
+    if (w->kind == WAIT_WORD)
+        race_order_give(h->races, host_order(h, rank), &h->met);
     w->deadline = timeout_ns < EP_FOREVER - since ? since + timeout_ns : EP_FOREVER;
     w->round = h->round;
     h->holder = (int)rank;

@@ -22,12 +22,9 @@ struct host_stream *host_stream_new(struct host_world *h, uint32_t rank)
 
 void host_delete_stream(struct host_world *h, struct host_stream *stream)
 {
-    struct race_clock *now = race_order_now(h->races, stream->order);
-
-    race_clock_join_into(h->races, &h->ranks[stream->rank].ended, now);
-    race_clock_release(now);
+    race_order_give(h->races, stream->order, &h->ranks[stream->rank].ended);
     host_disown(&h->ranks[stream->rank].streams, &stream->owned);
-    race_order_free(h->races, stream->order);
+    race_order_free(stream->order);
     free(stream);
 }
 
@@ -56,7 +53,7 @@ void host_free_streams(struct host_world *h, struct rank *r)
 
         r->streams = stream->owned.next;
         host_free_ops(h, stream->head);
-        race_order_free(h->races, stream->order);
+        race_order_free(stream->order);
         free(stream);
     }
 }

@@ -151,7 +151,7 @@ void host_destroy(struct host_world *h)
         host_free_streams(h, &h->ranks[i]);
         host_free_graphs(h, &h->ranks[i]);
         host_free_segments(&h->ranks[i]);
-        race_order_free(h->races, h->ranks[i].order);
+        race_order_free(h->ranks[i].order);
         race_clock_release(h->ranks[i].ended);
         pthread_cond_destroy(&h->ranks[i].turn);
         pthread_cond_destroy(&h->ranks[i].waited);

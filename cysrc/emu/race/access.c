@@ -58,7 +58,7 @@ static bool comes_before(const struct look *k, const struct race_mark *mark, uin
                (mark->slot == k->copy->issuer && !(mark->flags & RACE_ASYNC) &&
                 lies_behind_fences(k->copy, plane_of(k, mark), mark, mark_lanes));
     return mark->slot == k->mark.slot ||
-           race_clock_knows_mark(race_order_clock(k->c->actor), RACE_ORDER, mark, mark_lanes);
+           race_clock_knows_mark(k->c->actor->clock, RACE_ORDER, mark, mark_lanes);
 }
 
 /* Whether the two may be in any order: both read, or both are strong and see each other. */
@@ -107,7 +107,7 @@ static bool slot_is_known(const struct look *k, const struct race_mark *mark)
                race_clock_knows_all(k->warp->lanes[0].clock, RACE_ORDER, mark->slot, mark->time);
     if (k->copy)
         return race_clock_knows_all(k->copy->clock, plane_of(k, mark), mark->slot, mark->time);
-    return race_clock_knows_all(race_order_clock(k->c->actor), RACE_ORDER, mark->slot,
+    return race_clock_knows_all(k->c->actor->clock, RACE_ORDER, mark->slot,
                                 mark->time);
 }
 
@@ -132,7 +132,6 @@ static bool compare(const struct look *k, const struct race_mark *mark, uint16_t
 {
     uint16_t part = same_lanes_part(mark, mine, common);
 
-    k->c->num_checks++;
     if (part != common && !slot_is_known(k, mark)) {
         bool over = compare(k, mark, part, mine, at);
 
@@ -145,7 +144,7 @@ static bool compare(const struct look *k, const struct race_mark *mark, uint16_t
         return false;
     }
     race_find(k->c, &(struct race_pair){
-        .access = k->a, .shadow = k->shadow, .first = mark, .second = mine, .common = common,
+        .access = k->a, .first = mark, .second = mine, .common = common,
         .cell = at, .nc = is_nc(k),
         .ordered_without_proxies = k->copy && issued_behind(k->copy, mark,
                                                             race_mark_lanes(mark, common)),
@@ -279,10 +278,8 @@ static bool compare_whole(const struct look *k, const struct race_mark *mark, ui
 
     if (!mark->flags)
         return true;
-    if (!k->a->nc && (same_lanes(mark, &k->mark) || slot_is_known(k, mark))) {
-        k->c->num_checks++;
+    if (!k->a->nc && (same_lanes(mark, &k->mark) || slot_is_known(k, mark)))
         return true;
-    }
     if (!mark->spread && !k->mark.spread)
         return compare(k, mark, ALL_BYTES, &k->mark, at);
     for (unsigned i = 0; i < RACE_CELLS; i++) {
@@ -457,7 +454,7 @@ static bool find_agent(struct look *k)
     if (!a->grid) {
         if (!c->actor)
             return false;
-        k->mark.slot = race_order_slot(c->actor);
+        k->mark.slot = c->actor->slot;
         k->mark.flags |= RACE_HOST;
         /* Flags that kernels poll, a line of them at most, and looks at flags. */
         if (reads || a->bytes <= HOST_FLAGS)
@@ -487,7 +484,7 @@ static struct race_shadow *shadow_of(struct race_checker *c, const struct emu_ac
     if (a->shared_of)
         return ((struct race_cta *)a->shared_of->watched)->shadow;
     if (!a->segment->watched) {
-        a->segment->watched = race_shadow_new(&c->shadows, a->segment->bytes, a->segment);
+        a->segment->watched = race_shadow_new(&c->shadows, a->segment->bytes);
         race_ok(c, a->segment->watched != NULL);
     }
     return a->segment->watched;

@@ -142,7 +142,6 @@ struct race_checker {
     struct race_order *actor;            /* for whom the host accesses memory                 */
     struct race_found *found, **last_found;
     uint32_t num_found;
-    uint64_t num_checks;
     uint64_t versions;                   /* of cells: the last one given out                  */
     struct race_stale *stale;            /* weak visibility: what the load at hand may see    */
 };

@@ -73,11 +73,6 @@ const struct race_found *race_first(const struct race_checker *c)
     return c->found;
 }
 
-uint64_t race_num_checks(const struct race_checker *c)
-{
-    return c->num_checks;
-}
-
 /* -- what the world tells ---------------------------------------------------------------------- */
 
 static void hear_access(void *self, const struct emu_access *access)

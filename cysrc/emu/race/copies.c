@@ -12,7 +12,7 @@ void race_copy_note(struct race_clock *clock, uint32_t slot, uint32_t time)
 
 /* A copy's end is a proxy fence, too: its accesses come before in every plane. */
 void race_copy_end_for(struct race_checker *c, struct race_clock **clock,
-                         const struct race_copy *copy)
+                       const struct race_copy *copy)
 {
     if (!*clock && !race_ok(c, (*clock = race_clock_new(c->extent)) != NULL))
         return;
@@ -23,7 +23,7 @@ void race_copy_end_for(struct race_checker *c, struct race_clock **clock,
 }
 
 void race_copy_edge(struct race_checker *c, uint32_t slot, uint32_t time, uint32_t to,
-                         uint32_t to_time, uint32_t pc)
+                    uint32_t to_time, uint32_t pc)
 {
     race_note_edge(c, &(struct race_edge){
         .from = slot, .from_time = time, .from_pc = pc, .from_lane = -1, .to = to,
@@ -44,7 +44,7 @@ static void add_store(struct race_checker *c, struct race_warp *warp, const stru
 }
 
 void race_copy_issue(struct race_checker *c, const struct emu_event *e, struct race_cta *cta,
-                       struct race_warp *warp)
+                     struct race_warp *warp)
 {
     struct race_copy *copy = calloc(1, sizeof *copy);
     struct race_tenant tenant = {
@@ -103,7 +103,7 @@ void race_copy_end(struct race_checker *c, const struct emu_event *e)
 }
 
 void race_groups_waited(struct race_checker *c, const struct emu_event *e,
-                            struct race_warp *warp)
+                        struct race_warp *warp)
 {
     struct race_clock *clock = NULL;
     bool read_only = e->op->sub == EMU_BULK_READ;

@@ -85,9 +85,9 @@ static const char *lacks_text(uint8_t lacks)
 static const char *by_text(uint8_t kind)
 {
     static const char *const texts[] = {
-        [RACE_EDGE_WORD] = "the value is read", [RACE_EDGE_WARP] = "bar.warp.sync",
-        [RACE_EDGE_BAR] = "bar.sync", [RACE_EDGE_MBAR] = "mbarrier phase",
-        [RACE_EDGE_COPY] = "completion", [RACE_EDGE_STREAM] = "kernel boundary",
+        [RACE_EDGE_WORD] = "the value is read", [RACE_EDGE_BAR] = "bar.sync",
+        [RACE_EDGE_MBAR] = "mbarrier phase", [RACE_EDGE_COPY] = "completion",
+        [RACE_EDGE_STREAM] = "kernel boundary",
     };
 
     return texts[kind];

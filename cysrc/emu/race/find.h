@@ -9,7 +9,6 @@
 /* Two accesses that nothing orders, in one cell. */
 struct race_pair {
     const struct emu_access *access;     /* the second one                                    */
-    const struct race_shadow *shadow;
     const struct race_mark *first, *second;
     uint16_t common;                     /* bytes of the cell that both accessed              */
     uint64_t cell;                       /* where it begins                                   */

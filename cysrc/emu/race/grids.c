@@ -82,7 +82,7 @@ void race_cta_begin(struct race_checker *c, const struct emu_event *e)
         return;
     cta->grid = race_grid_of(c, e->grid, NULL);
     cta->serial = ++c->num_ctas;
-    cta->shadow = race_shadow_new(&c->shadows, e->cta->shared_bytes, e->cta);
+    cta->shadow = race_shadow_new(&c->shadows, e->cta->shared_bytes);
     e->cta->watched = cta;
     if (!race_ok(c, cta->grid && cta->shadow))
         return;

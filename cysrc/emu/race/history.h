@@ -10,7 +10,6 @@
 
 enum race_edge_kind {
     RACE_EDGE_WORD,          /* a strong store, and a load that has read it                   */
-    RACE_EDGE_WARP,          /* bar.warp.sync                                                 */
     RACE_EDGE_BAR,           /* bar.sync                                                      */
     RACE_EDGE_MBAR,          /* arrival and wait                                              */
     RACE_EDGE_COPY,          /* a bulk copy's end, and who waits for it                       */

@@ -2,7 +2,6 @@
 #include "meetings.h"
 #include "array.h"
 #include "copies.h"
-#include "words.h"
 
 #include <stdlib.h>
 
@@ -15,7 +14,7 @@ static void open_meeting(struct race_checker *c, struct race_meeting *m)
 }
 
 void race_bar_arrive(struct race_checker *c, const struct emu_event *e, struct race_cta *cta,
-                          struct race_warp *warp)
+                     struct race_warp *warp)
 {
     struct race_meeting *m = &cta->barriers[e->va];
 
@@ -64,7 +63,7 @@ static void complete_phase(struct race_meeting *m)
 }
 
 void race_mbarrier_arrive(struct race_checker *c, const struct emu_event *e,
-                               struct race_cta *cta, struct race_warp *warp)
+                          struct race_cta *cta, struct race_warp *warp)
 {
     struct race_meeting *m = mbarrier_at(c, cta, e->va);
     int lane = __builtin_ctz(e->lanes);
@@ -85,7 +84,7 @@ void race_mbarrier_arrive(struct race_checker *c, const struct emu_event *e,
 }
 
 void race_mbarrier_pass(struct race_checker *c, const struct emu_event *e, struct race_cta *cta,
-                          struct race_warp *warp)
+                        struct race_warp *warp)
 {
     struct race_meeting *m = mbarrier_at(c, cta, e->va);
 

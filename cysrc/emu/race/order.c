@@ -20,9 +20,8 @@ struct race_order *race_order_new(struct race_checker *c, uint32_t rank, bool is
     return order;
 }
 
-void race_order_free(struct race_checker *c, struct race_order *order)
+void race_order_free(struct race_order *order)
 {
-    (void)c;
     if (!order)
         return;
     race_clock_drop(order->clock);
@@ -47,14 +46,15 @@ static uint32_t join_nodes(struct race_checker *c, uint32_t a, uint32_t b)
         return a ? a : b;
     node = race_history_node(&c->history);
     for (unsigned i = 0; i < 2; i++)
-        race_ok(c, race_history_add(&c->history, &(struct race_edge){
+        race_note_edge(c, &(struct race_edge){
             .from = ends[i], .from_lane = -1, .to = node, .to_lane = -1,
-            .kind = RACE_EDGE_STREAM}));
+            .kind = RACE_EDGE_STREAM,
+        });
     return node;
 }
 
-void race_clock_join_into(struct race_checker *c, struct race_clock **clock,
-                          const struct race_clock *other)
+static void join_into(struct race_checker *c, struct race_clock **clock,
+                      const struct race_clock *other)
 {
     if (!c || c->failed || !other)
         return;
@@ -70,15 +70,21 @@ void race_order_after(struct race_checker *c, struct race_order *order,
                       const struct race_clock *clock)
 {
     if (order)
-        race_clock_join_into(c, &order->clock, clock);
+        join_into(c, &order->clock, clock);
+}
+
+void race_order_give(struct race_checker *c, struct race_order *other, struct race_clock **clock)
+{
+    struct race_clock *now = race_order_now(c, other);
+
+    join_into(c, clock, now);
+    race_clock_drop(now);
 }
 
 void race_order_follow(struct race_checker *c, struct race_order *order, struct race_order *other)
 {
-    struct race_clock *now = race_order_now(c, other);
-
-    race_order_after(c, order, now);
-    race_clock_drop(now);
+    if (order)
+        race_order_give(c, other, &order->clock);
 }
 
 void race_clock_release(struct race_clock *clock)
@@ -99,12 +105,12 @@ void race_order_acquire(struct race_checker *c, struct race_order *order,
             race_clock_after(c, &order->clock, &word->tokens[i]);
             reaches = true;
         }
-    race_ok(c, race_history_add(&c->history, &(struct race_edge){
+    race_note_edge(c, &(struct race_edge){
         .from = word->last.slot, .from_time = word->last.time, .from_pc = word->last.pc,
         .from_lane = (int8_t)__builtin_ctz(word->last.lanes), .to = order->slot,
         .to_time = c->slots[order->slot].time, .to_lane = -1, .kind = RACE_EDGE_WORD,
         .lacks = reaches ? 0 : word->num ? RACE_LACKS_SCOPE : RACE_LACKS_RELEASE,
-    }));
+    });
 }
 
 void race_act_for(struct race_checker *c, struct race_order *order)

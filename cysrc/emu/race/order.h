@@ -11,18 +11,8 @@ struct race_order {
     uint32_t slot;
 };
 
-static inline uint32_t race_order_slot(const struct race_order *order)
-{
-    return order->slot;
-}
-
 /* It has read the word at byte `at` of the block, acquiring at system scope. */
 void race_order_acquire(struct race_checker *c, struct race_order *order,
                         const struct race_block *block, unsigned at);
-
-static inline const struct race_clock *race_order_clock(const struct race_order *order)
-{
-    return order->clock;
-}
 
 #endif

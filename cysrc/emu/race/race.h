@@ -39,17 +39,15 @@ bool race_is_whole(const struct race_checker *c);
 /* A host thread or a stream of a rank: it accesses memory itself, and others come after it. */
 struct race_order;
 struct race_order *race_order_new(struct race_checker *c, uint32_t rank, bool is_stream);
-void race_order_free(struct race_checker *c, struct race_order *order);
+void race_order_free(struct race_order *order);
 /* What it has done and come after so far: a reference. */
 struct race_clock *race_order_now(struct race_checker *c, struct race_order *order);
 /* It comes after that too; NULL: nothing. */
 void race_order_after(struct race_checker *c, struct race_order *order,
                       const struct race_clock *clock);
-/* It comes after all that `other` has done. */
+/* It comes after all that `other` has done; so does *clock, made if it is NULL. */
 void race_order_follow(struct race_checker *c, struct race_order *order, struct race_order *other);
-/* Both keep their reference. */
-void race_clock_join_into(struct race_checker *c, struct race_clock **clock,
-                          const struct race_clock *other);
+void race_order_give(struct race_checker *c, struct race_order *other, struct race_clock **clock);
 void race_clock_release(struct race_clock *clock);
 
 /* The host's accesses of memory are its from now on; NULL: nobody's, they are not looked at. */
@@ -82,7 +80,7 @@ struct race_place {
 
 struct race_link {
     struct race_place from, to;
-    const char *by;          /* "release and acquire", "bar.sync", ...                        */
+    const char *by;          /* "the value is read", "bar.sync", ...                          */
     const char *lacks;       /* "": nothing                                                   */
 };
 
@@ -102,6 +100,5 @@ struct race_found {
 
 /* In the order in which they were found; valid until the checker's next call. */
 const struct race_found *race_first(const struct race_checker *c);
-uint64_t race_num_checks(const struct race_checker *c);
 
 #endif

@@ -128,7 +128,7 @@ bool race_block_split(struct race_block *block)
 
 /* -- shadows ----------------------------------------------------------------------------------- */
 
-struct race_shadow *race_shadow_new(struct race_shadow **all, uint64_t bytes, const void *owner)
+struct race_shadow *race_shadow_new(struct race_shadow **all, uint64_t bytes)
 {
     struct race_shadow *shadow = calloc(1, sizeof *shadow);
 
@@ -140,7 +140,6 @@ struct race_shadow *race_shadow_new(struct race_shadow **all, uint64_t bytes, co
         free(shadow);
         return NULL;
     }
-    shadow->owner = owner;
     shadow->next = *all;
     shadow->link = all;
     if (*all)

@@ -68,7 +68,6 @@ struct race_word {
     uint32_t num, max;
     struct race_token *tokens;           /* several where atomics added to it                 */
     struct race_mark last;               /* the store itself; lanes: one                      */
-    uint8_t sem;                         /* of it                                             */
 };
 
 struct race_old;             /* old.h; from malloc */
@@ -83,14 +82,13 @@ struct race_block {
 
 struct race_shadow {
     struct race_shadow *next, **link;    /* of all                                            */
-    const void *owner;
     uint64_t num_blocks;
     struct race_block **pages;           /* of RACE_PAGE blocks each                          */
 };
 
 #define RACE_PAGE 64
 
-struct race_shadow *race_shadow_new(struct race_shadow **all, uint64_t bytes, const void *owner);
+struct race_shadow *race_shadow_new(struct race_shadow **all, uint64_t bytes);
 void race_shadow_free(struct race_shadow *shadow);
 
 /* NULL: no memory. */

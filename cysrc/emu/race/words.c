@@ -3,7 +3,6 @@
 #include "array.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #define MOST_SEEN 64                     /* strong stores that a lane keeps one by one         */
 
@@ -129,7 +128,7 @@ void race_strong_load(struct race_checker *c, const struct race_touch *t)
 }
 
 /* What was released by others goes, or all but what an atomic passes on. */
-static void drop_tokens(struct race_word *word, const struct race_touch *t, bool all_of_others)
+static void drop_tokens(struct race_word *word, const struct race_touch *t)
 {
     uint32_t kept = 0;
 
@@ -137,7 +136,7 @@ static void drop_tokens(struct race_word *word, const struct race_touch *t, bool
         struct race_token *token = &word->tokens[i];
         bool mine = token->slot == t->warp->slot && token->lane == t->lane;
 
-        if (mine ? !race_releases(t->sem) : !all_of_others) {
+        if (mine ? !race_releases(t->sem) : t->atomic) {
             if (mine)                    /* a release, then a strong store in program order   */
                 token->scope = narrower(token->scope, t->scope);
             word->tokens[kept++] = *token;
@@ -173,11 +172,10 @@ void race_strong_store(struct race_checker *c, const struct race_touch *t)
 
     if (!race_ok(c, word != NULL))
         return;
-    drop_tokens(word, t, !t->atomic);
+    drop_tokens(word, t);
     word->last = t->mark;
     word->last.lanes = 1u << t->lane;
     word->last.spread = 0;
-    word->sem = t->sem;
     if (race_releases(t->sem)) {
         token = race_token_of(c, t->warp, t->lane, t->scope, t->mark.pc);
     } else if (lane->fence.clock) {
