@@ -45,6 +45,12 @@ class Group:
         return self.runs[0]
 
 
+def options_of(run):
+    """Options of the command by which a run is made again."""
+    return (f"--scheduler {run.scheduler} --seeds {run.seed}:{run.seed + 1}"
+            + (f" --memory {run.memory}" if run.memory != "sc" else ""))
+
+
 def grouped(results):
     """`Group`s in the order in which they were found.  results: (run, its `Result`)."""
     groups = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from deepep_ptx._emu import MAX_RANKS, World
 from deepep_ptx.checks import check_int
 from deepep_ptx.cli.check.executed import packed
-from deepep_ptx.cli.check.findings import Finding, Result, of_race
+from deepep_ptx.cli.check.findings import Finding, Result, of_race, options_of
 from deepep_ptx.emu.kernel import load_image
 from deepep_ptx.errors import KernelFault
 
@@ -59,9 +59,7 @@ class HarnessRun:
     def command(self, kernel):
         """What replays it; the kernel is the file."""
         return (f"deepep-ptx check {self.file} --harness {self.harness}"
-                + (f" --ranks {self.ranks}" if self.ranks else "")
-                + f" --scheduler {self.scheduler} --seeds {self.seed}:{self.seed + 1}"
-                + (f" --memory {self.memory}" if self.memory != "sc" else ""))
+                + (f" --ranks {self.ranks}" if self.ranks else "") + f" {options_of(self)}")
 
     def kernel_of(self, text):
         """The file."""

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from deepep_ptx import select
 from deepep_ptx.cli.check.executed import packed
-from deepep_ptx.cli.check.findings import Finding, Result, of_race
+from deepep_ptx.cli.check.findings import Finding, Result, of_race, options_of
 from deepep_ptx.cli.check.rounds import made_by
 from deepep_ptx.cli.check.workloads import WORKLOADS
 from deepep_ptx.errors import KernelFault
@@ -45,9 +45,7 @@ class Run:
     def command(self, kernel):
         """What replays it."""
         return (f"deepep-ptx check {kernel} --policy {self.policy} --arch {self.arch} "
-                f"--ranks {self.ranks} --case {self.case} --scheduler {self.scheduler} "
-                f"--seeds {self.seed}:{self.seed + 1}"
-                + (f" --memory {self.memory}" if self.memory != "sc" else ""))
+                f"--ranks {self.ranks} --case {self.case} {options_of(self)}")
 
     def kernel_of(self, text):
         """The kernel whose variant the text is."""
