@@ -61,9 +61,10 @@ def test_without_an_array(name):
 @pytest.mark.parametrize("stream", [None, 5])
 def test_call_of_library(name, stream):
     make, first = LIBRARIES[name]
+    library = make()
 
     def main(comm):
-        call = Call.of_library(PretendGpu.of(comm).executor, make(), "like", stream)
+        call = Call.of_library(PretendGpu.of(comm).executor, library, "like", stream)
         return call.stream, call.results_on
 
     want = first if stream is None else stream
