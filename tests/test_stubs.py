@@ -66,7 +66,9 @@ def by_name(body):
 
 
 def stub_of(module):
-    return by_name(ast.parse((PACKAGE / f"{module.replace('.', '/')}.pyi").read_text()).body)
+    path = PACKAGE / module.replace(".", "/")
+    path = path / "__init__.pyi" if path.is_dir() else path.with_suffix(".pyi")
+    return by_name(ast.parse(path.read_text()).body)
 
 
 def decorators(node):
@@ -217,7 +219,8 @@ def compare(name, nodes, value):
     return []
 
 
-MODULES = [module_of(stub) for stub in STUBS if stub.name != "__init__.pyi"]
+# The package's own stub is compared below; one that only passes names on says nothing.
+MODULES = [module for module in map(module_of, STUBS) if module and stub_of(module)]
 
 
 @pytest.mark.parametrize("module", MODULES)

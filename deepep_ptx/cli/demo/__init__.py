@@ -2,7 +2,7 @@
 """The main job: a text through a mixture-of-experts layer, its ranks joined by `Buffer`.
 
 text -> tokens -> bfloat16 rows (corpus.py) -> group-limited gating (gating.py) -> layout, dispatch
--> experts -> combine; every array that arrives is compared bit for bit with reference.py.  Rows,
+-> experts -> combine; every array that arrives is compared bit for bit with the reference.  Rows,
 choices and weights may come from a file instead (jobfile.py), and rows may travel as FP8.
 
 An expert is the function f_e(x) = h(a_e * x + b_e), h(z) = z * min(max(z + 3, 0), 6) / 6 (hard

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every array of every rank against reference.py, bit for bit."""
+"""Every array of every rank against the reference, bit for bit."""
 
 from dataclasses import dataclass
 

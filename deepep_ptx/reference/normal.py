@@ -1,37 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Dispatch and combine in plain NumPy: what the kernels must compute, bit for bit.
-
-Every function sees the inputs of *all* ranks at once, as lists in rank order, and nothing moves:
-what a kernel does by stores into a peer's memory is an index expression here.  Symbols: R ranks,
-T tokens of a rank, H hidden size, K top-k, E experts, L = E // R local experts; expert e lives on
-rank e // L.
-
-    layouts  = [layout(idx, E, R) for idx in topk_idxs]
-    received = dispatch(xs, topk_idxs, topk_weights, E)
-    ys       = [expert(r.recv_x) for r in received]
-    results  = combine(ys, received)
-
-In `dispatch`, x may be a pair (x, scales), as FP8 rows are; what makes such rows of bfloat16 ones
-and back is `per_token_cast_to_fp8` and `per_token_cast_back`.
-
-The module needs NumPy, ml_dtypes and the package's checks of integers only.
-"""
+"""Normal mode: every token goes once to every rank that has one of its experts."""
 
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 
-from deepep_ptx.checks import check_int
-
-MAX_TOPK = 32
-BF16_BYTES = 2
-BF16_NAN = 0x7FFF  # the one NaN that cvt.rn.bf16x2.f32 makes, whatever NaN goes in
-FP8 = ml_dtypes.float8_e4m3fn
-FP8_MAX = 448
-FP8_NAN = 0x7F  # likewise, of cvt.rn.satfinite.e4m3x2.f32
-FP8_GROUP = 128  # consecutive elements of a row that share a scale
-FP8_MIN_AMAX = np.float32(1e-4)
+from ..checks import check_int
+from .checks import check_equal_shapes, check_experts, check_rows, check_topk_idx
+from .floats import round_to_bf16, widen
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +66,8 @@ def layout(topk_idx, num_experts, num_ranks):
         ValueError: an argument outside of what is said above.  TypeError: a number that is no
             integer.
     """
-    num_experts, num_ranks, num_local_experts = _check_experts(num_experts, num_ranks)
-    topk_idx = _check_topk_idx(topk_idx, num_experts)
+    num_experts, num_ranks, num_local_experts = check_experts(num_experts, num_ranks)
+    topk_idx = check_topk_idx(topk_idx, num_experts)
     token, choice = np.nonzero(topk_idx >= 0)
     expert = topk_idx[token, choice]
     is_token_in_rank = np.zeros((len(topk_idx), num_ranks), dtype=bool)
@@ -119,14 +96,14 @@ def dispatch(xs, topk_idxs, topk_weights, num_experts, num_worst_tokens=0):
     Raises:
         ValueError: shapes or dtypes that disagree, or num_worst_tokens too small.
     """
-    num_experts, num_ranks, num_local_experts = _check_experts(num_experts, len(xs))
+    num_experts, num_ranks, num_local_experts = check_experts(num_experts, len(xs))
     num_worst_tokens = check_int(num_worst_tokens, "num_worst_tokens", 0)
     num_tokens = _check_xs(xs)
-    _check_rows("topk_idxs", topk_idxs, num_tokens)
+    check_rows("topk_idxs", topk_idxs, num_tokens)
     layouts = [layout(idx, num_experts, num_ranks) for idx in topk_idxs]
     if topk_weights is not None:
-        _check_rows("topk_weights", topk_weights, num_tokens)
-        _check_equal_shapes("topk_weights", topk_weights, topk_idxs)
+        check_rows("topk_weights", topk_weights, num_tokens)
+        check_equal_shapes("topk_weights", topk_weights, topk_idxs)
 
     sent = np.stack([counts for counts, _, _ in layouts])  # [s, d] = rows of s for d
     rank_prefix_matrix = np.cumsum(sent, axis=0, dtype=np.int32)
@@ -224,86 +201,6 @@ def combine(ys, received, topk_weights=None, bias=None):
     return results
 
 
-def widen(x):
-    """bfloat16 to float32, exactly: the 16 bits become the upper half."""
-    return (x.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-
-
-def round_to_bf16(x):
-    """float32 to bfloat16 as cvt.rn does: to nearest, ties to even, every NaN to 0x7fff.
-
-    ml_dtypes keeps a NaN's sign and payload, hence by hand.
-    """
-    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
-    upper = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    upper[np.isnan(x)] = BF16_NAN
-    return upper.view(ml_dtypes.bfloat16)
-
-
-def per_token_cast_to_fp8(x, round_scale=False):
-    """bfloat16 rows as FP8 E4M3 with a scale for every 128 elements; DeepEP's cast.
-
-    In float32, for each group of 128: amax = max(1e-4, largest |x|), scale = amax / 448, element =
-    x * (448 / amax), to nearest, ties to even.  round_scale: scale is the least power of two that
-    is not below amax / 448, and element = x / scale.  NaN becomes 0x7f and does not count for
-    amax.
-
-    Args:
-        x: bfloat16 [T, H], H a multiple of 128.
-        round_scale: scales that are powers of two.
-
-    Returns:
-        float8_e4m3fn [T, H], float32 scales [T, H / 128].
-
-    Raises:
-        ValueError: another dtype or shape.
-    """
-    if x.dtype != ml_dtypes.bfloat16 or x.ndim != 2 or x.shape[1] % FP8_GROUP:
-        raise ValueError(f"x: must be bfloat16 [tokens, multiple of {FP8_GROUP}], "
-                         f"got {x.dtype} {x.shape}")
-    groups = widen(x).reshape(len(x), x.shape[1] // FP8_GROUP, FP8_GROUP)
-    amax = np.fmax(np.fmax.reduce(np.abs(groups), axis=2), FP8_MIN_AMAX)
-    scales = amax / np.float32(FP8_MAX)
-    factors = np.float32(FP8_MAX) / amax
-    if round_scale:
-        # Any bit of the mantissa carries into the exponent.
-        scales = ((scales.view(np.uint32) + 0x7FFFFF) & 0x7F800000).view(np.float32)
-        factors = 1 / scales
-    with np.errstate(invalid="ignore"):  # Inf * 0
-        scaled = groups * factors[:, :, None]
-    elements = scaled.astype(FP8)        # nothing is so far above 448 that it would not round to it
-    elements.view(np.uint8)[np.isnan(scaled)] = FP8_NAN
-    return elements.reshape(x.shape), scales
-
-
-def per_token_cast_back(x, scales, dtype="bfloat16"):
-    """What `per_token_cast_to_fp8` made, as bfloat16 or float32: element * scale in float32.
-
-    Args:
-        x: float8_e4m3fn [T, H].
-        scales: float32 [T, H / 128].
-        dtype: of the result; float32 is the product itself, bfloat16 rounds it.
-
-    Raises:
-        ValueError: another dtype or shape.
-    """
-    if x.dtype != FP8 or x.ndim != 2 or x.shape[1] % FP8_GROUP:
-        raise ValueError(f"x: must be float8_e4m3fn [tokens, multiple of {FP8_GROUP}], "
-                         f"got {x.dtype} {x.shape}")
-    want = (len(x), x.shape[1] // FP8_GROUP)
-    if scales.dtype != np.float32 or scales.shape != want:
-        raise ValueError(f"scales: must be float32 {want}, got {scales.dtype} {scales.shape}")
-    groups = x.astype(np.float32).reshape(*want, FP8_GROUP)
-    with np.errstate(invalid="ignore", over="ignore"):  # Inf and NaN are values like others
-        product = (groups * scales[:, :, None]).reshape(x.shape)
-    dtype = np.dtype(dtype)
-    if dtype == np.float32:
-        return product
-    if dtype == ml_dtypes.bfloat16:
-        return round_to_bf16(product)
-    raise ValueError(f"dtype: must be bfloat16 or float32, got {dtype}")
-
-
 def _bias_sum(bias, shape):
     parts = bias if isinstance(bias, tuple) else (bias,)
     if len(parts) > 2:
@@ -339,28 +236,6 @@ def _pad(array, num_rows, value):
     return padded
 
 
-def _check_experts(num_experts, num_ranks):
-    """Both as ints, and experts of a rank."""
-    num_ranks = check_int(num_ranks, "num_ranks", 1)
-    num_experts = check_int(num_experts, "num_experts", 1)
-    if num_experts % num_ranks:
-        raise ValueError(f"num_experts: must be a positive multiple of the number of ranks "
-                         f"({num_ranks}), got {num_experts}")
-    return num_experts, num_ranks, num_experts // num_ranks
-
-
-def _check_topk_idx(topk_idx, num_experts):
-    topk_idx = np.asarray(topk_idx)
-    if topk_idx.dtype not in (np.int32, np.int64):
-        raise ValueError(f"topk_idx: must be int32 or int64, got {topk_idx.dtype}")
-    if topk_idx.ndim != 2 or not 1 <= topk_idx.shape[1] <= MAX_TOPK:
-        raise ValueError(f"topk_idx: must be [tokens, 1..{MAX_TOPK}], got {topk_idx.shape}")
-    if topk_idx.size and (topk_idx.min() < -1 or topk_idx.max() >= num_experts):
-        raise ValueError(f"topk_idx: must be in [-1, {num_experts}), got "
-                         f"{topk_idx.min()} to {topk_idx.max()}")
-    return topk_idx
-
-
 def _check_xs(xs):
     """Rows of each x; all are alike but for that."""
     is_pair = {isinstance(x, tuple) for x in xs}
@@ -390,15 +265,3 @@ def _check_alike(arrays, accepts, wanted):
     if len(kinds) > 1:
         raise ValueError(f"xs: must have one dtype and one number of columns on all ranks, "
                          f"got {sorted(kinds)}")
-
-
-def _check_rows(name, arrays, want):
-    rows = [len(a) for a in arrays]
-    if rows != want:
-        raise ValueError(f"{name}: must have the rows of xs per rank ({want}), got {rows}")
-
-
-def _check_equal_shapes(name, arrays, like):
-    shapes, want = [a.shape for a in arrays], [a.shape for a in like]
-    if shapes != want:
-        raise ValueError(f"{name}: must have the shapes of topk_idxs ({want}), got {shapes}")
