@@ -31,10 +31,12 @@ from .floats import (
     round_to_bf16,
     widen,
 )
+from .low_latency import LowLatencyReceived, low_latency_dispatch
 from .normal import Received, cached_dispatch, combine, dispatch, layout
 
 __all__ = [
     "BF16_BYTES", "BF16_NAN", "FP8", "FP8_GROUP", "FP8_MAX", "FP8_MIN_AMAX", "FP8_NAN", "MAX_TOPK",
-    "Received", "cached_dispatch", "combine", "dispatch", "layout", "per_token_cast_back",
-    "per_token_cast_to_fp8", "round_to_bf16", "widen",
+    "LowLatencyReceived", "Received", "cached_dispatch", "combine", "dispatch", "layout",
+    "low_latency_dispatch", "per_token_cast_back", "per_token_cast_to_fp8", "round_to_bf16",
+    "widen",
 ]

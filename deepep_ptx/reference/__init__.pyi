@@ -49,6 +49,26 @@ def combine(
     topk_weights: Sequence[_Array] | None = None,
     bias: Sequence[_Array | _Pair | None] | None = None,
 ) -> list[tuple[_Array, _Array | None]]: ...
+@dataclass(frozen=True, eq=False)
+class LowLatencyReceived:
+    rank: int
+    recv_x: _Array | _Pair
+    recv_count: _Array
+    src_info: _Array
+    layout_range: _Array
+    origin: _Array
+
+    def rows_from(self, local_expert: int, source: int) -> slice: ...
+
+def low_latency_dispatch(
+    xs: Sequence[_Array],
+    topk_idxs: Sequence[_Array],
+    num_max_dispatch_tokens_per_rank: int,
+    num_experts: int,
+    use_fp8: bool = True,
+    round_scale: bool = False,
+    use_ue8m0: bool = False,
+) -> list[LowLatencyReceived]: ...
 def widen(x: _Array) -> _Array: ...
 def round_to_bf16(x: _Array) -> _Array: ...
 def per_token_cast_to_fp8(x: _Array, round_scale: bool = False) -> _Pair: ...

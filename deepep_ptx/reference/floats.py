@@ -8,6 +8,7 @@ BF16_BYTES = 2
 BF16_NAN = 0x7FFF  # the one NaN that cvt.rn.bf16x2.f32 makes, whatever NaN goes in
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448
+FP8_MAX_RECIPROCAL = np.float32(1 / FP8_MAX)
 FP8_NAN = 0x7F  # likewise, of cvt.rn.satfinite.e4m3x2.f32
 FP8_GROUP = 128  # consecutive elements of a row that share a scale
 FP8_MIN_AMAX = np.float32(1e-4)
@@ -47,22 +48,29 @@ def per_token_cast_to_fp8(x, round_scale=False):
     Raises:
         ValueError: another dtype or shape.
     """
-    if x.dtype != ml_dtypes.bfloat16 or x.ndim != 2 or x.shape[1] % FP8_GROUP:
-        raise ValueError(f"x: must be bfloat16 [tokens, multiple of {FP8_GROUP}], "
-                         f"got {x.dtype} {x.shape}")
-    groups = widen(x).reshape(len(x), x.shape[1] // FP8_GROUP, FP8_GROUP)
-    amax = np.fmax(np.fmax.reduce(np.abs(groups), axis=2), FP8_MIN_AMAX)
-    scales = amax / np.float32(FP8_MAX)
-    factors = np.float32(FP8_MAX) / amax
-    if round_scale:
-        # Any bit of the mantissa carries into the exponent.
-        scales = ((scales.view(np.uint32) + 0x7FFFFF) & 0x7F800000).view(np.float32)
-        factors = 1 / scales
-    with np.errstate(invalid="ignore"):  # Inf * 0
-        scaled = groups * factors[:, :, None]
-    elements = scaled.astype(FP8)        # nothing is so far above 448 that it would not round to it
-    elements.view(np.uint8)[np.isnan(scaled)] = FP8_NAN
-    return elements.reshape(x.shape), scales
+    groups, amax = _groups(x)
+    return _cast_groups(groups, amax, amax / FP8_MAX, round_scale)
+
+
+def low_latency_cast_to_fp8(x, round_scale=False):
+    """bfloat16 rows as FP8 E4M3, as low-latency dispatch casts them.
+
+    As `per_token_cast_to_fp8`, but for the scale, which is a product: amax * float32(1/448), and
+    with round_scale the least power of two that is not below that.  An infinity among 128 elements
+    makes their scale infinite; itself it becomes 0x7f, the others 0.
+
+    Args:
+        x: bfloat16 [T, H], H a multiple of 128.
+        round_scale: scales that are powers of two.
+
+    Returns:
+        float8_e4m3fn [T, H], float32 scales [T, H / 128].
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
+    groups, amax = _groups(x)
+    return _cast_groups(groups, amax, amax * FP8_MAX_RECIPROCAL, round_scale)
 
 
 def per_token_cast_back(x, scales, dtype="bfloat16"):
@@ -91,3 +99,26 @@ def per_token_cast_back(x, scales, dtype="bfloat16"):
     if dtype == ml_dtypes.bfloat16:
         return round_to_bf16(product)
     raise ValueError(f"dtype: must be bfloat16 or float32, got {dtype}")
+
+
+def _groups(x):
+    """x as float32 [T, groups, 128], and each group's largest |x|, at least FP8_MIN_AMAX."""
+    if x.dtype != ml_dtypes.bfloat16 or x.ndim != 2 or x.shape[1] % FP8_GROUP:
+        raise ValueError(f"x: must be bfloat16 [tokens, multiple of {FP8_GROUP}], "
+                         f"got {x.dtype} {x.shape}")
+    groups = widen(x).reshape(len(x), x.shape[1] // FP8_GROUP, FP8_GROUP)
+    return groups, np.fmax(np.fmax.reduce(np.abs(groups), axis=2), FP8_MIN_AMAX)
+
+
+def _cast_groups(groups, amax, scales, round_scale):
+    """Elements [T, H] of groups, and the scales, as powers of two on request."""
+    factors = FP8_MAX / amax
+    if round_scale:
+        # Any bit of the mantissa carries into the exponent.
+        scales = ((scales.view(np.uint32) + 0x7FFFFF) & 0x7F800000).view(np.float32)
+        factors = 1 / scales
+    with np.errstate(invalid="ignore"):  # Inf * 0
+        scaled = groups * factors[:, :, None]
+    elements = scaled.astype(FP8)        # nothing is so far above 448 that it would not round to it
+    elements.view(np.uint8)[np.isnan(scaled)] = FP8_NAN
+    return elements.reshape(len(groups), groups.shape[1] * FP8_GROUP), scales

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: MIT
+"""The low-latency reference against definitions written another way."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepep_ptx import reference
+
+BF16 = ml_dtypes.bfloat16
+FP8 = ml_dtypes.float8_e4m3fn
+FLAGS = {"bf16": {"use_fp8": False}, "fp8": {}, "round": {"round_scale": True},
+         "ue8m0": {"round_scale": True, "use_ue8m0": True}}
+ONE = np.ones((1, 512), BF16)
+IDX = np.array([[0, 1]], np.int32)
+each_form = pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+
+
+@st.composite
+def routings(draw):
+    """(num_experts, M, one topk_idx per rank), with -1 entries, duplicates and ranks without
+    tokens; M is as small as the rows allow, or larger."""
+    num_ranks = draw(st.integers(1, 4))
+    num_experts = num_ranks * draw(st.integers(1, 3))
+    num_topk = draw(st.sampled_from([1, 2, 5, 32]))
+    dtype = draw(st.sampled_from([np.int32, np.int64]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    lowest = draw(st.sampled_from([-1, -num_experts]))      # few or many unused entries
+    topk_idxs = [np.maximum(rng.integers(lowest, num_experts, (draw(st.integers(0, 5)), num_topk)),
+                            -1).astype(dtype) for _ in range(num_ranks)]
+    most = max([1, *map(len, topk_idxs)]
+               + [np.count_nonzero(idx == e) for idx in topk_idxs for e in range(num_experts)])
+    return num_experts, most + draw(st.integers(0, 2)), topk_idxs
+
+
+def rows(rng, topk_idxs, hidden=512):
+    return [rng.standard_normal((len(idx), hidden)).astype(BF16) for idx in topk_idxs]
+
+
+def scales_of(fields):
+    """float32 scales [..., S] of UE8M0 int32 [..., S / 4]."""
+    fields = np.ascontiguousarray(fields)[..., None] >> np.arange(0, 32, 8, dtype=np.int32)
+    return ((fields & 0xFF) << 23).view(np.float32).reshape(*fields.shape[:-2], -1)
+
+
+def back(recv_x):
+    """What an expert computes with, as bfloat16 [L, R * M, H]."""
+    if not isinstance(recv_x, tuple):
+        return recv_x
+    x, scales = recv_x
+    if scales.dtype == np.int32:
+        scales = scales_of(scales)
+    flat = x.reshape(-1, x.shape[-1]), scales.reshape(-1, scales.shape[-1])
+    return reference.per_token_cast_back(*flat).reshape(x.shape)
+
+
+# -- dispatch --------------------------------------------------------------------------------
+
+@each_form
+@given(routings())
+@settings(max_examples=25)
+def test_dispatch_lists_every_choice_in_order(flags, routing):
+    num_experts, max_tokens, topk_idxs = routing
+    num_ranks = len(topk_idxs)
+    num_local_experts, num_rows = num_experts // num_ranks, num_ranks * max_tokens
+    xs = rows(np.random.default_rng(0), topk_idxs)
+    received = reference.low_latency_dispatch(xs, topk_idxs, max_tokens, num_experts, **flags)
+    assert [r.rank for r in received] == list(range(num_ranks))
+    for got in received:
+        assert got.recv_count.dtype == got.src_info.dtype == np.int32
+        assert got.layout_range.dtype == got.origin.dtype == np.int64
+        assert got.recv_count.shape == (num_local_experts,)
+        assert got.src_info.shape == got.origin.shape == (num_local_experts, num_rows)
+        assert got.layout_range.shape == (num_local_experts, num_ranks)
+        x = back(got.recv_x)
+        assert x.shape == (num_local_experts, num_rows, 512)
+        for local in range(num_local_experts):
+            want = [(s, t, k) for s, idx in enumerate(topk_idxs)
+                    for t, row in enumerate(idx.tolist()) for k, e in enumerate(row)
+                    if e == got.rank * num_local_experts + local]
+            n = len(want)
+            assert got.recv_count[local] == n
+            assert got.src_info[local, :n].tolist() == [t for _, t, _ in want]
+            num_topk = topk_idxs[0].shape[1]
+            assert got.origin[local, :n].tolist() == [s << 32 | (t * num_topk + k)
+                                                      for s, t, k in want]
+            assert not got.src_info[local, n:].any() and not got.origin[local, n:].any()
+            assert not x[local, n:].view(np.uint16).any()
+            for source in range(num_ranks):
+                count = sum(s == source for s, _, _ in want)
+                first = sum(s < source for s, _, _ in want)
+                assert got.layout_range[local, source] == (first << 32) + count
+                assert got.rows_from(local, source) == slice(first, first + count)
+            for row, (s, t, _) in enumerate(want):
+                alone = reference.low_latency_dispatch(
+                    [xs[s][t:t + 1]], [np.zeros((1, 1), np.int32)], 1, 1, **flags)[0]
+                assert np.array_equal(x[local, row], back(alone.recv_x)[0, 0])
+
+
+@each_form
+def test_dtypes_and_strides(flags):
+    topk_idxs = [np.array([[0, 3], [2, 1]]), np.array([[3, -1]])]
+    xs = rows(np.random.default_rng(0), topk_idxs, 1024)
+    for got in reference.low_latency_dispatch(xs, topk_idxs, 3, 4, **flags):
+        if flags == FLAGS["bf16"]:
+            assert got.recv_x.dtype == BF16 and got.recv_x.shape == (2, 6, 1024)
+            assert got.recv_x.flags.c_contiguous
+            continue
+        x, scales = got.recv_x
+        assert x.dtype == FP8 and x.shape == (2, 6, 1024) and x.flags.c_contiguous
+        columns = 2 if "use_ue8m0" in flags else 8
+        assert scales.dtype == (np.int32 if "use_ue8m0" in flags else np.float32)
+        assert scales.shape == (2, 6, columns)
+        assert scales.strides == (4 * 6 * columns, 4, 4 * 6)
+
+
+def test_rows_of_bf16_are_moved_bit_for_bit():
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(-1, 512)
+    xs, topk_idx = [bits.view(BF16)], np.zeros((128, 1), np.int32)
+    (got,) = reference.low_latency_dispatch(xs, [topk_idx], 128, 1, use_fp8=False)
+    assert np.array_equal(got.recv_x[0].view(np.uint16), bits)
+
+
+def test_all_tokens_to_one_expert():
+    topk_idxs = [np.full((4, 1), 5, np.int64)] * 3
+    xs = rows(np.random.default_rng(0), topk_idxs)
+    received = reference.low_latency_dispatch(xs, topk_idxs, 4, 6, use_fp8=False)
+    assert [r.recv_count.tolist() for r in received] == [[0, 0], [0, 0], [0, 12]]
+    assert np.array_equal(received[2].recv_x[1], np.concatenate(xs))
+
+
+def test_no_tokens_at_all():
+    empty = [np.zeros((0, 2), np.int32)] * 2
+    for flags in FLAGS.values():
+        for got in reference.low_latency_dispatch([ONE[:0]] * 2, empty, 2, 2, **flags):
+            assert not got.recv_count.any() and not got.layout_range.any()
+            assert back(got.recv_x).shape == (1, 4, 512)
+
+
+def cast(x, **flags):
+    """(codes uint8 [H], scales [S]) of one row."""
+    (got,) = reference.low_latency_dispatch([x[None]], [np.zeros((1, 1), np.int32)], 1, 1, **flags)
+    elements, scales = got.recv_x
+    return elements[0, 0].view(np.uint8), scales[0, 0]
+
+
+def test_default_scale_by_hand():
+    x = np.zeros(512, BF16)
+    x[:4] = 3, -1.5, 0.75, 2.0**-12         # amax 3: factor 448 / 3
+    x[128] = 448
+    x[256] = 2.0**-20                       # below 1e-4, which is amax then
+    codes, scales = cast(x)
+    assert codes[:5].tolist() == [0x7E, 0xF6, 0x6E, 0x11, 0]
+    assert codes[128] == 0x7E
+    assert codes[256] == 0x49                                  # 4.27, nearest to 4.5
+    reciprocal = np.uint32(0x3B124925).view(np.float32)         # the float32 nearest to 1/448
+    assert abs(reciprocal - 1 / 448) <= np.spacing(reciprocal) / 2
+    amax = np.array([3, 448, 1e-4, 1e-4], np.float32)
+    assert scales.view(np.uint32).tolist() == (amax * reciprocal).view(np.uint32).tolist()
+
+
+def test_default_scale_is_a_product():
+    """For some amax the product and the quotient are not the same float32."""
+    amax = np.arange(0x3F80, 0x4000, dtype=np.uint16).view(BF16)    # all significands
+    x = np.repeat(amax, 128)
+    scales = cast(x)[1]
+    wide = amax.astype(np.float32)
+    assert np.array_equal(scales, wide * np.float32(1 / 448))
+    quotients = reference.per_token_cast_to_fp8(x[None])[1][0]
+    assert (scales != quotients).any()
+    assert (np.abs(scales.view(np.int32) - quotients.view(np.int32)) <= 1).all()
+
+
+@pytest.mark.parametrize("amax, exponent", [
+    (448, 0), (450, 1), (446, 0), (224, -1), (225, 0), (1, -8), (0, -22), (3.0e38, 120),
+])
+def test_rounded_scale_by_hand(amax, exponent):
+    x = np.zeros(512, BF16)
+    x[5] = -amax
+    codes, scales = cast(x, round_scale=True)
+    assert scales.tolist() == [2.0**exponent] + [2.0**-22] * 3
+    want = (x[5:6].astype(np.float64) / 2.0**exponent).astype(FP8)
+    assert codes[5] == want.view(np.uint8)[0] and codes[0] == 0
+    same, fields = cast(x, round_scale=True, use_ue8m0=True)
+    assert np.array_equal(codes, same)
+    assert fields.dtype == np.int32 and fields.tolist() == [
+        int.from_bytes([127 + exponent, 105, 105, 105], "little")]
+
+
+def test_ue8m0_bytes_of_every_group():
+    x = np.zeros(1024, BF16)
+    x[::128] = 448 * 2.0 ** np.arange(8)
+    _, fields = cast(x, round_scale=True, use_ue8m0=True)
+    assert fields.view(np.uint32).tolist() == [0x8281807F, 0x86858483]
+
+
+def test_inf_and_nan():
+    x = np.ones(512, BF16)
+    x[0], x[128], x[256:384] = np.nan, -np.inf, -np.nan
+    codes, scales = cast(x)
+    assert codes[0] == 0x7F and (codes[1:128] == 0x7E).all(), "NaN does not count"
+    assert scales[1] == np.inf and codes[128] == 0x7F and not codes[129:256].any()
+    assert (codes[256:384] == 0x7F).all() and scales[2] == np.float32(1e-4) * np.float32(1 / 448)
+    codes, fields = cast(x, round_scale=True, use_ue8m0=True)
+    assert codes[128] == 0x7F and not codes[129:256].any()
+    assert scales_of(fields)[1] == np.inf
+
+
+def dispatched(xs=(ONE, ONE), topk_idxs=(IDX, IDX), max_tokens=2, num_experts=4, **flags):
+    return reference.low_latency_dispatch(list(xs), list(topk_idxs), max_tokens, num_experts,
+                                          **flags)
+
+
+@pytest.mark.parametrize("name, bad", [
+    ("num_experts", {"num_experts": 3}),
+    ("num_experts", {"num_experts": 0}),
+    ("num_max_dispatch_tokens_per_rank", {"max_tokens": 0}),
+    ("xs", {"xs": (ONE, ONE[:, :64])}),
+    ("xs", {"xs": (ONE, ONE[:, :128])}),
+    ("xs", {"xs": (ONE, ONE[:, :0])}),
+    ("xs", {"xs": (ONE, ONE[0])}),
+    ("xs", {"xs": (ONE, ONE.astype(np.float32))}),
+    ("xs", {"xs": (ONE[:, :384],) * 2, "round_scale": True, "use_ue8m0": True}),
+    ("xs", {"xs": (ONE, np.ones((3, 512), BF16)), "topk_idxs": (IDX, np.repeat(IDX, 3, 0))}),
+    ("topk_idxs", {"topk_idxs": (IDX, IDX[:0])}),
+    ("topk_idxs", {"topk_idxs": (IDX,)}),
+    ("topk_idxs", {"topk_idxs": (IDX, np.full((1, 3), 2))}),
+    ("topk_idx", {"topk_idxs": (IDX, IDX + 3)}),
+    ("topk_idx", {"topk_idxs": (IDX, IDX - 2)}),
+    ("topk_idx", {"topk_idxs": (IDX, np.full((1, 33), -1))}),
+    ("topk_idx", {"topk_idxs": (IDX, IDX.astype(np.int16))}),
+    ("use_ue8m0", {"use_ue8m0": True}),
+    ("use_ue8m0", {"use_ue8m0": True, "round_scale": True, "use_fp8": False}),
+])
+def test_bad_dispatches_are_refused(name, bad):
+    dispatched()
+    with pytest.raises(ValueError, match=f"^{name}: must "):
+        dispatched(**bad)
+
+
+@pytest.mark.parametrize("name, bad", [
+    ("num_experts", {"num_experts": 4.0}),
+    ("num_max_dispatch_tokens_per_rank", {"max_tokens": True}),
+    ("use_fp8", {"use_fp8": np.ones(2)}),
+    ("round_scale", {"round_scale": np.ones(2)}),
+    ("use_ue8m0", {"use_ue8m0": np.ones(2)}),
+])
+def test_bad_types_are_refused(name, bad):
+    with pytest.raises(TypeError, match=f"^{name}: must "):
+        dispatched(**bad)
