@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The low-latency reference against definitions written another way."""
 
+import ctypes
+import ctypes.util
+import math
+from fractions import Fraction
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -250,3 +255,265 @@ def test_bad_dispatches_are_refused(name, bad):
 def test_bad_types_are_refused(name, bad):
     with pytest.raises(TypeError, match=f"^{name}: must "):
         dispatched(**bad)
+
+
+# -- fma_f32 ---------------------------------------------------------------------------------
+
+LIBM_FMAF = ctypes.CDLL(ctypes.util.find_library("m")).fmaf
+LIBM_FMAF.argtypes, LIBM_FMAF.restype = [ctypes.c_float] * 3, ctypes.c_float
+
+
+def same_floats(got, want):
+    """Bit for bit, but for NaN, of which `got` has one only."""
+    got, want = got.view(np.uint32), np.asarray(want, np.float32).view(np.uint32)
+    nan = np.isnan(want.view(np.float32))
+    return np.array_equal(got[~nan], want[~nan]) and (got[nan] == 0x7FFFFFFF).all()
+
+
+def exact_fma(a, b, c):
+    """The float32 nearest to a * b + c, ties to even, of finite values, in fractions."""
+    value = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    if not value:
+        negative = np.signbit(c) and np.signbit(a) != np.signbit(b)
+        return np.float32(-0.0 if negative else 0.0)
+    size, exponent = abs(value), -149
+    exponent = max(-149, math.floor(math.log2(size.numerator) - math.log2(size.denominator)) - 24)
+    while exponent > -149 and size / Fraction(2) ** exponent < 2**23:
+        exponent -= 1
+    while size / Fraction(2) ** exponent >= 2**24:
+        exponent += 1
+    steps = round(size / Fraction(2) ** exponent)       # of Fraction: ties to even
+    size = Fraction(steps) * Fraction(2) ** exponent
+    size = float(size) if size < 2**128 else math.inf
+    return np.float32(math.copysign(size, value))
+
+
+def float32s(rng, n, low=0, high=255):
+    """float32 of all signs and significands, their exponent fields in [low, high]."""
+    bits = rng.integers(0, 1 << 23, n) | rng.integers(low, high + 1, n) << 23
+    return (bits | rng.integers(0, 2, n) << 31).astype(np.uint32).view(np.float32)
+
+
+def triples(rng, kind, n):
+    """Operands of n fused multiply-adds."""
+    if kind == "any":
+        return float32s(rng, n), float32s(rng, n), float32s(rng, n)
+    if kind == "alike":          # product and addend overlap
+        return float32s(rng, n, 120, 134), float32s(rng, n, 120, 134), float32s(rng, n, 100, 160)
+    if kind == "subnormal":      # results around the least normal number
+        return float32s(rng, n, 50, 80), float32s(rng, n, 40, 75), float32s(rng, n, 0, 3)
+    if kind == "overflow":
+        return float32s(rng, n, 185, 195), float32s(rng, n, 185, 195), float32s(rng, n, 250, 254)
+    if kind == "cancel":         # c is the rounded product, so that the rest alone is left
+        a, b = float32s(rng, n, 90, 160), float32s(rng, n, 90, 160)
+        return a, b, -(a * b)
+    # Ties of the sum but for 2^-46 of the product, which float64 drops, to round twice.
+    near = 1 + rng.integers(-3, 4, (2, n)).astype(np.float32) * np.float32(2**-23)
+    if kind == "subnormal tie":
+        return near[0] * np.float32(2**-75), near[1] * np.float32(2**-75), float32s(rng, n, 0, 1)
+    c = float32s(rng, n, 60, 200)
+    half = np.copysign(np.spacing(np.abs(c)) / 2, float32s(rng, n))
+    return half * near[0], near[1], c
+
+
+@pytest.mark.parametrize("kind", ["any", "alike", "subnormal", "overflow", "cancel", "tie",
+                                  "subnormal tie"])
+def test_fma_is_that_of_the_machine(kind):
+    a, b, c = triples(np.random.default_rng(1), kind, 50_000)
+    want = [LIBM_FMAF(*abc) for abc in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)]
+    assert same_floats(reference.fma_f32(a, b, c), want)
+
+
+@pytest.mark.parametrize("kind", ["alike", "subnormal", "overflow", "cancel", "tie",
+                                  "subnormal tie"])
+def test_fma_is_the_nearest_number(kind):
+    a, b, c = triples(np.random.default_rng(2), kind, 1000)
+    want = [exact_fma(*abc) for abc in zip(a, b, c, strict=True)]
+    assert same_floats(reference.fma_f32(a, b, c), want)
+
+
+def test_fma_rounds_once():
+    """The sum is 2^-70 below a tie: rounded to float64 first, it would be the tie, and go up."""
+    a, b, c = np.float32([1 + 2**-23, (1 - 2**-23) * 2**-24, 1 + 2**-23])
+    assert reference.fma_f32(a, b, c) == c
+    assert (a.astype(np.float64) * b + c).astype(np.float32) == np.float32(1 + 2**-22)
+
+
+@pytest.mark.parametrize("a, b, c", [(1, [1, 2], 3), ([[1], [2]], [1, 2], 0.5)])
+def test_fma_broadcasts(a, b, c):
+    got = reference.fma_f32(a, b, c)
+    assert got.dtype == np.float32 and np.array_equal(got, np.multiply(a, b) + c)
+
+
+def test_fma_of_special_values():
+    values = np.array([0, -0.0, 1, -1, np.inf, -np.inf, np.nan, -np.nan, 1e-45, -1e-45, 3.4e38,
+                       -3.4e38, 1.17549435e-38], np.float32)
+    a, b, c = (grid.ravel() for grid in np.meshgrid(values, values, values))
+    want = [LIBM_FMAF(*abc) for abc in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)]
+    assert same_floats(reference.fma_f32(a, b, c), want)
+
+
+# -- combine ---------------------------------------------------------------------------------
+
+def chain(terms):
+    """fma from +0 over (weight, row float32) in order."""
+    acc = np.zeros(512, np.float32)
+    for weight, row in terms:
+        acc = reference.fma_f32(np.full(512, weight), row, acc)
+    return acc
+
+
+def expected(ys, received, topk_idxs, weights, reduce):
+    """Token by token, with rows found by counting."""
+    num_local_experts = len(received[0].recv_count)
+    used = {}
+    results = [np.zeros((len(idx), 512), BF16) for idx in topk_idxs]
+    for home, topk_idx in enumerate(topk_idxs):
+        for token, row in enumerate(topk_idx.tolist()):
+            terms = []                      # (rank, weight, value)
+            for k, expert in enumerate(row):
+                if expert < 0:
+                    continue
+                place = used[expert] = used.get(expert, -1) + 1
+                rank, local_expert = divmod(expert, num_local_experts)
+                terms.append((rank, weights[home][token, k],
+                              ys[rank][local_expert, place].astype(np.float32)))
+            if reduce == "exact":
+                sums = [chain([(w, v) for _, w, v in terms])]
+            else:
+                sums = [chain([(w, v) for r, w, v in terms if r == rank])
+                        for rank in sorted({r for r, _, _ in terms})] or [np.zeros(512)]
+            acc = sums[0]
+            for partial in sums[1:]:
+                acc = acc + partial
+            results[home][token] = reference.round_to_bf16(acc.astype(np.float32))
+    return results
+
+
+@pytest.mark.parametrize("reduce", ["exact", "rank"])
+@given(routings())
+@settings(max_examples=25)
+def test_combine_adds_in_order(reduce, routing):
+    num_experts, max_tokens, topk_idxs = routing
+    rng = np.random.default_rng(0)
+    received = reference.low_latency_dispatch(rows(rng, topk_idxs), topk_idxs, max_tokens,
+                                              num_experts, use_fp8=False)
+    ys = [rng.standard_normal(r.recv_x.shape).astype(BF16) for r in received]
+    weights = [rng.standard_normal(idx.shape, dtype=np.float32) for idx in topk_idxs]
+    got = reference.low_latency_combine(ys, received, topk_idxs, weights, reduce)
+    want = expected(ys, received, topk_idxs, weights, reduce)
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == BF16 and np.array_equal(a.view(np.uint16), b.view(np.uint16))
+    wide = [y.astype(np.float32) for y in ys]
+    same = reference.low_latency_combine(wide, received, topk_idxs, weights, reduce)
+    assert all(np.array_equal(a, b) for a, b in zip(got, same, strict=True))
+    if len(topk_idxs) == 1:
+        one = reference.low_latency_combine(ys, received, topk_idxs, weights)
+        assert np.array_equal(one[0], got[0])
+
+
+def test_the_orders_differ():
+    """Experts of rank 0, 1, 0: the large terms cancel either at once or at the end."""
+    topk_idx = [np.array([[0, 2, 1]]), np.zeros((0, 3), np.int64)]
+    weights = [np.ones((1, 3), np.float32), np.zeros((0, 3), np.float32)]
+    received = reference.low_latency_dispatch([ONE, ONE[:0]], topk_idx, 1, 4, use_fp8=False)
+    ys = [np.zeros((2, 2, 512), BF16) for _ in range(2)]
+    ys[0][0, 0], ys[1][0, 0], ys[0][1, 0] = 2.0**30, 1, -2.0**30
+    exact, by_rank = (reference.low_latency_combine(ys, received, topk_idx, weights, reduce)
+                      for reduce in ("exact", "rank"))
+    assert (exact[0] == 0).all() and (by_rank[0] == 1).all()
+
+
+@pytest.mark.parametrize("reduce", ["exact", "rank"])
+@each_form
+@given(routings())
+@settings(max_examples=15)
+def test_round_trip_is_x_times_its_weights(reduce, flags, routing):
+    num_experts, max_tokens, topk_idxs = routing
+    rng = np.random.default_rng(3)
+    xs = rows(rng, topk_idxs)
+    weights = [rng.random(idx.shape, dtype=np.float32) for idx in topk_idxs]
+    received = reference.low_latency_dispatch(xs, topk_idxs, max_tokens, num_experts, **flags)
+    ys = [back(r.recv_x) for r in received]
+    results = reference.low_latency_combine(ys, received, topk_idxs, weights, reduce)
+    for x, idx, weight, result in zip(xs, topk_idxs, weights, results, strict=True):
+        want = x.astype(np.float64) * np.where(idx >= 0, weight, 0).sum(axis=1, keepdims=True)
+        error = np.abs(result.astype(np.float64) - want)
+        # E4M3 has four bits, bfloat16 eight; a scale is at most 2 * max / 448, its least step 2^-9.
+        relative, absolute = (2**-7, 1e-6) if flags == FLAGS["bf16"] else (2**-4 + 2**-6, 0.05)
+        assert (error <= relative * np.abs(want) + absolute).all()
+
+
+def test_entries_left_out():
+    """-1 in combine where dispatch had an expert, as a mask."""
+    topk_idx = np.array([[0, 1], [1, 0], [1, -1]], np.int32)
+    x = np.array([1, 2, 4], BF16)[:, None].repeat(128, 1)
+    weights = [np.array([[1, 10], [10, 1], [10, 1]], np.float32)]
+    received = reference.low_latency_dispatch([x], [topk_idx], 3, 2, use_fp8=False)
+    ys = [received[0].recv_x]
+    masked = [np.where(topk_idx == 1, -1, topk_idx)]
+    (got,) = reference.low_latency_combine(ys, received, masked, weights)
+    assert got[:, 0].tolist() == [1, 2, 0] and not np.signbit(got.astype(np.float32)).any()
+
+
+def test_unspecified_rows_do_not_count():
+    topk_idx, weights = [IDX, IDX], [np.ones((1, 2), np.float32)] * 2
+    received = dispatched(use_fp8=False)
+    ys = [r.recv_x.copy() for r in received]
+    want = reference.low_latency_combine(ys, received, topk_idx, weights)
+    for r, y in zip(received, ys, strict=True):
+        for local_expert, count in enumerate(r.recv_count):
+            y[local_expert, count:] = np.nan
+    got = reference.low_latency_combine(ys, received, topk_idx, weights)
+    assert all(np.array_equal(a, b) and (a == 2).all() for a, b in zip(got, want, strict=True))
+
+
+def test_inf_and_nan_in_combine():
+    received = dispatched(use_fp8=False)
+    ys = [r.recv_x.copy() for r in received]
+    ys[0][0, 0, :3] = np.inf, -np.inf, -np.nan
+    ys[0][1, 0, :2] = np.inf, np.inf
+    weights = [np.ones((1, 2), np.float32)] * 2
+    for reduce in "exact", "rank":
+        got = reference.low_latency_combine(ys, received, [IDX, IDX], weights, reduce)
+        assert got[0].view(np.uint16)[0, :4].tolist() == [0x7F80, 0x7FFF, 0x7FFF, 0x4000]
+
+
+def combined(reduce="exact", **bad):
+    received = dispatched(use_fp8=False)
+    given = {"ys": [r.recv_x for r in received], "topk_idxs": [IDX, IDX],
+             "topk_weights": [np.ones((1, 2), np.float32)] * 2, **bad}
+    return reference.low_latency_combine(given["ys"], received, given["topk_idxs"],
+                                         given["topk_weights"], reduce)
+
+
+Y = np.ones((2, 4, 512), BF16)
+WEIGHT = np.ones((1, 2), np.float32)
+
+
+@pytest.mark.parametrize("name, bad", [
+    ("ys", {"ys": [Y]}),
+    ("ys", {"ys": [Y, Y[:1]]}),
+    ("ys", {"ys": [Y, Y[:, :2]]}),
+    ("ys", {"ys": [Y, Y[:, :, :256]]}),
+    ("ys", {"ys": [Y, Y.astype(np.float16)]}),
+    ("topk_idxs", {"topk_idxs": [IDX]}),
+    ("topk_idxs", {"topk_idxs": [IDX, IDX[:0]], "topk_weights": [WEIGHT, WEIGHT[:0]]}),
+    ("topk_idxs", {"topk_idxs": [IDX, IDX[:, ::-1]]}),
+    ("topk_idxs", {"topk_idxs": [IDX, np.repeat(IDX, 2, 0)],
+                   "topk_weights": [WEIGHT, np.repeat(WEIGHT, 2, 0)]}),
+    ("topk_idx", {"topk_idxs": [IDX, IDX + 3]}),
+    ("topk_weights", {"topk_weights": [WEIGHT]}),
+    ("topk_weights", {"topk_weights": [WEIGHT, WEIGHT[:, :1]]}),
+    ("topk_weights", {"topk_weights": [WEIGHT, WEIGHT.astype(np.float64)]}),
+])
+def test_bad_combines_are_refused(name, bad):
+    assert (combined()[0] == 2).all()
+    with pytest.raises(ValueError, match=f"^{name}: must "):
+        combined(**bad)
+
+
+@pytest.mark.parametrize("reduce", ["fast", None, 1])
+def test_unknown_reductions_are_refused(reduce):
+    with pytest.raises(ValueError, match="^reduce: .* is not one of 'exact', 'rank'"):
+        combined(reduce)

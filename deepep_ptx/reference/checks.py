@@ -30,6 +30,11 @@ def check_topk_idx(topk_idx, num_experts):
     return topk_idx
 
 
+def check_entries(name, arrays, num_ranks):
+    if len(arrays) != num_ranks:
+        raise ValueError(f"{name}: must have one entry per rank ({num_ranks}), got {len(arrays)}")
+
+
 def check_rows(name, arrays, want):
     rows = [len(a) for a in arrays]
     if rows != want:

@@ -12,6 +12,7 @@ FP8_MAX_RECIPROCAL = np.float32(1 / FP8_MAX)
 FP8_NAN = 0x7F  # likewise, of cvt.rn.satfinite.e4m3x2.f32
 FP8_GROUP = 128  # consecutive elements of a row that share a scale
 FP8_MIN_AMAX = np.float32(1e-4)
+FP32_NAN = 0x7FFFFFFF  # of fma.rn.f32
 
 
 def widen(x):
@@ -28,6 +29,28 @@ def round_to_bf16(x):
     upper = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
     upper[np.isnan(x)] = BF16_NAN
     return upper.view(ml_dtypes.bfloat16)
+
+
+def fma_f32(a, b, c):
+    """a * b + c of float32 arrays with one rounding, as fma.rn.f32 does it; shapes broadcast.
+
+    To nearest, ties to even, with subnormals; every NaN is 0x7fffffff.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):  # Inf and NaN are values like others
+        a, b, c = (np.asarray(x, dtype=np.float32).astype(np.float64) for x in (a, b, c))
+        product = a * b                     # exact: 24 bits by 24
+        total = product + c
+        # What that sum lost (Knuth), exactly.
+        of_c = total - product
+        lost = (product - (total - of_c)) + (c - of_c)
+        # To odd, so that the second rounding decides as one of the exact sum would: of the two
+        # float64 around that, the one with the odd last bit.
+        bits = np.array(total).view(np.int64)
+        to_odd = np.isfinite(total) & (lost != 0) & (bits & 1 == 0)
+        bits += np.where(to_odd, np.where((lost > 0) == (total > 0), 1, -1), 0)
+        result = bits.view(np.float64).astype(np.float32)
+    result.view(np.uint32)[np.isnan(result)] = FP32_NAN
+    return result
 
 
 def per_token_cast_to_fp8(x, round_scale=False):

@@ -10,10 +10,17 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from ..checks import as_bool, check_int
-from .checks import check_experts, check_rows, check_topk_idx
-from .floats import FP8_GROUP, low_latency_cast_to_fp8
+from ..checks import as_bool, check_choice, check_int
+from .checks import (
+    check_entries,
+    check_equal_shapes,
+    check_experts,
+    check_rows,
+    check_topk_idx,
+)
+from .floats import FP8_GROUP, fma_f32, low_latency_cast_to_fp8, round_to_bf16, widen
 
+REDUCTIONS = "exact", "rank"
 LOW_HALF = 0xFFFFFFFF
 GROUPS_PER_WORD = 4  # UE8M0 scales in an int32
 
@@ -127,6 +134,99 @@ def low_latency_dispatch(xs, topk_idxs, num_max_dispatch_tokens_per_rank, num_ex
     return received
 
 
+def low_latency_combine(ys, received, topk_idxs, topk_weights, reduce="exact"):
+    """Add up, at each token's home rank, what its experts made of it, each times its weight.
+
+    In float32, each step fma(weight, value, sum) with one rounding, from +0.0, k ascending; one
+    rounding to bfloat16 at the end, where every NaN becomes 0x7fff.  A token without an expert is
+    zero.
+
+    Args:
+        ys: R arrays [L, R * M, H], rows as in `received`: bfloat16, or float32, which is what
+            rows that travelled as LogFMT are.
+        received: what `low_latency_dispatch` returned.
+        topk_idxs: those of the dispatch, or with -1 in place of some entries, which leaves these
+            rows out.
+        topk_weights: R arrays float32 [T_r, K].
+        reduce: "exact", one sum over all k; or "rank", such a sum over the k of each rank, and
+            the sums of those ranks that have any of the token's experts added in ascending order.
+
+    Returns:
+        R arrays bfloat16 [T_r, H].
+
+    Raises:
+        ValueError: shapes or dtypes that disagree, indices that the dispatch did not have.
+    """
+    reduce = check_choice(reduce, "reduce", REDUCTIONS)
+    num_ranks = len(received)
+    for name, arrays in ("ys", ys), ("topk_idxs", topk_idxs), ("topk_weights", topk_weights):
+        check_entries(name, arrays, num_ranks)
+    hidden = _check_ys(ys, received)
+    num_experts = num_ranks * len(received[0].recv_count)
+    topk_idxs = [check_topk_idx(idx, num_experts) for idx in topk_idxs]
+    check_equal_shapes("topk_weights", topk_weights, topk_idxs)
+    for weights in topk_weights:
+        if weights.dtype != np.float32:
+            raise ValueError(f"topk_weights: must be float32, got {weights.dtype}")
+
+    ys = [y.reshape(-1, hidden) for y in ys]
+    results = []
+    for home, (topk_idx, weights) in enumerate(zip(topk_idxs, topk_weights, strict=True)):
+        ranks, rows = _places(received, home, topk_idx)
+        acc = np.zeros((len(topk_idx), hidden), np.float32)
+        if reduce == "exact":
+            _add_rows(acc, ys, range(num_ranks), ranks, rows, weights)
+        else:
+            begun = np.zeros(len(topk_idx), bool)
+            for rank in range(num_ranks):
+                partial = np.zeros_like(acc)
+                _add_rows(partial, ys, [rank], ranks, rows, weights)
+                contributes = (ranks == rank).any(axis=1)
+                first, later = contributes & ~begun, contributes & begun
+                acc[first] = partial[first]     # not 0 + partial, which has no -0
+                with np.errstate(invalid="ignore", over="ignore"):
+                    acc[later] += partial[later]
+                begun |= contributes
+        results.append(round_to_bf16(acc))
+    return results
+
+
+def _add_rows(acc, ys, from_ranks, ranks, rows, weights):
+    """For k ascending, acc = fma(weight, row, acc) for tokens whose row lies on `from_ranks`."""
+    for k in range(ranks.shape[1]):
+        for rank in from_ranks:
+            tokens = np.flatnonzero(ranks[:, k] == rank)
+            values = ys[rank][rows[tokens, k]]
+            values = widen(values) if values.dtype == ml_dtypes.bfloat16 else values
+            acc[tokens] = fma_f32(weights[tokens, k, None], values, acc[tokens])
+
+
+def _places(received, home, topk_idx):
+    """Rank and row (of its local experts' under each other) of each choice of a rank's tokens, [T,
+    K]; rank -1 for what is not to be added."""
+    ranks = np.full(topk_idx.size, -1)
+    rows, experts = ranks.copy(), ranks.copy()
+    for host in received:
+        num_local_experts, num_rows = host.origin.shape
+        for local_expert in range(num_local_experts):
+            place = host.rows_from(local_expert, home)
+            choices = host.origin[local_expert, place] & LOW_HALF
+            if len(choices) and choices[-1] >= topk_idx.size:       # they ascend
+                raise ValueError(f"topk_idxs: must have the shapes of the dispatch, "
+                                 f"got {topk_idx.shape} of rank {home}")
+            ranks[choices] = host.rank
+            rows[choices] = local_expert * num_rows + np.arange(place.start, place.stop)
+            experts[choices] = host.rank * num_local_experts + local_expert
+    wanted = topk_idx.ravel()
+    wrong = np.flatnonzero((wanted >= 0) & (wanted != experts))
+    if len(wrong):
+        token, k = divmod(int(wrong[0]), topk_idx.shape[1])
+        raise ValueError(f"topk_idxs: must be those of the dispatch or -1, got expert "
+                         f"{topk_idx[token, k]} for token {token}, k {k} of rank {home}")
+    ranks[wanted < 0] = -1
+    return ranks.reshape(topk_idx.shape), rows.reshape(topk_idx.shape)
+
+
 def _ue8m0(scales):
     """float32 powers of two [T, S] as their exponent fields, four to an int32 [T, S / 4]."""
     fields = (scales.view(np.uint32) >> 23).astype(np.uint8)
@@ -157,3 +257,13 @@ def _check_rows_of_experts(topk_idxs, num_experts, max_tokens):
                 f"topk_idxs: must name an expert at most num_max_dispatch_tokens_per_rank "
                 f"({max_tokens}) times on a rank, got {counts.max()} of expert {counts.argmax()} "
                 f"on rank {rank}")
+
+
+def _check_ys(ys, received):
+    """Columns of each y."""
+    hidden = ys[0].shape[-1]
+    want = (*received[0].origin.shape, hidden)
+    for y in ys:
+        if y.dtype not in (ml_dtypes.bfloat16, np.float32) or y.shape != want:
+            raise ValueError(f"ys: must be bfloat16 or float32 {want}, got {y.dtype} {y.shape}")
+    return hidden

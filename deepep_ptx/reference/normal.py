@@ -7,7 +7,13 @@ import ml_dtypes
 import numpy as np
 
 from ..checks import check_int
-from .checks import check_equal_shapes, check_experts, check_rows, check_topk_idx
+from .checks import (
+    check_entries,
+    check_equal_shapes,
+    check_experts,
+    check_rows,
+    check_topk_idx,
+)
 from .floats import round_to_bf16, widen
 
 
@@ -176,9 +182,8 @@ def combine(ys, received, topk_weights=None, bias=None):
         ValueError: shapes or dtypes that disagree.
     """
     for name, arrays in ("ys", ys), ("topk_weights", topk_weights), ("bias", bias):
-        if arrays is not None and len(arrays) != len(received):
-            raise ValueError(f"{name}: must have one entry per rank ({len(received)}), "
-                             f"got {len(arrays)}")
+        if arrays is not None:
+            check_entries(name, arrays, len(received))
     for y in ys:
         if y.dtype != ml_dtypes.bfloat16:
             raise ValueError(f"ys: must be bfloat16 arrays, got {y.dtype}")
