@@ -517,3 +517,147 @@ def test_bad_combines_are_refused(name, bad):
 def test_unknown_reductions_are_refused(reduce):
     with pytest.raises(ValueError, match="^reduce: .* is not one of 'exact', 'rank'"):
         combined(reduce)
+
+
+# -- LogFMT-10 -------------------------------------------------------------------------------
+
+def small(rng, shape, spread=8):
+    """Elements below 1 over `spread` binary orders of magnitude, of both signs."""
+    x = np.exp2(-0.01 - spread * rng.random(shape)) * rng.choice([-1, 1], shape)
+    return x.astype(BF16)
+
+
+def codebook(group):
+    """Values of the 512 codes of a group, and the thresholds between them."""
+    size = np.abs(group.astype(np.float64))
+    log_max = np.log2(size.max())
+    log_min = max(np.log2(size.min()), log_max - 32) if size.min() else log_max - 32
+    values = 2.0 ** (log_min + np.arange(-1, 511) * (log_max - log_min) / 510)
+    thresholds = (values[:-1] + values[1:]) / 2
+    values[0] = 0
+    return values, thresholds
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 3, 30, 31.9, 60]), st.booleans())
+@settings(max_examples=30)
+def test_logfmt_by_its_codebook(seed, spread, zeros):
+    rng = np.random.default_rng(seed)
+    x = small(rng, (2, 1536), spread)
+    if zeros:
+        x[rng.random(x.shape) < 0.1] = 0
+    got, is_encoded = reference.logfmt_round_trip(x)
+    assert got.dtype == np.float32 and is_encoded.shape == (2, 3) and is_encoded.all()
+    for want, have in zip(x.reshape(-1, 128), got.reshape(-1, 128), strict=True):
+        values, thresholds = codebook(want)
+        codes = np.searchsorted(thresholds, np.abs(want.astype(np.float64)), side="right")
+        assert np.allclose(np.abs(have), values[codes], rtol=1e-6, atol=0)
+        assert np.array_equal(np.signbit(have), np.signbit(want.astype(np.float32)))
+        largest = np.abs(want.astype(np.float32)).argmax()
+        assert np.isclose(have[largest], float(want[largest]), rtol=1e-6)
+
+
+def test_logfmt_by_hand():
+    x = np.full((1, 512), 2.0**-3, BF16)
+    x[0, ::128], x[0, 1::128], x[0, 2] = 0.5, -(2.0**-5), 0.126     # 4 binary orders, step 4 / 510
+    got, _ = reference.logfmt_round_trip(x)
+    assert np.allclose(got[0, :2], [0.5, -(2.0**-5)], rtol=1e-6)
+    assert np.allclose(got[0, 3:128], 2.0**-3, rtol=1e-6)       # code 256, exactly
+    assert np.isclose(got[0, 2], 2.0 ** (-3 + 4 / 510), rtol=1e-6)     # 1.43 steps above that
+
+
+def test_logfmt_of_more_than_32_binary_orders():
+    """Below that range there are the least code and zero, the threshold a little above a half."""
+    x = np.full((1, 512), 0.5, BF16)
+    x[0, ::128] = 2.0**-60
+    least = 2.0**-33
+    x[0, 1:6] = least, least * 0.99, least * 0.9, -least * 2.0**-6, 0
+    got, is_encoded = reference.logfmt_round_trip(x)
+    assert is_encoded.all()
+    assert np.allclose(got[0, 1:3], least, rtol=1e-6) and (got[0, [0, 3, 4, 5]] == 0).all()
+    assert np.signbit(got[0, 4]) and not np.signbit(got[0, 5])
+
+
+@pytest.mark.parametrize("hidden, block", [(512, 512), (1536, 512), (1024, 1024), (7168, 1024)])
+@pytest.mark.parametrize("value, is_encoded", [
+    (1, False), (-1, False), (1 - 2**-8, True), (np.inf, False), (np.nan, False), (-np.nan, False),
+    (0, True), (2.0**-130, True),
+])
+def test_blocks_are_encoded_as_a_whole(hidden, block, value, is_encoded):
+    x = small(np.random.default_rng(0), (3, hidden))
+    x[1, hidden - 200] = value
+    got, encoded = reference.logfmt_round_trip(x)
+    want = np.ones((3, hidden // block), bool)
+    want[1, -1] = is_encoded
+    assert np.array_equal(encoded, want)
+    bound = reference.logfmt_error_bound(x)
+    raw = np.repeat(~want, block, axis=1)
+    assert np.array_equal(got[raw].view(np.uint32), x[raw].astype(np.float32).view(np.uint32))
+    assert not bound[raw].any() and (bound[~raw] > 0).all()
+
+
+def test_groups_without_a_range_are_not_encoded():
+    x = small(np.random.default_rng(0), (3, 2048))
+    x[0, 128:256], x[1, 1024:1152], x[2, :128] = 0, 0.25, -0.25
+    x[2, 5] = 0.25
+    got, encoded = reference.logfmt_round_trip(x)
+    assert encoded.tolist() == [[False, True], [True, False], [False, True]]
+    assert np.array_equal(got[0, :1024], x[0, :1024].astype(np.float32))
+
+
+def in_float32(x):
+    """The values of encoded blocks as a kernel computes them: in float32, differences first."""
+    one, shape = np.float32(1), (len(x), -1, 128)
+    size = np.abs(x.astype(np.float32)).reshape(shape)
+    with np.errstate(divide="ignore"):
+        log_x = np.log2(size)
+    log_max = log_x.max(axis=2, keepdims=True)
+    log_min = np.maximum(log_x.min(axis=2, keepdims=True), log_max - np.float32(32))
+    step = (log_max - log_min) * np.float32(1 / 510)
+    middle = np.log2((one + np.exp2(step)) / np.float32(2)) / step
+    codes = np.maximum((log_x - log_min) * (one / step) + (np.float32(2) - middle), 0)
+    codes = np.floor(codes).astype(np.float32)
+    assert codes.dtype == np.float32 and codes.max() == 511
+    values = np.where(codes > 0, np.exp2(log_min + (codes - one) * step), np.float32(0))
+    return np.copysign(values.reshape(x.shape), x.astype(np.float32))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.02, 0.1, 1, 8, 31, 40, 100]),
+       st.sampled_from([0, 20, 100]))
+@settings(max_examples=60)
+def test_logfmt_keeps_its_bound(seed, spread, below):
+    rng = np.random.default_rng(seed)
+    x = np.ldexp(small(rng, (4, 1024), spread).astype(np.float32), -below).astype(BF16)
+    got, is_encoded = reference.logfmt_round_trip(x)
+    bound, exact = reference.logfmt_error_bound(x), x.astype(np.float64)
+    assert bound.dtype == np.float64 and bound.shape == x.shape
+    assert is_encoded.all()
+    assert (np.abs(got - exact) <= bound).all()
+    assert (np.abs(in_float32(x) - exact) <= bound).all()
+    near = np.abs(exact) >= np.abs(exact).reshape(4, 8, 128).max(axis=2).repeat(128, 1) * 2.0**-31
+    assert (bound[near] <= 0.022 * np.abs(exact[near]) + 2.0**-125).all()
+
+
+def test_logfmt_rows_are_combined():
+    topk_idxs, weights = [IDX], [np.array([[0.5, 2]], np.float32)]
+    (received,) = reference.low_latency_dispatch([ONE], topk_idxs, 1, 2, use_fp8=False)
+    y = small(np.random.default_rng(0), received.recv_x.shape)
+    flat, bound = y.reshape(-1, 512), reference.logfmt_error_bound(y.reshape(-1, 512))
+    sent = reference.logfmt_round_trip(flat)[0].reshape(y.shape)
+    (got,) = reference.low_latency_combine([sent], [received], topk_idxs, weights)
+    want = weights[0].astype(np.float64) @ flat.astype(np.float64)
+    error = np.abs(got.astype(np.float64) - want)
+    assert error.max() > 0 and (error <= weights[0] @ bound + np.abs(want) * 2.0**-7).all()
+
+
+@pytest.mark.parametrize("call", [reference.logfmt_round_trip, reference.logfmt_error_bound])
+def test_logfmt_of_no_rows(call):
+    values = call(np.zeros((0, 1024), BF16))
+    assert (values[0] if isinstance(values, tuple) else values).shape == (0, 1024)
+
+
+@pytest.mark.parametrize("call", [reference.logfmt_round_trip, reference.logfmt_error_bound])
+@pytest.mark.parametrize("x", [np.ones((1, 256), BF16), np.ones(512, BF16),
+                               np.ones((1, 512), np.float32)], ids=["width", "rank", "dtype"])
+def test_bad_logfmt_rows_are_refused(call, x):
+    with pytest.raises(ValueError, match="^x: must be bfloat16"):
+        call(x)

@@ -38,12 +38,14 @@ from .floats import (
     round_to_bf16,
     widen,
 )
+from .logfmt import logfmt_error_bound, logfmt_round_trip
 from .low_latency import LowLatencyReceived, low_latency_combine, low_latency_dispatch
 from .normal import Received, cached_dispatch, combine, dispatch, layout
 
 __all__ = [
     "BF16_BYTES", "BF16_NAN", "FP8", "FP8_GROUP", "FP8_MAX", "FP8_MIN_AMAX", "FP8_NAN", "MAX_TOPK",
     "LowLatencyReceived", "Received", "cached_dispatch", "combine", "dispatch", "fma_f32",
-    "layout", "low_latency_combine", "low_latency_dispatch", "per_token_cast_back",
-    "per_token_cast_to_fp8", "round_to_bf16", "widen",
+    "layout", "logfmt_error_bound", "logfmt_round_trip", "low_latency_combine",
+    "low_latency_dispatch", "per_token_cast_back", "per_token_cast_to_fp8", "round_to_bf16",
+    "widen",
 ]

@@ -142,8 +142,8 @@ def low_latency_combine(ys, received, topk_idxs, topk_weights, reduce="exact"):
     zero.
 
     Args:
-        ys: R arrays [L, R * M, H], rows as in `received`: bfloat16, or float32, which is what
-            rows that travelled as LogFMT are.
+        ys: R arrays [L, R * M, H], rows as in `received`: bfloat16, or float32 as
+            `logfmt_round_trip` makes.
         received: what `low_latency_dispatch` returned.
         topk_idxs: those of the dispatch, or with -1 in place of some entries, which leaves these
             rows out.
