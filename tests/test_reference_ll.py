@@ -425,6 +425,17 @@ def test_the_orders_differ():
 
 
 @pytest.mark.parametrize("reduce", ["exact", "rank"])
+def test_one_rank_alone_is_its_sum(reduce):
+    """-0, of a product too small for float32, stays: nothing is added to it."""
+    topk_idxs = [np.array([[2]]), np.zeros((0, 1), np.int64)]
+    weights = [np.full((1, 1), -(2.0**-100), np.float32), np.zeros((0, 1), np.float32)]
+    received = reference.low_latency_dispatch([ONE, ONE[:0]], topk_idxs, 1, 4, use_fp8=False)
+    ys = [np.full((2, 2, 512), 2.0**-100, BF16)] * 2
+    got = reference.low_latency_combine(ys, received, topk_idxs, weights, reduce)
+    assert (got[0].view(np.uint16) == 0x8000).all() and got[1].shape == (0, 512)
+
+
+@pytest.mark.parametrize("reduce", ["exact", "rank"])
 @each_form
 @given(routings())
 @settings(max_examples=15)
