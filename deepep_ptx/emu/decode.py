@@ -2,9 +2,9 @@
 """Syntax tree -> the arrays that the C core executes.
 
 Names, types, addresses and constants are resolved here, once.  A register is 32 lanes of 32 or 64
-bits at an offset of the warp's register file; a predicate is one mask, by its index; a constant is
-32 equal lanes in the pool.  Registers get their place at their first use, each its own: nothing is
-packed, so that a read of a register that nobody wrote is seen.
+bits at an offset of the warp's register file, a .b128 two of 64; a predicate is one mask, by its
+index; a constant is 32 equal lanes in the pool.  Registers get their place at their first use, each
+its own: nothing is packed, so that a read of a register that nobody wrote is seen.
 
 A call is the function's body in its place, with registers of its own: the core knows no calls.
 Each function is also decoded once by itself, for what is wrong in it, whether called or not.
@@ -61,7 +61,7 @@ _SRC = {"a": 0, "b": 1, "c": 2, "m": 3}
 _SWAPPED = {Cmp.LT: Cmp.GT, Cmp.LE: Cmp.GE, Cmp.GT: Cmp.LT, Cmp.GE: Cmp.LE,
             Cmp.EQ: Cmp.EQ, Cmp.NE: Cmp.NE}
 _CLOCK = "%globaltimer"
-_REGISTER_TYPES = "pred b32 u32 s32 f32 b64 u64 s64"
+_REGISTER_TYPES = "pred b32 u32 s32 f32 b64 u64 s64 b128"
 # Instructions whose register operands may be wider than the instruction's type.
 _RELAXED = (Op.LD, Op.LD_PARAM, Op.ST, Op.CVT)
 
@@ -94,7 +94,8 @@ class KernelImage:
 class _Register:
     type: Type
     vector: int
-    places: list                       # per element: offset or predicate index, None = unused yet
+    places: list                       # per element, or half of a .b128: offset or predicate
+                                       # index, None = unused yet
 
 
 @dataclass(slots=True)
@@ -191,7 +192,7 @@ def _instructions(block):
 
 def _accepts(type_, register, relaxed):
     """Whether an operand of type_ may be a register of this type, as ptxas judges it."""
-    if Type.PRED in (type_, register):
+    if Type.PRED in (type_, register) or Type.B128 in (type_, register):
         return type_ is register
     wide = TYPE_BITS[register] - TYPE_BITS[type_]
     if wide < 0 or (wide > 0 and not relaxed):
@@ -378,8 +379,9 @@ class _Decoder:
             raise self.source.error(node.start, f"more than {ast.MAX_REGISTERS} registers in one "
                                                 f"kernel and what it calls")
         for name in node.names:
+            places = 2 if node.type == "b128" else node.vector
             self.declare(scope, name, _Register(TYPE_WORDS[node.type], node.vector,
-                                                [None] * node.vector), node.start)
+                                                [None] * places), node.start)
 
     def statement(self, start, end):
         """Begin a statement: what is emitted from here on is attributed to it."""
@@ -406,6 +408,9 @@ class _Decoder:
     def instruction(self, node, scope):
         match = self.choose(node)
         form = match.form
+        if form.op in (Op.PACK, Op.UNPACK):
+            self.move_parts(node, match, scope)
+            return
         fields = {"op": form.op, **match.fields}
         relaxed = form.op in _RELAXED
         dst, src, imm = [NONE] * 4, [NONE] * 4, 0
@@ -430,6 +435,9 @@ class _Decoder:
                 if isinstance(operand, ast.Pair):
                     operand, second = operand.first, operand.second
                 type_ = match.operand_type(spec)
+                if type_ is Type.B128:
+                    dst[:2] = self.halves(operand, scope)
+                    continue
                 elements = [] if isinstance(operand, ast.Sink) else \
                     self.elements(operand, scope, fields["vec"])
                 for i, element in enumerate(elements):
@@ -469,6 +477,49 @@ class _Decoder:
             self.emit({"op": Op.CVT, "vec": 1, "type": _integer(type_, 64),
                        "type2": _integer(type_)}, guard=guard, dst=[register], src=[temporary])
 
+    def move_parts(self, node, match, scope):
+        """mov of a register from or to the two parts of a vector, the low one first."""
+        pack = match.form.op is Op.PACK
+        place = 1 if pack else 0                 # of the vector
+        spec, type_ = match.form.operands[place], match.types[0]
+        vector, whole = node.operands[place].elements, node.operands[1 - place]
+        part_type = match.operand_type(spec)
+        if len(vector) != 2:
+            raise _Refused(f"a .{type_.name.lower()} has two parts of "
+                           f".{part_type.name.lower()} here: {{a, b}}")
+        parts, kinds = [], set()
+        for element in vector:
+            part, kind = NONE, None
+            if pack or not isinstance(element, ast.Sink):
+                part, kind = self.value(element, scope, part_type, False, constant=pack)
+            parts.append(part)
+            kinds |= {kind} - {None}
+        if not pack and len(kinds) != 1:
+            raise _Refused("the parts of a destination must be registers of one type; one of them "
+                           "may be '_'")
+        guard = self.guard(node.guard, scope)
+        if type_ is Type.B128:
+            moves = [(half, part) if pack else (part, half)
+                     for half, part in zip(self.halves(whole, scope), parts, strict=True)]
+            self.emit_moves({"op": Op.MOV, "vec": 1, "type": Type.B64}, guard, moves)
+            return
+        place, _ = self.value(whole, scope, type_, False, constant=not pack)
+        if pack:
+            self.emit({"op": Op.PACK, "vec": 1, "type": type_}, guard=guard, dst=[place],
+                      src=parts)
+            self.written.add(place)
+            return
+        for i, part in enumerate(parts):
+            self.emit_moves({"op": Op.UNPACK, "vec": 1, "type": type_, "sub": i}, guard,
+                            [(part, place)])
+
+    def emit_moves(self, fields, guard, moves):
+        """moves: [(destination, source)]; a destination of NONE is left out."""
+        for destination, source in moves:
+            if destination != NONE:
+                self.emit(fields, guard=guard, dst=[destination], src=[source])
+                self.written.add(destination)
+
     def choose(self, node):
         """The form whose qualifiers and operand kinds the statement has."""
         matches = _lookup(node.opcode, node.qualifiers)
@@ -496,6 +547,7 @@ class _Decoder:
             kind = type(operand)
             allowed = (
                 kind is ast.Address if spec.address else
+                kind is ast.Vector if spec.parts else
                 kind is ast.Int if spec.slot == "n" else
                 kind is ast.Pair if spec.both else
                 kind is ast.Special if spec.slot == "sreg" else
@@ -540,11 +592,22 @@ class _Decoder:
                            f"a vector of {found.vector}; name an element (.x)"))
         return self.place(found, name.element or 0, name.name), found.type
 
+    def halves(self, operand, scope):
+        """The two places of a .b128 register."""
+        found = self.resolve(operand, scope) if isinstance(operand, ast.Name) else None
+        if not isinstance(found, _Register) or found.type is not Type.B128:
+            raise _Refused("a .b128 register is needed")
+        if operand.element is not None:
+            raise _Refused(f"'{operand.name}' is not a vector")
+        return [self.place(found, half, operand.name) for half in range(2)]
+
     def place(self, register, element, name):
-        if element >= register.vector:
+        if element >= len(register.places):
             raise _Refused(f"'{name}' has only {register.vector} elements")
         if register.places[element] is None:
-            if register.type is Type.PRED:
+            if register.type is Type.B128:
+                register.places[element] = self.allocate(64)
+            elif register.type is Type.PRED:
                 register.places[element] = self.num_predicates
                 self.num_predicates += 1
                 self.check_words()

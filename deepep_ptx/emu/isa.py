@@ -18,6 +18,8 @@ Operands: a letter is a place in `struct emu_insn`, `:type` a type that is not T
     d|e    a pair; {|e}: may be one       h        dst[0]: a cache policy, which is read
     n      imm: a constant                sreg     a special register
     L      a label                        :wide    twice as wide as TYPE
+    {a,b}  a vector of two parts: src[0], src[1]; of a destination {d,e}: dst[0], dst[1], each may
+           be left out
 
 `toolchain/isa_header.py` writes the enums to `cysrc/gen/isa.h`, so that the C core numbers things
 the same way.  Standard library only: setup.py loads this file by its path.
@@ -38,8 +40,9 @@ Op = _enum("Op", """
     NOP MOV MOV_SREG CVT ADD SUB MUL_LO MUL_WIDE MAD_LO MAD_WIDE MIN MAX AND OR XOR NOT NEG SHL SHR
     DIV REM POPC CLZ SELP SETP FMA LD_PARAM LD ST ATOM RED FENCE BAR_SYNC BAR_WARP SHFL VOTE BRA
     EXIT NANOSLEEP BREV MBAR_INIT MBAR_INVAL MBAR_ARRIVE MBAR_EXPECT_TX MBAR_WAIT BULK_LOAD
-    BULK_STORE BULK_COMMIT BULK_WAIT ELECT CREATEPOLICY PREFETCH""")
-Type = _enum("Type", "PRED B8 U8 S8 B16 U16 S16 BF16 B32 U32 S32 F32 BF16X2 B64 U64 S64")
+    BULK_STORE BULK_COMMIT BULK_WAIT ELECT CREATEPOLICY PREFETCH PACK UNPACK""")
+Type = _enum("Type", "PRED B8 U8 S8 B16 U16 S16 BF16 B32 U32 S32 F32 BF16X2 B64 U64 S64 "
+                     "B128")
 Space = _enum("Space", "GENERIC GLOBAL SHARED PARAM")
 Sem = _enum("Sem", "NONE WEAK RELAXED VOLATILE ACQUIRE RELEASE ACQ_REL SC")
 Scope = _enum("Scope", "NONE CTA CLUSTER GPU SYS")
@@ -69,6 +72,7 @@ class Flag(enum.IntFlag):
     L2_256B = 512
     UNIFORM = 1024        # bra.uni
     CACHE_HINT = 2048     # a bulk copy with a cache policy
+    WHOLE = 4096          # ld, st of a .b128, as its two halves: one access nevertheless
 
 
 # (tag and prefix in C, enum), in the order they are written to isa.h.
@@ -132,6 +136,7 @@ WORD_NEEDS = {
     "cluster": ((7, 8), 90), "L1::no_allocate": ((7, 4), 70), "L2::256B": ((7, 4), 80),
     "shared::cta": ((7, 8), 30), "try_wait": ((7, 8), 90),
 }
+_B128_AT_SYS = 8, 4           # least PTX ISA version of a .b128 at scope .sys
 
 
 class FormError(ValueError):
@@ -147,11 +152,15 @@ class Operand:
     sink: bool = False        # may be _
     pair: bool = False        # may be followed by |e, a predicate
     both: bool = False        # must be
+    parts: bool = False       # {a,b} or {d,e}: the slot is the first of the two
 
     _SPEC = re.compile(r"(\{!\})?(\{_\})?(\[)?(\w+)\]?(?::(\w+))?(?:(\{\|e:pred\})|(\|e:pred))?")
+    _PARTS = re.compile(r"\{(\w),\w\}:(\w+)")
 
     @classmethod
     def parse(cls, text):
+        if parts := cls._PARTS.fullmatch(text):
+            return cls(*parts.groups(), parts=True)
         negatable, sink, address, slot, type_, pair, both = cls._SPEC.fullmatch(text).groups()
         return cls(slot, type_ or "TYPE", bool(address), bool(negatable), bool(sink),
                    bool(pair or both), bool(both))
@@ -243,6 +252,10 @@ class Form:
             fields["type"] = kinds[0]
             if fields["vec"] * TYPE_BITS[kinds[0]] > 128:
                 raise FormError(f".v{fields['vec']}.{types[0]} is wider than 128 bits")
+            if kinds[0] is Type.B128:
+                fields.update(type=Type.B64, vec=2, flags=flags | Flag.WHOLE)
+                if fields.get("scope") is Scope.SYS:
+                    ptx = max(ptx, _B128_AT_SYS)
         if len(kinds) > 1:
             fields["type2"] = kinds[1]
         return Match(self, fields, kinds, ptx, sm)
@@ -295,6 +308,8 @@ _LOGIC = {"types": "pred b32 b64"}
 _DATA = {"types": "b8 u8 s8 b16 u16 s16 b32 u32 s32 f32 b64 u64 s64"}
 _WEAK = {"sets": {"sem": Sem.WEAK}, **_DATA}
 _STRONG = {"ptx": (6, 0), "sm": 70, **_DATA}
+_B128 = {"types": "b128", "ptx": (8, 3), "sm": 70}
+_WEAK_B128 = {"sets": {"sem": Sem.WEAK}, **_B128}
 _ATOM = {"sub": AtomOp, "sets": {"sem": Sem.RELAXED, "scope": Scope.GPU}, "ptx": (6, 0), "sm": 70}
 _WARP = {"ptx": (6, 0), "sm": 30}
 _SM90 = {"ptx": (8, 0), "sm": 90}
@@ -382,6 +397,10 @@ FORMS = (
          {"types": "pred b32 u32 s32 f32 b64 u64 s64"}),
         (Op.MOV_SREG, "mov.TYPE d, sreg", "mov.u32 r0, %tid.x;",
          {"types": "b32 u32 s32 b64 u64 s64", "ptx": (3, 1), "sm": 30}),
+        (Op.PACK, "mov.b64 d, {a,b}:b32", "mov.b64 d0, {r0, f1};"),
+        (Op.UNPACK, "mov.b64 {d,e}:b32, a", "mov.b64 {r0, _}, d0;"),
+        (Op.PACK, "mov.TYPE d, {a,b}:b64", "mov.b128 z0, {d0, d1};", _B128),
+        (Op.UNPACK, "mov.TYPE {d,e}:b64, a", "mov.b128 {d0, d1}, z0;", _B128),
         (Op.CVT, "cvt.TYPE.TYPE2 d, a:TYPE2", "cvt.u64.u32 d0, r1;",
          {"types": "u8 s8 u16 s16 u32 s32 u64 s64", "types2": "u8 s8 u16 s16 u32 s32 u64 s64"}),
         (Op.CVT, "cvt.rn.bf16x2.f32 d, a:f32, b:f32", "cvt.rn.bf16x2.f32 r0, f1, f2;",
@@ -400,12 +419,20 @@ FORMS = (
          "ld.acquire.sys.global.u64 d0, [d1];", _STRONG),
         (Op.LD, "ld.relaxed.SCOPE.shared.TYPE d, [a]", "ld.relaxed.cta.shared.u32 r0, [smem + 16];",
          _STRONG),
+        (Op.LD, "ld{.weak}.global{.L1::no_allocate}{.L2::256B}.TYPE d, [a]",
+         "ld.global.b128 z0, [d0 + 16];", _WEAK_B128),
+        (Op.LD, "ld.{relaxed,acquire}.SCOPE.global{.L1::no_allocate}{.L2::256B}.TYPE d, [a]",
+         "ld.acquire.sys.global.L1::no_allocate.b128 z0, [d0];", _B128),
         (Op.LD_PARAM, "ld.param{.VEC}.TYPE d, [a]", "ld.param.u64 d0, [p + 8];", _DATA),
         (Op.ST, "st{.weak}.global{.L1::no_allocate}{.VEC}.TYPE [a], v",
          "st.global.v4.b32 [d0], {r0, r1, 0, r3};", _WEAK),
         (Op.ST, "st{.weak}.shared{.VEC}.TYPE [a], v", "st.shared.v2.b32 [r1], w0;", _WEAK),
         (Op.ST, "st.{relaxed,release}.SCOPE.global{.L1::no_allocate}{.VEC}.TYPE [a], v",
          "st.release.sys.global.u64 [d0], d1;", _STRONG),
+        (Op.ST, "st{.weak}.global{.L1::no_allocate}.TYPE [a], v",
+         "st.global.b128 [d0 + 16], z0;", _WEAK_B128),
+        (Op.ST, "st.{relaxed,release}.SCOPE.global{.L1::no_allocate}.TYPE [a], v",
+         "st.relaxed.gpu.global.L1::no_allocate.b128 [d0], z0;", _B128),
         (Op.SHFL, "shfl.sync.{idx,up,down,bfly}.b32 d{|e:pred}, a, b:u32, c:u32, m:u32",
          "shfl.sync.bfly.b32 r0|q0, r1, 16, 31, 0xffffffff;",
          {"doc": "shfl-sync", "sub": ShflMode, **_WARP}),

@@ -223,6 +223,7 @@ _TARGET = re.compile(r"sm_[1-9][0-9]{1,2}[af]?")
 
 _TYPES = {"pred": 0, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "b32": 4, "u32": 4,
           "s32": 4, "f32": 4, "b64": 8, "u64": 8, "s64": 8}
+_REGISTER_TYPES = {**_TYPES, "b128": 16}
 _ELEMENTS = {".x": 0, ".y": 1, ".z": 2, ".w": 3}
 _SPECIAL = {name.partition(".")[0]: "." in name for name in SREGS}   # -> has components
 _PRECEDENCE = {"|": 1, "^": 2, "&": 3, "<<": 4, ">>": 4, "+": 5, "-": 5, "*": 6, "/": 6, "%": 6}
@@ -539,9 +540,9 @@ class _Parser:
         vector = 1
         if self.word in (".v2", ".v4"):
             vector = int(self.advance()[2:])
-        if self.kind != "dot" or self.word[1:] not in _TYPES:
+        if self.kind != "dot" or self.word[1:] not in _REGISTER_TYPES:
             raise self.unexpected("a register type")
-        if vector > 1 and (self.word == ".pred" or vector * _TYPES[self.word[1:]] > 16):
+        if vector > 1 and (self.word == ".pred" or vector * _REGISTER_TYPES[self.word[1:]] > 16):
             raise self.error(f"there are no .v{vector} registers of {self.word}")
         type_ = self.advance()[1:]
         names = []

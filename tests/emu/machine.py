@@ -11,9 +11,10 @@ from deepep_ptx.errors import KernelFault
 
 FILE = "test.ptx"
 
-# Registers of every test kernel: r, s b32; d b64; f f32; q predicates; v vectors of four b32.
+# Registers of every test kernel: r, s b32; d b64; f f32; q predicates; v vectors of four b32;
+# z b128.
 HEADER = f"""\
-.version 8.0
+.version 8.4
 .target sm_90
 .address_size 64
 .file 1 "{FILE}"
@@ -22,6 +23,7 @@ HEADER = f"""\
 {{
     .reg .b32 r<32>, s<8>; .reg .b64 d<16>; .reg .f32 f<8>; .reg .pred q<8>;
     .reg .v4 .b32 v<8>; .reg .v2 .b32 w<4>; .reg .v2 .b64 x<4>;
+    .reg .b128 z<2>;
 """
 
 # d0..d3 := the first four parameters; r0 := %tid.x, r1 := number of the thread in the grid.

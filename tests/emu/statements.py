@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Kernels around statements, and a statement for every spelling that isa.py allows."""
 
+import re
+
 from deepep_ptx.emu.isa import FORMS, TYPE_BITS, Space, Type
 
-# Registers by type: r b32, d b64, f f32, q predicate, v and w vectors of b32.
+# Registers by type: r b32, d b64, f f32, q predicate, v and w vectors of b32; z b128, where a
+# statement needs it, since older versions of PTX have none.
 HEADER = """\
 .version {version}
 .target {target}
@@ -23,12 +26,15 @@ _ADDRESS = {Space.PARAM: "[p + 16]", Space.SHARED: "[r7 + 16]", Space.GLOBAL: "[
 def kernel(*statements, version="7.8", target="sm_90"):
     """The text of a kernel with these statements, one a line, and a label $end behind them."""
     lines = "".join(f"{s}\n" for s in statements)
-    return HEADER.format(version=version, target=target) + lines + "$end:\n    ret;\n}\n"
+    header = HEADER.format(version=version, target=target)
+    if re.search(r"\bz\d", lines):
+        header = header.replace(" .reg .pred q<8>;", " .reg .pred q<8>; .reg .b128 z<8>;")
+    return header + lines + "$end:\n    ret;\n}\n"
 
 
 def _register(type_, number):
     letter = ("q" if type_ is Type.PRED else "f" if type_ is Type.F32 else
-              "d" if TYPE_BITS[type_] == 64 else "r")
+              {64: "d", 128: "z"}.get(TYPE_BITS[type_], "r"))
     return f"{letter}{number}"
 
 
@@ -42,7 +48,9 @@ def _operand(spec, number, match):
     if spec.address:
         return _ADDRESS[match.fields["space"]] if spec.slot == "a" else f"[r{number} + 16]"
     type_ = match.operand_type(spec)
-    if match.fields["vec"] > 1:
+    if spec.parts:
+        return f"{{{_register(type_, 2)}, {_register(type_, 3)}}}"
+    if match.fields["vec"] > 1 and type_ is not Type.B128:
         return "{" + ", ".join(_register(type_, i) for i in range(match.fields["vec"])) + "}"
     return ("!" * spec.negatable) + _register(type_, number) + ("|q5" * spec.pair)
 

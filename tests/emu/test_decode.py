@@ -293,7 +293,28 @@ def test_comparisons_of_the_clock_are_marked(statements, flags, compare):
     ("add.u32 r0, %tid.x, 1;", "the operands do not fit"),
     ("mov.u32 r0, [d0];", "the operands do not fit 'mov.TYPE d, a' or 'mov.TYPE d, sreg'"),
     ("and.pred q0, q1, !q2;", "the operands do not fit"),
-    ("mov.b64 d0, {r0, r1};", "the operands do not fit"),
+    ("mov.b64 d0, {r0, r1, r2};", "a .b64 has two parts of .b32 here: {a, b}"),
+    ("mov.b64 d0, {d1, r1};", "'d1' is a .b64 register, which does not fit .b32"),
+    ("mov.b64 r0, {r1, r2};", "'r0' is a .b32 register, which does not fit .b64"),
+    ("mov.b64 {r0, 7}, d0;", "the destination must be a register"),
+    ("mov.b64 {_, _}, d0;", "the parts of a destination must be registers of one type"),
+    ("mov.b64 {r0, f0}, d0;", "the parts of a destination must be registers of one type"),
+    ("mov.u64 d0, {r0, r1};", "the operands do not fit 'mov.TYPE d, a'"),
+    ("mov.b128 d0, {d0, d1};", "a .b128 register is needed"),
+    ("mov.b128 z0, {r0, r1};", "'r0' is a .b32 register, which does not fit .b64"),
+    ("mov.b128 z0, z1;", "the operands do not fit 'mov.TYPE d, {a,b}:b64'"),
+    ("mov.b128 {z1, d0}, z0;", "'z1' is a .b128 register, which does not fit .b64"),
+    ("mov.b64 d0, z0;", "'z0' is a .b128 register, which does not fit .b64"),
+    ("add.u64 d0, z0, 1;", "'z0' is a .b128 register, which does not fit .u64"),
+    ("ld.global.b128 d0, [d1];", "a .b128 register is needed"),
+    ("ld.global.b128 {d2, d3}, [d1];", "a .b128 register is needed"),
+    ("ld.global.b64 z0, [d1];", "'z0' is a .b128 register, which does not fit .b64"),
+    ("ld.global.b32 r0, [z0];", "'z0' is a .b128 register, which does not fit .b64"),
+    ("st.global.b128 [d1], 0;", "a .b128 register is needed"),
+    ("st.global.b128 [d1], z0.x;", "'z0' is not a vector"),
+    ("ld.shared.b128 z0, [r0];", ".b128 is not one of its types"),
+    ("ld.global.v2.b128 z0, [d0];", ".b128 is not one of its types"),
+    ("ld.global.nc.b128 z0, [d0];", ".b128 is not one of its types"),
     ("atom.global.add.u32 _, [d0], 1;", "the operands do not fit"),
     ("add.u32 7, r1, r2;", "the destination must be a register"),
     ("add.u64 d0, r1, d1;", "'r1' is a .b32 register, which does not fit .u64"),
@@ -326,7 +347,8 @@ def test_comparisons_of_the_clock_are_marked(statements, flags, compare):
     ("bra $ends;", "did you mean '$end'?"),
 ])
 def test_what_is_refused_names_the_source_line_and_the_statement(statement, says):
-    text = kernel("mov.u32 r0, 1;", '.file 1 "ptx/src/layout.ptx"', ".loc 1 31 0", statement)
+    text = kernel("mov.u32 r0, 1;", '.file 1 "ptx/src/layout.ptx"', ".loc 1 31 0", statement,
+                  version="8.4")
     with pytest.raises(PtxError) as caught:
         load_image(text)
     assert says in str(caught.value)
@@ -494,6 +516,7 @@ def test_calls_that_are_refused(body, statement, says):
     ("", ".func f(.reg .b32 a) { $l: $l: ret; }", "'$l' is declared twice"),
     ("", ".func f(.reg .b32 a, .reg .b64 a) { ret; }", "'a' is declared twice"),
     ("", ".func f(.reg .b16 a) { ret; }", "no .b16 registers"),
+    ("", ".func f(.reg .b128 a) { ret; }", "expected a type of an argument, found '.b128'"),
     ("", ".func f(.reg .b32 a) { call f, (a); }", "no .func 'f' stands before this"),
     ("", ".func f(.reg .b32 a) { call g, (a); }\n.func g(.reg .b32 a) { ret; }",
      "no .func 'g' stands before this"),

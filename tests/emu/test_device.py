@@ -375,6 +375,8 @@ def test_a_poll_of_a_register_ends(library):
 @pytest.mark.parametrize(("statement", "text"), [
     ("atom.relaxed.sys.global.add.u32 r4, [d0], r0;", "mmio: atomic of 4 bytes"),
     ("cp.async.bulk.global.shared::cta.bulk_group [d0], [r0], r1;", "mmio: bulk store of 32 bytes"),
+    ("ld.relaxed.sys.global.b128 z0, [d0];", "mmio: load of 16 bytes"),
+    ("mov.b128 z0, {d0, d0};\nst.global.b128 [d0], z0;", "mmio: store of 16 bytes"),
     ("st.global.u32 [d0 + 2], r0;", "misaligned: store of 4 bytes"),
     ("ld.global.u32 r4, [d0 + 64];", "out-of-bounds: load of 4 bytes"),
 ])

@@ -15,11 +15,14 @@ def copy_kernel(space, type_, vec, size, stride):
     """Each thread moves one vector from d0 to d1, by way of shared memory if `space` is that."""
     letters = {("b32", 1): "r4", ("b64", 1): "d6", ("b32", 2): "w0", ("b32", 4): "v0",
                ("b64", 2): "x0", ("b8", 1): "r4", ("b16", 1): "r4", ("b8", 4): "{r4, r5, r6, r7}",
-               ("b16", 2): "{r4, r5}"}
+               ("b16", 2): "{r4, r5}", ("b128", 1): "z0"}
     data, shape = letters[type_, vec], f".v{vec}" if vec > 1 else ""
     body = [f"mad.wide.u32 d4, r1, {stride}, d0;", f"mad.wide.u32 d5, r1, {stride}, d1;",
             f"ld.global{shape}.{type_} {data}, [d4];"]
-    if space == "shared":
+    if space == "parts":
+        body += ["mov.b128 {d6, d7}, z0;", "mov.b128 {_, d8}, z0;", "mov.b128 z1, {d6, d8};",
+                 "mov.b128 {d9, _}, z1;", "mov.b128 z0, {d9, d7};"]
+    elif space == "shared":
         body += [f"mul.lo.u32 r10, r0, {size};", f"st.shared{shape}.{type_} [r10], {data};",
                  "bar.sync 0;", f"ld.shared{shape}.{type_} {data}, [r10];"]
     return "\n".join([*body, f"st.global{shape}.{type_} [d5], {data};"])
@@ -32,6 +35,16 @@ def copy_kernel(space, type_, vec, size, stride):
     ("b16", 2)])
 def test_copy(type_, vec, gap, space):
     """Side by side and apart, for whole warps and a partial one."""
+    copy(type_, vec, gap, space)
+
+
+@pytest.mark.parametrize("space", ["global", "parts"])
+@pytest.mark.parametrize("gap", [0, 16])
+def test_copy_of_16_bytes_as_one(gap, space):
+    copy("b128", 1, gap, space)
+
+
+def copy(type_, vec, gap, space):
     size = int(type_[1:]) // 8 * vec
     stride, threads = size + gap, 80
     rows = np.random.default_rng(0).integers(0, 256, (threads, stride), dtype="u1")

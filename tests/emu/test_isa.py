@@ -34,7 +34,8 @@ from deepep_ptx.emu.kernel import load_image
 from deepep_ptx.toolchain import isa_header, ptxas
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGETS = [("sm_80", (7, 4)), ("sm_90", (7, 8)), ("sm_90", (8, 0)), ("sm_90", (8, 6))]
+TARGETS = [("sm_80", (7, 4)), ("sm_90", (7, 8)), ("sm_90", (8, 0)), ("sm_80", (8, 3)),
+           ("sm_90", (8, 4)), ("sm_90", (8, 6))]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,11 @@ def refused_lines(assembler, text, target, folder):
 def test_the_example_of_each_form_decodes_to_its_operation(form):
     text = kernel("$top:", form.example, version="9.9")
     image = load_image(text)
-    assert form.op in image.insns["op"][:2]          # an address may be added up first
+    ops = image.insns["op"][:2]                      # an address may be added up first
+    if form.example.startswith("mov.b128"):
+        assert list(ops) == [Op.MOV] * 2             # of each half
+    else:
+        assert form.op in ops
     assert image.texts[0].decode() == form.example
     assert form.doc.endswith(("-instructions-" + form.opcode, "-sync", "-membar")) or (
         f"-instructions-{form.opcode}-" in form.doc)
@@ -73,14 +78,22 @@ def test_every_spelling_decodes_to_what_its_words_say():
     image = load_image(kernel(*(s for s, _ in statements), version="9.9"))
     mains = iter(range(len(image.insns)))
     for statement, match in statements:
+        op = match.form.op
+        if match.types[:1] == [Type.B128] and op in (Op.PACK, Op.UNPACK):
+            op = Op.MOV                           # of each half
         row = next(i for i in mains if image.texts[i].decode() == statement
-                   and image.insns["op"][i] == match.form.op)
+                   and image.insns["op"][i] == op)
         insn = image.insns[row]
         opcode, *words = statement.split(" ")[0].rstrip(";").split(".")
         types = [TYPE_WORDS[w] for w in words if w in TYPE_WORDS]
+        whole = types[:1] == [Type.B128]          # moved as its halves
+        if whole:
+            types[0] = Type.B64
         assert insn["type"] == (types[0] if types else 0), statement
         assert insn["type2"] == (types[1] if len(types) > 1 else 0), statement
-        assert insn["vec"] == (2 if "v2" in words else 4 if "v4" in words else 1), statement
+        assert insn["vec"] == (2 if "v2" in words or (whole and opcode != "mov") else
+                               4 if "v4" in words else 1), statement
+        assert bool(insn["flags"] & Flag.WHOLE) == (whole and opcode != "mov"), statement
         bulk = {"async", "bulk"} <= set(words)
         spaces = [s for s in Space if s.name.lower() in words]
         if not spaces and opcode in ("mbarrier", "fence"):
@@ -212,7 +225,7 @@ def test_the_header_has_the_enums_of_the_table():
     assert numbers["EMU_OP_ADD"] == str(int(Op.ADD)) == "4"
     assert numbers["EMU_T_S64"] == "15"
     assert numbers["EMU_SEM_ACQUIRE"] == str(int(Sem.ACQUIRE))
-    assert numbers["EMU_F_UNIFORM"] == "1024"
+    assert numbers["EMU_F_UNIFORM"] == "1024" and numbers["EMU_F_WHOLE"] == "4096"
     assert f"#define EMU_OP_COUNT {len(Op)}" in text
 
 

@@ -736,6 +736,73 @@ def test_a_vector_comes_in_pieces():
     assert len(seen) > 3 and all(set(words) <= {0, 1} for words in seen)
 
 
+# Rows of 16 bytes, 1 in both halves; and who waits for a word that nothing orders with them.
+SEND_ROWS = """\
+mov.u64 d6, 1;
+mov.b128 z0, {d6, d6};
+mad.wide.u32 d4, r0, 16, d0;
+st.relaxed.sys.global.b128 [d4], z0;
+st.relaxed.sys.global.u64 [d1], 1;
+"""
+RECEIVE_ROWS = """\
+$poll:
+ld.relaxed.sys.global.u64 d4, [d1];
+setp.ne.u64 q0, d4, 1;
+@q0 bra $poll;
+mad.wide.u32 d4, r0, 16, d0;
+mad.wide.u32 d5, r0, 16, d2;
+ld.relaxed.sys.global.b128 z0, [d4];
+mov.b128 {d6, d7}, z0;
+st.global.v2.u64 [d5], {d6, d7};
+"""
+
+
+@pytest.mark.parametrize("shift", [0, 8])
+@pytest.mark.parametrize("lanes", [1, 32])
+def test_a_b128_is_never_seen_in_pieces(lanes, shift):
+    """Also where memory begins between the 16 bytes that the checker looks at as one."""
+    seen = set()
+    for seed in range(24):
+        machine = Checked(seed=seed, memory="weak")
+        launch = launch_beside(machine)
+        memory = np.zeros(2 * lanes + 4, np.uint64)
+        memory = memory[(shift - memory.ctypes.data) % 16 // 8:]
+        rows = machine.world.map_host(0, memory)
+        assert rows % 16 == shift
+        (flag,), (out,) = machine.words(1), machine.words(2 * lanes)
+        launch(SEND_ROWS, rows + shift, flag, rank=0, block=lanes)
+        launch(RECEIVE_ROWS, rows + shift, flag, out, rank=0, block=lanes)
+        assert machine.world.run()
+        assert machine.kinds() == []
+        pairs = machine.fetch(out, np.uint64, 2 * lanes).reshape(lanes, 2)
+        assert (pairs[:, 0] == pairs[:, 1]).all()
+        seen |= set(pairs[:, 0].tolist())
+    assert seen == {0, 1}
+
+
+@pytest.mark.parametrize(("stored", "loaded", "kinds"), [
+    (".b128 [d1], z0;", ".b128 z0, [d1];", []),
+    (".v2.b64 [d1], {d4, d4};", ".b128 z0, [d1];", ["scope"]),
+    (".b128 [d1], z0;", ".v2.b64 {d4, d5}, [d1];", ["scope"]),
+    (".b128 [d1], z0;", ".u64 d4, [d1];", ["scope"]),
+])
+@pytest.mark.parametrize(("scheduler", "seed"), MODES)
+def test_a_b128_as_a_flag(stored, loaded, kinds, scheduler, seed):
+    """It releases and is acquired as one, and meets only what is of the same bytes."""
+    machine = Checked(2, scheduler=scheduler, seed=seed)
+    send = SEND.format(flag=RELEASE, before="mov.u64 d4, 1;\nmov.b128 z0, {d4, d4};").replace(
+        ".u64 [d1], 1;", stored)
+    receive = RECEIVE.format(poll=ACQUIRE, after="").replace(".u64 d4, [d1];", loaded)
+    if "z0" in loaded:
+        receive = receive.replace("setp", "mov.b128 {_, d4}, z0;\nsetp")
+    data, flag, out = machine.words(1, 1), machine.words(2, 1), machine.words(1, 1)
+    machine.launch(send, data[0], flag[0], rank=0, block=1)
+    machine.launch(receive, data[1], flag[1], out[1], rank=1, block=1)
+    assert machine.world.run()
+    assert machine.fetch(out[1], np.uint64, 1, 1)[0] == 7
+    assert machine.kinds() == kinds
+
+
 def test_a_seed_replays_what_is_seen():
     def run(seed):
         machine = Checked(2, seed=seed, memory="weak")

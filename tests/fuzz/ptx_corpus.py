@@ -67,6 +67,7 @@ _STATEMENTS = [
     (".reg .b32 p;", "'p' is declared twice"),
     (".reg .v4 .pred z;", "there are no .v4 registers of .pred"),
     (".reg .v4 .b64 z;", "there are no .v4 registers of .b64"),
+    (".reg .v2 .b128 z;", "there are no .v2 registers of .b128"),
     # Text.
     ("add.u32 " + "r" * 2000 + ", r0, r1;", "a name of 2000 characters"),
     ("mov.u32 r0, \u0663;", "unexpected character '\u0663'"),

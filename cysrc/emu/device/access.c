@@ -109,7 +109,8 @@ static int pass_by(struct emu_exec *x, const struct emu_instr *op, uint32_t left
         return emu_fault_address(x, EMU_FAULT_MISALIGNED, lane, va);
     if (emu_reach(x, op->space, va, op->size, &span))
         return emu_fault_address(x, EMU_FAULT_READ_ONLY, lane, va);
-    if (!m || !emu_mapping_has_registers(m, va, op->size) || op->form == EMU_FORM_ATOM)
+    if (!m || !emu_mapping_has_registers(m, va, op->size) || op->form == EMU_FORM_ATOM ||
+        op->flags & EMU_F_WHOLE)
         return emu_fault_address(x, EMU_FAULT_UNREACHABLE, lane, va);
     left &= left - 1;
     if (op->form == EMU_FORM_LD) {

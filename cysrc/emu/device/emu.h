@@ -65,7 +65,7 @@ struct emu_insn {
     uint16_t op;             /* enum emu_op, generated from deepep_ptx/emu/isa.py              */
     uint8_t  type;           /* enum emu_type of the operation                                */
     uint8_t  type2;          /* cvt: source type                                              */
-    uint8_t  vec;            /* elements of ld/st: 1, 2, 4                                     */
+    uint8_t  vec;            /* elements of ld/st: 1, 2, 4; EMU_F_WHOLE: halves of one        */
     uint8_t  space;          /* enum emu_space                                                */
     uint8_t  sem;            /* enum emu_sem: weak, relaxed, volatile, acquire, release, acq_rel */
     uint8_t  scope;          /* enum emu_scope                                                */
@@ -120,7 +120,8 @@ int emu_map_host(struct emu_world *world, uint32_t rank, void *host, uint64_t by
 int emu_map_peer(struct emu_world *world, uint32_t rank, uint32_t owner, uint64_t owner_va,
                  uint64_t *va);
 /* Registers of a device, a doorbell say, in place of memory: what a lane loads or stores there is a
- * call, of `bytes` (1 to 8) at `offset`, element by element and lane by lane.  No other access.
+ * call, of `bytes` (1 to 8) at `offset`, element by element and lane by lane.  No other access, and
+ * none of a .b128, which must not come in pieces.
  * Who changes what a kernel may poll there calls emu_touch(). */
 struct emu_mmio {
     void *self;

@@ -67,6 +67,12 @@
     X(CVT_BF16X2,   emu_u32, emu_u32, emu_u32, emu_u32, \
       emu_bf16_bits(a) << 16 | emu_bf16_bits(b))
 
+/* As above, computed out of line (compute.c): what is there for few kernels must not make the loop
+ * of all others longer. */
+#define EMU_CALLED_FORMS(X) \
+    X(PACK_64,      emu_u64, emu_u32, emu_u32, emu_u32, a | (uint64_t)b << 32) \
+    X(UNPACK_64,    emu_u32, emu_u64, emu_u32, emu_u32, (uint32_t)(a >> 32 * op->sub))
+
 /* As above; a lane whose b is zero is a fault, so b is looked at first. */
 #define EMU_DIVIDE_FORMS(X) \
     X(DIV_U32,      emu_u32, emu_u32, emu_u32, emu_u32, b ? a / b : 0) \
@@ -107,6 +113,7 @@
 enum emu_form {
 #define EMU_NAME_FORM(name, ...) EMU_FORM_##name,
     EMU_LANE_FORMS(EMU_NAME_FORM)
+    EMU_CALLED_FORMS(EMU_NAME_FORM)
     EMU_DIVIDE_FORMS(EMU_NAME_FORM)
     EMU_COMPARE_FORMS(EMU_NAME_FORM)
     EMU_PREDICATE_FORMS(EMU_NAME_FORM)

@@ -6,6 +6,7 @@
 #include "interp.h"
 #include "access.h"
 #include "bulk.h"
+#include "compute.h"
 #include "fault.h"
 #include "forms.h"
 #include "mbarrier.h"
@@ -13,21 +14,6 @@
 #include "observe_lanes.h"
 #include "sync.h"
 #include "warp.h"
-
-#define IVDEP _Pragma("GCC ivdep")       /* an operand is the result's register or none of it */
-#define BIT(l) (1u << (l))
-
-static const uint32_t lane_bit[EMU_LANES] = {
-    BIT(0),  BIT(1),  BIT(2),  BIT(3),  BIT(4),  BIT(5),  BIT(6),  BIT(7),
-    BIT(8),  BIT(9),  BIT(10), BIT(11), BIT(12), BIT(13), BIT(14), BIT(15),
-    BIT(16), BIT(17), BIT(18), BIT(19), BIT(20), BIT(21), BIT(22), BIT(23),
-    BIT(24), BIT(25), BIT(26), BIT(27), BIT(28), BIT(29), BIT(30), BIT(31),
-};
-
-EMU_INLINE const void *operand(const uint8_t *regs, const uint8_t *consts, int32_t at)
-{
-    return at < 0 ? consts + ~at : regs + at;
-}
 
 /* Bits of `new` in lanes m, of `old` elsewhere. */
 EMU_INLINE uint32_t blend(uint32_t old, uint32_t new, uint32_t m)
@@ -46,11 +32,11 @@ EMU_INLINE uint32_t read_special(const struct emu_exec *x, unsigned which, unsig
     case EMU_SR_NCTAID_X:    return x->grid->num_ctas;
     case EMU_SR_LANEID:      return lane;
     case EMU_SR_WARPID:      return x->warp->index;
-    case EMU_SR_LANEMASK_LT: return BIT(lane) - 1;
-    case EMU_SR_LANEMASK_LE: return 2 * BIT(lane) - 1;
-    case EMU_SR_LANEMASK_EQ: return BIT(lane);
-    case EMU_SR_LANEMASK_GE: return ~(BIT(lane) - 1);
-    case EMU_SR_LANEMASK_GT: return ~(2 * BIT(lane) - 1);
+    case EMU_SR_LANEMASK_LT: return EMU_BIT(lane) - 1;
+    case EMU_SR_LANEMASK_LE: return 2 * EMU_BIT(lane) - 1;
+    case EMU_SR_LANEMASK_EQ: return EMU_BIT(lane);
+    case EMU_SR_LANEMASK_GE: return ~(EMU_BIT(lane) - 1);
+    case EMU_SR_LANEMASK_GT: return ~(2 * EMU_BIT(lane) - 1);
     case EMU_SR_SMID:        return x->cta->sm;
     default:                 return (uint32_t)x->world->now;
     }
@@ -61,7 +47,7 @@ EMU_INLINE void move_special(const struct emu_exec *x, const struct emu_instr *o
     void *d = x->warp->registers + op->dst[0];
 
     for (unsigned l = 0; l < EMU_LANES; l++) {
-        if (!(m & lane_bit[l]))
+        if (!(m & emu_lane_bit[l]))
             continue;
         if (!op->wide)
             ((emu_u32 *)d)[l] = read_special(x, op->sub, l);
@@ -82,7 +68,7 @@ EMU_INLINE void load_param(const struct emu_exec *x, const struct emu_instr *op,
         memcpy(&value, x->grid->params + op->imm + k * op->elem, op->elem);
         narrow = emu_narrow((uint32_t)value, op->dst_mask, op->dst_sign);
         for (unsigned l = 0; l < EMU_LANES; l++)
-            if (m & lane_bit[l]) {
+            if (m & emu_lane_bit[l]) {
                 if (op->wide)
                     ((emu_u64 *)d)[l] = value;
                 else
@@ -105,7 +91,7 @@ EMU_INLINE uint32_t shuffle_sources(const struct emu_instr *op, const emu_u32 *b
         bool in = (test); \
         (void)high; \
         from[l] = in ? (uint32_t)j : l; \
-        inside |= in ? lane_bit[l] : 0; \
+        inside |= in ? emu_lane_bit[l] : 0; \
     }
     switch (op->sub) {
     case EMU_SHFL_IDX:
@@ -137,7 +123,7 @@ EMU_INLINE void shuffle(const struct emu_exec *x, const struct emu_instr *op, ui
     for (unsigned l = 0; l < EMU_LANES; l++) {
         uint32_t moved = value[from[l]];
 
-        d[l] = m & lane_bit[l] ? moved : d[l];
+        d[l] = m & emu_lane_bit[l] ? moved : d[l];
     }
     if (op->dst[1] != EMU_NONE)
         warp->predicates[op->dst[1]] = blend(warp->predicates[op->dst[1]], inside, m);
@@ -167,7 +153,7 @@ EMU_INLINE void vote(const struct emu_exec *x, const struct emu_instr *op, uint3
         emu_u32 *d = (emu_u32 *)(warp->registers + op->dst[0]);
 
         for (unsigned l = 0; l < EMU_LANES; l++)
-            d[l] = m & lane_bit[l] ? p : d[l];
+            d[l] = m & emu_lane_bit[l] ? p : d[l];
         return;
     }
     result = op->sub == EMU_VOTE_ALL ? p == m : op->sub == EMU_VOTE_ANY ? p != 0 : p == 0 || p == m;
@@ -180,12 +166,12 @@ EMU_INLINE void elect(const struct emu_exec *x, const struct emu_instr *op, uint
     struct emu_warp *warp = x->warp;
     uint32_t leader = emu_leader(x->world, m);
 
-    warp->predicates[op->dst[1]] = blend(warp->predicates[op->dst[1]], BIT(leader), m);
+    warp->predicates[op->dst[1]] = blend(warp->predicates[op->dst[1]], EMU_BIT(leader), m);
     if (op->dst[0] != EMU_NONE) {
         emu_u32 *d = (emu_u32 *)(warp->registers + op->dst[0]);
 
         for (unsigned l = 0; l < EMU_LANES; l++)
-            d[l] = m & lane_bit[l] ? leader : d[l];
+            d[l] = m & emu_lane_bit[l] ? leader : d[l];
     }
 }
 
@@ -225,7 +211,7 @@ EMU_INLINE uint32_t zero_divisors(const struct emu_exec *x, const struct emu_ins
     uint32_t zero = 0;
 
     for (unsigned l = 0; l < EMU_LANES; l++)
-        zero |= (op->wide ? ((const emu_u64 *)b)[l] : ((const emu_u32 *)b)[l]) ? 0 : lane_bit[l];
+        zero |= (op->wide ? ((const emu_u64 *)b)[l] : ((const emu_u32 *)b)[l]) ? 0 : emu_lane_bit[l];
     return zero & m;
 }
 
@@ -235,7 +221,7 @@ EMU_INLINE uint64_t longest_sleep(const struct emu_exec *x, const struct emu_ins
     uint32_t most = 0;
 
     for (unsigned l = 0; l < EMU_LANES; l++)
-        if (m & lane_bit[l] && ns[l] > most)
+        if (m & emu_lane_bit[l] && ns[l] > most)
             most = ns[l];
     return most;
 }
@@ -248,7 +234,7 @@ EMU_INLINE bool all_members_here(const struct emu_exec *x, const struct emu_inst
     uint32_t differ = 0;
 
     for (unsigned l = 0; l < EMU_LANES; l++)
-        differ |= m & lane_bit[l] ? named[l] ^ member : 0;
+        differ |= m & emu_lane_bit[l] ? named[l] ^ member : 0;
     return differ == 0 && m == x->group->mask && (member & x->warp->live) == m;
 }
 
@@ -260,34 +246,13 @@ EMU_INLINE uint32_t members_of(const struct emu_exec *x, const struct emu_instr 
 
 /* -- the loop ---------------------------------------------------------------------------------- */
 
-#define COMPUTE_LANES(TD, TA, TB, TC, expr) \
-        TD *to = (TD *)(regs + op->dst[0]); \
-        const TA *at_a = operand(regs, consts, op->src[0]); \
-        const TB *at_b = operand(regs, consts, op->src[1]); \
-        const TC *at_c = operand(regs, consts, op->src[2]); \
-        const uint32_t src_mask = op->src_mask, src_sign = op->src_sign; \
-        const uint32_t dst_mask = op->dst_mask, dst_sign = op->dst_sign; \
-        (void)src_mask, (void)src_sign, (void)dst_mask, (void)dst_sign; \
-        if (m == EMU_ALL_LANES) { \
-            IVDEP for (unsigned l = 0; l < EMU_LANES; l++) { \
-                const TA a = at_a[l]; const TB b = at_b[l]; const TC c = at_c[l]; \
-                (void)a, (void)b, (void)c; \
-                to[l] = (TD)(expr); \
-            } \
-        } else { \
-            IVDEP for (unsigned l = 0; l < EMU_LANES; l++) { \
-                const TA a = at_a[l]; const TB b = at_b[l]; const TC c = at_c[l]; \
-                (void)a, (void)b, (void)c; \
-                TD r = (TD)(expr); \
-                to[l] = m & lane_bit[l] ? r : to[l]; \
-            } \
-        }
-
 #define LANE_CASE(name, TD, TA, TB, TC, expr) \
     case EMU_FORM_##name: { \
-        COMPUTE_LANES(TD, TA, TB, TC, expr) \
+        EMU_COMPUTE_LANES(TD, TA, TB, TC, expr) \
         break; \
     }
+
+#define CALLED_CASE(name, ...) case EMU_FORM_##name:
 
 #define DIVIDE_CASE(name, TD, TA, TB, TC, expr) \
     case EMU_FORM_##name: { \
@@ -297,18 +262,18 @@ EMU_INLINE uint32_t members_of(const struct emu_exec *x, const struct emu_instr 
                                  "lanes %#x divide by zero", zero); \
             goto out; \
         } \
-        COMPUTE_LANES(TD, TA, TB, TC, expr) \
+        EMU_COMPUTE_LANES(TD, TA, TB, TC, expr) \
         break; \
     }
 
 #define COMPARE_CASE(name, T, condition) \
     case EMU_FORM_##name: { \
-        const T *at_a = operand(regs, consts, op->src[0]); \
-        const T *at_b = operand(regs, consts, op->src[1]); \
+        const T *at_a = emu_pick(regs, consts, op->src[0]); \
+        const T *at_b = emu_pick(regs, consts, op->src[1]); \
         uint32_t holds = 0; \
         for (unsigned l = 0; l < EMU_LANES; l++) { \
             const T a = at_a[l], b = at_b[l]; \
-            holds |= (condition) ? lane_bit[l] : 0; \
+            holds |= (condition) ? emu_lane_bit[l] : 0; \
         } \
         compared = holds; \
         goto compare; \
@@ -324,8 +289,8 @@ EMU_INLINE uint32_t members_of(const struct emu_exec *x, const struct emu_instr 
 
 #define SELECT_CASE(name, T) \
     case EMU_FORM_##name: { \
-        const T *at_a = operand(regs, consts, op->src[0]); \
-        const T *at_b = operand(regs, consts, op->src[1]); \
+        const T *at_a = emu_pick(regs, consts, op->src[0]); \
+        const T *at_b = emu_pick(regs, consts, op->src[1]); \
         const uint32_t chosen = preds[op->src[2]]; \
         T *to = (T *)(regs + op->dst[0]); \
         if (x->check_uninit) { \
@@ -336,9 +301,9 @@ EMU_INLINE uint32_t members_of(const struct emu_exec *x, const struct emu_instr 
                 goto out; \
             } \
         } \
-        IVDEP for (unsigned l = 0; l < EMU_LANES; l++) { \
-            T r = chosen & lane_bit[l] ? at_a[l] : at_b[l]; \
-            to[l] = m & lane_bit[l] ? r : to[l]; \
+        EMU_IVDEP for (unsigned l = 0; l < EMU_LANES; l++) { \
+            T r = chosen & emu_lane_bit[l] ? at_a[l] : at_b[l]; \
+            to[l] = m & emu_lane_bit[l] ? r : to[l]; \
         } \
         break; \
     }
@@ -398,6 +363,9 @@ again:
         }
         switch (op->form) {
         EMU_LANE_FORMS(LANE_CASE)
+        EMU_CALLED_FORMS(CALLED_CASE)
+            emu_compute(x, op, m);
+            break;
         EMU_DIVIDE_FORMS(DIVIDE_CASE)
         EMU_COMPARE_FORMS(COMPARE_CASE)
         compare:

@@ -162,6 +162,8 @@ static unsigned form_of(const struct emu_insn *in)
     case EMU_OP_BULK_WAIT: return in->imm >= 0 ? EMU_FORM_BULK_WAIT : REFUSED;
     case EMU_OP_ELECT:     return EMU_FORM_ELECT;
     case EMU_OP_CREATEPOLICY: return EMU_FORM_CREATEPOLICY;
+    case EMU_OP_PACK:      return t == EMU_T_B64 ? EMU_FORM_PACK_64 : REFUSED;
+    case EMU_OP_UNPACK:    return t == EMU_T_B64 && in->sub < 2 ? EMU_FORM_UNPACK_64 : REFUSED;
     default:               return REFUSED;
     }
 }
@@ -231,6 +233,10 @@ static struct operands operands_of(const struct emu_insn *in)
         o = (struct operands){{0}, {PREDICATE, 0, 0, NARROW}};
         o.dst[0] = in->sub == EMU_VOTE_BALLOT ? NARROW : PREDICATE;
         return o;
+    case EMU_OP_PACK:
+        return (struct operands){{WIDE}, {NARROW, NARROW}};
+    case EMU_OP_UNPACK:
+        return (struct operands){{NARROW}, {WIDE}};
     case EMU_OP_BAR_SYNC:
         o.src[0] = NARROW;
         o.src[1] = in->src[1] == EMU_NONE ? NOTHING : NARROW;
@@ -376,6 +382,9 @@ static bool convert(struct emu_instr *op, const struct emu_insn *in,
         if (!op->elem || !(in->vec == 1 || in->vec == 2 || in->vec == 4) || op->size > 16)
             return false;
     }
+    if (in->flags & EMU_F_WHOLE &&
+        (!(in->op == EMU_OP_LD || in->op == EMU_OP_ST) || op->elem != 8 || in->vec != 2))
+        return false;
     if ((in->op == EMU_OP_ATOM || in->op == EMU_OP_RED) && (op->elem < 4 || in->vec != 1))
         return false;
     if (in->op == EMU_OP_LD_PARAM &&

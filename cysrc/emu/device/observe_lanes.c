@@ -47,7 +47,7 @@ void emu_observe_lanes(const struct emu_exec *x, const struct emu_instr *op, uin
         .proxy = op->proxy, .rank = x->rank->index, .grid = x->grid, .cta = x->cta->index,
         .warp = x->warp->index, .lanes = m, .lane_bytes = op->size, .pc = x->pc,
         .bytes = op->size, .by = x->warp, .shared_of = op->space == EMU_SP_SHARED ? x->cta : NULL,
-        .elem = op->elem, .nc = op->flags & EMU_F_NC, .mbarrier = op->form == EMU_FORM_MBARRIER,
+        .elem = op->flags & EMU_F_WHOLE ? op->size : op->elem, .nc = op->flags & EMU_F_NC, .mbarrier = op->form == EMU_FORM_MBARRIER,
     };
 
     if (m == EMU_ALL_LANES && single) {

@@ -18,7 +18,7 @@ struct race_old {
 struct piece {
     uint64_t at;             /* bytes from the access's first                                 */
     uint32_t lanes;
-    uint8_t size, index;     /* index: of a vector's elements                                 */
+    uint8_t size, index;     /* index: of a vector's elements; a .b128 is one of 16 bytes     */
     uint8_t bytes[RACE_CELL];
 };
 
@@ -136,23 +136,45 @@ void race_old_see(struct race_checker *c, const struct emu_access *a, uint32_t r
                   const struct race_mark *mark, uint16_t bytes)
 {
     unsigned size = a->elem, first = (unsigned)__builtin_ctz(bytes);
+    unsigned byte = first;
 
-    for (unsigned e = first / size * size; e < RACE_CELL; e += size) {
-        uint16_t mine = bytes & (uint16_t)(((1u << size) - 1) << e);
+    /* Elements count from the access's first byte: where memory is not aligned, one may lie in two
+     * cells, and is delayed as one. */
+    for (unsigned end; byte < RACE_CELL; byte = end) {
+        uint64_t behind = (at + byte - first) % size, start = cell * RACE_CELL + byte;
         uint64_t seen = block->old->when[cell] +
-                        delay(c, mark, reader, (uint64_t)cell * RACE_CELL + e);
+                        delay(c, mark, reader, (start + RACE_BLOCK - behind) % RACE_BLOCK);
+        uint16_t mine;
         struct piece *p;
 
+        end = byte + size - (unsigned)behind;
+        mine = bytes & (uint16_t)((1u << (end < RACE_CELL ? end : RACE_CELL)) - (1u << byte));
         if (!mine || seen <= c->world->now)
             continue;
         if (seen < c->stale->soonest)
             c->stale->soonest = seen;
-        p = piece_at(c, a, at + e - first, size);
+        p = piece_at(c, a, at + byte - first - behind, size);
         for (; p && mine; mine &= mine - 1) {
-            unsigned byte = (unsigned)__builtin_ctz(mine);
+            unsigned b = (unsigned)__builtin_ctz(mine);
 
-            p->bytes[byte - e] = block->old->bytes[cell * RACE_CELL + byte];
+            p->bytes[behind + b - byte] = block->old->bytes[cell * RACE_CELL + b];
         }
+    }
+}
+
+static void set_registers(struct emu_exec *x, const struct emu_instr *op, int32_t at,
+                          uint32_t lanes, const uint8_t *bytes)
+{
+    void *reg = x->warp->registers + at;
+    uint64_t value = 0;
+
+    memcpy(&value, bytes, op->elem);
+    for (uint32_t left = lanes; left; left &= left - 1) {
+        if (op->wide)
+            ((emu_u64 *)reg)[__builtin_ctz(left)] = value;
+        else
+            ((emu_u32 *)reg)[__builtin_ctz(left)] =
+                emu_narrow((uint32_t)value, op->dst_mask, op->dst_sign);
     }
 }
 
@@ -162,17 +184,10 @@ void race_old_load(struct race_checker *c, struct emu_exec *x, const struct emu_
 
     for (uint32_t i = 0; i < s->num; i++) {
         const struct piece *p = &s->pieces[i];
-        void *reg = x->warp->registers + op->dst[p->index];
-        uint64_t value = 0;
 
-        memcpy(&value, p->bytes, p->size);
-        for (uint32_t left = p->lanes; left; left &= left - 1) {
-            if (op->wide)
-                ((emu_u64 *)reg)[__builtin_ctz(left)] = value;
-            else
-                ((emu_u32 *)reg)[__builtin_ctz(left)] =
-                    emu_narrow((uint32_t)value, op->dst_mask, op->dst_sign);
-        }
+        /* A .b128 is one piece in two registers. */
+        for (unsigned at = 0; at < p->size; at += op->elem)
+            set_registers(x, op, op->dst[p->index + at / op->elem], p->lanes, p->bytes + at);
     }
     s->num = 0;
 }
