@@ -2,8 +2,9 @@
 """Syntax tree -> the arrays that the C core executes.
 
 Names, types, addresses and constants are resolved here, once.  A register is 32 lanes of 32 or 64
-bits at an offset of the warp's register file, a .b128 two of 64; a predicate is one mask, by its
-index; a constant is 32 equal lanes in the pool.  Registers get their place at their first use, each
+bits at an offset of the warp's register file, a .b128 two of 64; of a .b16 the upper half is
+whatever it may be, and nobody reads it.  A predicate is one mask, by its index; a constant is 32
+equal lanes in the pool.  Registers get their place at their first use, each
 its own: nothing is packed, so that a read of a register that nobody wrote is seen.
 
 A call is the function's body in its place, with registers of its own: the core knows no calls.
@@ -61,7 +62,7 @@ _SRC = {"a": 0, "b": 1, "c": 2, "m": 3}
 _SWAPPED = {Cmp.LT: Cmp.GT, Cmp.LE: Cmp.GE, Cmp.GT: Cmp.LT, Cmp.GE: Cmp.LE,
             Cmp.EQ: Cmp.EQ, Cmp.NE: Cmp.NE}
 _CLOCK = "%globaltimer"
-_REGISTER_TYPES = "pred b32 u32 s32 f32 b64 u64 s64 b128"
+_REGISTER_TYPES = "pred b16 b32 u32 s32 f32 b64 u64 s64 b128"
 # Instructions whose register operands may be wider than the instruction's type.
 _RELAXED = (Op.LD, Op.LD_PARAM, Op.ST, Op.CVT)
 
@@ -190,6 +191,9 @@ def _instructions(block):
             yield from _instructions(s)
 
 
+_PACKED = {Type.BF16X2: Type.B32, Type.E4M3X2: Type.B16}        # and the registers they go to
+
+
 def _accepts(type_, register, relaxed):
     """Whether an operand of type_ may be a register of this type, as ptxas judges it."""
     if Type.PRED in (type_, register) or Type.B128 in (type_, register):
@@ -197,8 +201,8 @@ def _accepts(type_, register, relaxed):
     wide = TYPE_BITS[register] - TYPE_BITS[type_]
     if wide < 0 or (wide > 0 and not relaxed):
         return False
-    if type_ is Type.BF16X2:
-        return register is Type.B32
+    if type_ in _PACKED:
+        return register is _PACKED[type_]
     if type_.name[0] == "B" or register.name[0] == "B":
         return True
     return (type_.name[0] == "F") == (register.name[0] == "F")
@@ -354,7 +358,8 @@ class _Decoder:
             self.registers(parameter, inner)
             register = inner.names[parameter.names[0]]
             place, _ = self.value(argument, scope, register.type, False, constant=True)
-            self.emit({"op": Op.MOV, "vec": 1, "type": register.type},
+            type_ = Type.B32 if register.type is Type.B16 else register.type
+            self.emit({"op": Op.MOV, "vec": 1, "type": type_},
                       dst=[self.place(register, 0, parameter.names[0])], src=[place])
             self.written.add(register.places[0])
         if isinstance(self.entry, ast.Function):
@@ -612,7 +617,7 @@ class _Decoder:
                 self.num_predicates += 1
                 self.check_words()
             else:
-                register.places[element] = self.allocate(TYPE_BITS[register.type])
+                register.places[element] = self.allocate(max(TYPE_BITS[register.type], 32))
         return register.places[element]
 
     def allocate(self, bits):

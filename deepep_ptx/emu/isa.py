@@ -40,9 +40,10 @@ Op = _enum("Op", """
     NOP MOV MOV_SREG CVT ADD SUB MUL_LO MUL_WIDE MAD_LO MAD_WIDE MIN MAX AND OR XOR NOT NEG SHL SHR
     DIV REM POPC CLZ SELP SETP FMA LD_PARAM LD ST ATOM RED FENCE BAR_SYNC BAR_WARP SHFL VOTE BRA
     EXIT NANOSLEEP BREV MBAR_INIT MBAR_INVAL MBAR_ARRIVE MBAR_EXPECT_TX MBAR_WAIT BULK_LOAD
-    BULK_STORE BULK_COMMIT BULK_WAIT ELECT CREATEPOLICY PREFETCH PACK UNPACK""")
+    BULK_STORE BULK_COMMIT BULK_WAIT ELECT CREATEPOLICY PREFETCH PACK UNPACK
+    MUL_HI ABS EX2 LG2 PRMT BFE MATCH""")
 Type = _enum("Type", "PRED B8 U8 S8 B16 U16 S16 BF16 B32 U32 S32 F32 BF16X2 B64 U64 S64 "
-                     "B128")
+                     "B128 E4M3X2")
 Space = _enum("Space", "GENERIC GLOBAL SHARED PARAM")
 Sem = _enum("Sem", "NONE WEAK RELAXED VOLATILE ACQUIRE RELEASE ACQ_REL SC")
 Scope = _enum("Scope", "NONE CTA CLUSTER GPU SYS")
@@ -86,8 +87,8 @@ C_ENUMS = (
     ("emu_flag", "EMU_F", Flag),
 )
 
-TYPE_BITS = [1 if t is Type.PRED else 32 if t is Type.BF16X2 else int(t.name.lstrip("BUSF"))
-             for t in Type]
+_TYPE_BITS = {Type.PRED: 1, Type.BF16X2: 32, Type.E4M3X2: 16}
+TYPE_BITS = [_TYPE_BITS.get(t) or int(t.name.lstrip("BUSF")) for t in Type]
 TYPE_WORDS = {t.name.lower(): t for t in Type}
 
 # Name in PTX -> what it is, and the type it has.
@@ -126,9 +127,10 @@ WORDS = {
     "L2::evict_first": {"sub": CachePolicy.EVICT_FIRST},
     "L2::evict_last": {"sub": CachePolicy.EVICT_LAST},
     **dict.fromkeys((
-        "lo", "wide", "rn", "sync", "warp", "shared::cta", "shared::cluster", "proxy", "async",
-        "bulk", "init", "inval", "arrive", "expect_tx", "parity", "mbarrier::complete_tx::bytes",
-        "bulk_group", "commit_group", "wait_group", "mbarrier_init", "fractional", "L2"), {}),
+        "lo", "hi", "wide", "rn", "rmi", "satfinite", "approx", "any", "sync", "warp",
+        "shared::cta", "shared::cluster", "proxy", "async", "bulk", "init", "inval", "arrive",
+        "expect_tx", "parity", "mbarrier::complete_tx::bytes", "bulk_group", "commit_group",
+        "wait_group", "mbarrier_init", "fractional", "L2"), {}),
 }
 
 # Least (PTX ISA version, sm) of a qualifier, where it is above its form's.
@@ -350,6 +352,7 @@ FORMS = (
         (Op.ADD, "add.TYPE d, a, b", "add.u32 r0, r1, 7;", _INT),
         (Op.SUB, "sub.TYPE d, a, b", "sub.s64 d0, d1, d2;", _INT),
         (Op.MUL_LO, "mul.lo.TYPE d, a, b", "mul.lo.u32 r0, r1, r2;", _INT),
+        (Op.MUL_HI, "mul.hi.u32 d, a, b", "mul.hi.u32 r0, r1, 0xcccccccd;"),
         (Op.MUL_WIDE, "mul.wide.TYPE d:wide, a, b", "mul.wide.u32 d0, r1, 16;",
          {"types": "u32 s32"}),
         (Op.MAD_LO, "mad.lo.TYPE d, a, b, c", "mad.lo.u32 r0, r1, r2, r3;", _INT),
@@ -363,11 +366,22 @@ FORMS = (
         (Op.POPC, "popc.TYPE d:u32, a", "popc.b32 r0, r1;", {"ptx": (2, 0), "sm": 20, **_BITS}),
         (Op.CLZ, "clz.TYPE d:u32, a", "clz.b32 r0, r1;", {"ptx": (2, 0), "sm": 20, **_BITS}),
         (Op.BREV, "brev.TYPE d, a", "brev.b32 r0, r1;", {"ptx": (2, 0), "sm": 20, **_BITS}),
+        (Op.BFE, "bfe.u32 d, a, b, c", "bfe.u32 r0, r1, 8, 5;", {"ptx": (2, 0), "sm": 20}),
     ),
     *_rows(
         "floating-point",
         (Op.ADD, "add{.rn}.f32 d, a, b", "add.f32 f0, f1, f2;"),
+        (Op.SUB, "sub{.rn}.f32 d, a, b", "sub.rn.f32 f0, f1, f2;"),
         (Op.MUL_LO, "mul{.rn}.f32 d, a, b", "mul.f32 f0, f1, f2;"),
+        (Op.DIV, "div.rn.f32 d, a, b", "div.rn.f32 f0, f1, f2;"),
+        (Op.MIN, "min.f32 d, a, b", "min.f32 f0, f1, f2;"),
+        (Op.MAX, "max.f32 d, a, b", "max.f32 f0, f1, 0f00000000;"),
+        (Op.ABS, "abs.f32 d, a", "abs.f32 f0, f1;"),
+        (Op.NEG, "neg.f32 d, a", "neg.f32 f0, f1;"),
+        # Here the result is the nearest there is, or the one beside it: the last bits are not a
+        # GPU's.
+        (Op.EX2, "ex2.approx.f32 d, a", "ex2.approx.f32 f0, f1;"),
+        (Op.LG2, "lg2.approx.f32 d, a", "lg2.approx.f32 f0, f1;"),
         (Op.FMA, "fma.rn.f32 d, a, b, c", "fma.rn.f32 f0, f1, f2, f3;"),
         ptx=(2, 0), sm=20,
     ),
@@ -399,12 +413,20 @@ FORMS = (
          {"types": "b32 u32 s32 b64 u64 s64", "ptx": (3, 1), "sm": 30}),
         (Op.PACK, "mov.b64 d, {a,b}:b32", "mov.b64 d0, {r0, f1};"),
         (Op.UNPACK, "mov.b64 {d,e}:b32, a", "mov.b64 {r0, _}, d0;"),
+        (Op.PACK, "mov.b32 d, {a,b}:b16", "mov.b32 r0, {h0, h1};"),
+        (Op.UNPACK, "mov.b32 {d,e}:b16, a", "mov.b32 {h0, h1}, r0;"),
         (Op.PACK, "mov.TYPE d, {a,b}:b64", "mov.b128 z0, {d0, d1};", _B128),
         (Op.UNPACK, "mov.TYPE {d,e}:b64, a", "mov.b128 {d0, d1}, z0;", _B128),
         (Op.CVT, "cvt.TYPE.TYPE2 d, a:TYPE2", "cvt.u64.u32 d0, r1;",
          {"types": "u8 s8 u16 s16 u32 s32 u64 s64", "types2": "u8 s8 u16 s16 u32 s32 u64 s64"}),
         (Op.CVT, "cvt.rn.bf16x2.f32 d, a:f32, b:f32", "cvt.rn.bf16x2.f32 r0, f1, f2;",
          {"ptx": (7, 0), "sm": 80}),
+        (Op.CVT, "cvt.rn.satfinite.e4m3x2.f32 d, a:f32, b:f32",
+         "cvt.rn.satfinite.e4m3x2.f32 h0, f1, f2;", {"ptx": (7, 8), "sm": 89}),
+        (Op.CVT, "cvt.rn.f32.TYPE2 d, a:TYPE2", "cvt.rn.f32.u32 f0, r1;", {"types2": "u32 s32"}),
+        (Op.CVT, "cvt.rmi.s32.f32 d, a:f32", "cvt.rmi.s32.f32 r0, f1;"),
+        (Op.PRMT, "prmt.b32 d, a, b, c", "prmt.b32 r0, r1, r2, 0x5410;",
+         {"ptx": (2, 0), "sm": 20}),
         (Op.LD, "ld{.weak}.global{.L1::no_allocate}{.L2::256B}{.VEC}.TYPE d, [a]",
          "ld.global.L1::no_allocate.L2::256B.v4.b32 v0, [d0 + 3 * 512];", _WEAK),
         (Op.LD, "ld{.weak}.shared{.VEC}.TYPE d, [a]", "ld.shared.u32 r0, [smem + 16];", _WEAK),
@@ -526,6 +548,8 @@ FORMS = (
         (Op.BAR_SYNC, "bar.sync a:u32, b:u32", "bar.sync r0, 64;", {"ptx": (2, 0), "sm": 20}),
         (Op.BAR_WARP, "bar.warp.sync m:u32", "bar.warp.sync -1;",
          {"doc": "bar-warp-sync", **_WARP}),
+        (Op.MATCH, "match.any.sync.b32 d, a, m:u32", "match.any.sync.b32 r0, r1, -1;",
+         {"doc": "match-sync", "ptx": (6, 0), "sm": 70}),
         (Op.VOTE, "vote.sync.{all,any,uni}.pred d, {!}a, m:u32", "vote.sync.any.pred q0, !q1, -1;",
          {"doc": "vote-sync", "sub": VoteMode, **_WARP}),
         (Op.VOTE, "vote.sync.ballot.b32 d, {!}a:pred, m:u32", "vote.sync.ballot.b32 r0, q1, r2;",

@@ -5,8 +5,8 @@ import re
 
 from deepep_ptx.emu.isa import FORMS, TYPE_BITS, Space, Type
 
-# Registers by type: r b32, d b64, f f32, q predicate, v and w vectors of b32; z b128, where a
-# statement needs it, since older versions of PTX have none.
+# Registers by type: r b32, d b64, f f32, q predicate, h b16, v and w vectors of b32; z b128, where
+# a statement needs it, since older versions of PTX have none.
 HEADER = """\
 .version {version}
 .target {target}
@@ -16,7 +16,7 @@ HEADER = """\
 .maxntid 256, 1, 1
 {{
     .reg .b32 r<8>; .reg .b64 d<8>; .reg .f32 f<8>; .reg .pred q<8>;
-    .reg .v4 .b32 v<4>; .reg .v2 .b32 w<4>;
+    .reg .v4 .b32 v<4>; .reg .v2 .b32 w<4>; .reg .b16 h<8>;
 """
 FIRST_LINE = HEADER.count("\n") + 1       # of the statements
 
@@ -34,7 +34,7 @@ def kernel(*statements, version="7.8", target="sm_90"):
 
 def _register(type_, number):
     letter = ("q" if type_ is Type.PRED else "f" if type_ is Type.F32 else
-              {64: "d", 128: "z"}.get(TYPE_BITS[type_], "r"))
+              "h" if type_ is Type.E4M3X2 else {64: "d", 128: "z"}.get(TYPE_BITS[type_], "r"))
     return f"{letter}{number}"
 
 
@@ -49,7 +49,8 @@ def _operand(spec, number, match):
         return _ADDRESS[match.fields["space"]] if spec.slot == "a" else f"[r{number} + 16]"
     type_ = match.operand_type(spec)
     if spec.parts:
-        return f"{{{_register(type_, 2)}, {_register(type_, 3)}}}"
+        letter = "h" if type_ is Type.B16 else _register(type_, "")
+        return f"{{{letter}2, {letter}3}}"
     if match.fields["vec"] > 1 and type_ is not Type.B128:
         return "{" + ", ".join(_register(type_, i) for i in range(match.fields["vec"])) + "}"
     return ("!" * spec.negatable) + _register(type_, number) + ("|q5" * spec.pair)

@@ -412,7 +412,7 @@ def test_a_label_of_an_inner_scope_is_not_seen_outside():
     ("{ .reg .b32 a; .reg .b64 a; }", "'a' is declared twice in one scope"),
     ("{ $a: $a: }", "'.a' is declared twice in one scope"),
     ("{ .reg .b32 a; a: }", "'a' is declared twice in one scope"),
-    (".reg .b16 h;", "no .b16 registers; it has pred b32"),
+    (".reg .u16 h;", "no .u16 registers; it has pred b16 b32"),
 ])
 def test_declarations_that_are_refused(statement, says):
     with pytest.raises(PtxError, match=says) as caught:
@@ -515,7 +515,7 @@ def test_calls_that_are_refused(body, statement, says):
     ("", ".func f(.reg .b32 a) { bra nowhere; }", "no label 'nowhere'"),
     ("", ".func f(.reg .b32 a) { $l: $l: ret; }", "'$l' is declared twice"),
     ("", ".func f(.reg .b32 a, .reg .b64 a) { ret; }", "'a' is declared twice"),
-    ("", ".func f(.reg .b16 a) { ret; }", "no .b16 registers"),
+    ("", ".func f(.reg .u16 a) { ret; }", "no .u16 registers"),
     ("", ".func f(.reg .b128 a) { ret; }", "expected a type of an argument, found '.b128'"),
     ("", ".func f(.reg .b32 a) { call f, (a); }", "no .func 'f' stands before this"),
     ("", ".func f(.reg .b32 a) { call g, (a); }\n.func g(.reg .b32 a) { ret; }",

@@ -221,6 +221,163 @@ def test_cvt(to, of):
 def test_f32():
     check("add.f32 %d, %a, %b;", ("f32", "f32"), "f32", np.add)
     check("mul.f32 %d, %a, %b;", ("f32", "f32"), "f32", np.multiply)
+    check("sub.f32 %d, %a, %b;", ("f32", "f32"), "f32", np.subtract)
+    check("div.rn.f32 %d, %a, %b;", ("f32", "f32"), "f32", np.divide)
+    check("abs.f32 %d, %a;", ("f32",), "f32", np.abs)
+    check("neg.f32 %d, %a;", ("f32",), "f32", np.negative)
+
+
+@pytest.mark.parametrize(("op", "want", "zero"), [("min", np.fmin, -0.0), ("max", np.fmax, 0.0)])
+def test_f32_min_max(op, want, zero):
+    """Of a NaN and a number the number; of the zeros, which NumPy takes for equal, -0 is less."""
+    def expected(a, b):
+        signs = np.signbit(a) != np.signbit(b)
+        return np.where((a == 0) & (b == 0) & signs, np.float32(zero), want(a, b))
+
+    check(f"{op}.f32 %d, %a, %b;", ("f32", "f32"), "f32", expected)
+
+
+@pytest.mark.parametrize("t", ["u32", "s32"])
+def test_cvt_f32_of_integers(t):
+    check(f"cvt.rn.f32.{t} %d, %a;", (t,), "f32", lambda a: a.astype("f4"))
+    odd = np.arange(2**24 - 9, 2**24 + 9).astype(numpy_type(t))      # halfway between two floats
+    assert np.array_equal(compute(f"cvt.rn.f32.{t} %d, %a;", [odd], "f32"), odd.astype("f4"))
+
+
+def test_cvt_floor():
+    """To the integer below, or the nearest there is; a NaN is 0."""
+    a = np.concatenate([values("f32"), np.array([-1.5, -0.5, 0.5, 1.5, -2.0, 2.0, -1e-30, 8388607.5,
+                                                 2147483520, 2147483648, -2147483648, -2147483904,
+                                                 np.inf, -np.inf, -np.nan, 1e20, -1e20], "f4")])
+    want = np.nan_to_num(np.clip(np.floor(a.astype("f8")), -2**31, 2**31 - 1)).astype("i4")
+    assert np.array_equal(compute("cvt.rmi.s32.f32 %d, %a;", [a], "s32"), want)
+    assert np.array_equal(compute("cvt.rmi.s32.f32 %d, %a;", [a], "s64"), want)
+
+
+def test_ex2_and_lg2():
+    """Within a last bit of what double precision makes of it; the ends are exact."""
+    a = np.concatenate([values("f32"), np.arange(-152, 132, 0.37).astype("f4"),
+                        np.arange(-152, 132).astype("f4"),
+                        np.exp2(np.linspace(-149, 127.9, 1000)).astype("f4"),
+                        np.linspace(0.9, 1.1, 500).astype("f4")])
+    for op, exact in ("ex2", np.exp2), ("lg2", np.log2):
+        got = compute(f"{op}.approx.f32 %d, %a;", [a], "f32")
+        with np.errstate(all="ignore"):
+            wide = exact(a.astype("f8"))
+            want = wide.astype("f4")
+            near = np.abs(got - wide) <= np.spacing(np.abs(want))
+        same = (got == want) | (np.isnan(got) & np.isnan(want))
+        assert (same | near).all(), op
+        assert (same[~np.isfinite(want) | (wide == np.round(wide))]).all(), op
+        assert (got.view("u4")[np.isnan(got)] == NAN).all()
+
+
+def e4m3(x):
+    """Bytes of float8_e4m3fn with what is above its range brought to its largest number."""
+    with np.errstate(all="ignore"):
+        near = np.clip(x, -448, 448).astype(ml_dtypes.float8_e4m3fn).view("u1").astype("u4")
+    return np.where(np.isnan(x), 0x7F, near)
+
+
+def e4m3_inputs():
+    """All E4M3 numbers, all that lie halfway and their neighbours, all bf16, and the ends."""
+    numbers = np.arange(127, dtype="u1").view(ml_dtypes.float8_e4m3fn).astype("f4")
+    ties = (numbers[1:] + numbers[:-1]) / 2
+    near = np.concatenate([numbers, ties, [464, 480, 3e38, 2**-10, 1e-44, np.inf]]).astype("f4")
+    near = np.concatenate([near, np.nextafter(near, np.float32(0)),
+                           np.nextafter(near, np.float32(np.inf)), [np.nan]]).astype("f4")
+    bf16 = (np.arange(2**16, dtype="u4") << 16).view("f4")
+    with np.errstate(all="ignore"):
+        scaled = [bf16 * np.float32(scale) for scale in (1.1, 1 / 3, 448 / 5.7)]
+    return np.concatenate([near, -near, bf16, *scaled]).astype("f4")
+
+
+def test_cvt_e4m3x2():
+    a = e4m3_inputs()
+    b = a[::-1].copy()
+    got = compute("{ .reg .b16 h; cvt.rn.satfinite.e4m3x2.f32 h, %a, %b; cvt.u32.u16 %d, h; }",
+                  [a, b], "u32")
+    assert np.array_equal(got, e4m3(a) << 8 | e4m3(b))
+
+
+@pytest.mark.parametrize("statement", [
+    # The upper half of a .b16 register's lane is nobody's business; through memory too.
+    "cvt.s16.s32 h0, %a; mov.b32 {h1, _}, %b; mov.b32 %d, {h0, h1};",
+    "mov.b32 {_, h2}, %b; mov.b32 {h0, h1}, %a; mov.b32 r20, {h1, h2}; mov.b32 {_, h2}, r20;"
+    " mov.b32 {h1, _}, %b; mov.b32 %d, {h0, h1};",
+    "mov.b32 {h0, _}, %a; st.shared.b16 [smem], h0; ld.shared.s16 h2, [smem]; mov.b32 {h1, _}, %b;"
+    " st.shared.b16 [smem + 2], h1; ld.shared.b16 h3, [smem + 2]; mov.b32 %d, {h2, h3};",
+])
+def test_halves_of_a_word(statement):
+    a, b = operands("u32", "u32")
+    if "smem" in statement:              # of one thread
+        machine = Machine()
+        for x, y in zip(a[::17].tolist(), b[::17].tolist(), strict=True):
+            out = machine.space(4)
+            body = statement.replace("%a", f"{x:#x}").replace("%b", "r5").replace("%d", "r9")
+            body = body.replace(f"{x:#x};", "r4;")
+            machine.run(f"mov.b32 r4, {x};\nmov.b32 r5, {y};\n{{ .reg .b16 h<4>; {body} }}\n"
+                        "st.global.b32 [d0], r9;", out, block=1, smem=16)
+            assert machine.fetch(out, "u4", 1)[0] == (x & 0xFFFF | y << 16 & 0xFFFF0000)
+        return
+    got = compute(f"{{ .reg .b16 h<4>; {statement} }}", [a, b], "u32")
+    assert np.array_equal(got, a & 0xFFFF | b << 16)
+
+
+def test_halves_of_a_double_word():
+    check("mov.b64 %d, {%a, %b};", ("u32", "u32"), "u64",
+          lambda a, b: a.astype("u8") | b.astype("u8") << 32)
+    check("mov.b64 %d, {%a, 7};", ("u32",), "u64", lambda a: a.astype("u8") | 7 << 32)
+    check("mov.b64 {%d, _}, %a;", ("u64",), "u32", lambda a: a & 0xFFFFFFFF)
+    check("mov.b64 {_, %d}, %a;", ("u64",), "u32", lambda a: a >> np.uint64(32))
+    check("{ mov.b64 {r20, r21}, %a; xor.b32 %d, r20, r21; }", ("u64",), "u32",
+          lambda a: (a & 0xFFFFFFFF) ^ (a >> np.uint64(32)))
+
+
+def test_mul_hi():
+    check("mul.hi.u32 %d, %a, %b;", ("u32", "u32"), "u32",
+          lambda a, b: a.astype("u8") * b.astype("u8") >> np.uint64(32))
+
+
+def test_bfe():
+    """A position or length is its low byte; what lies above the word is 0."""
+    def want(a, b, c):
+        return [(x >> (p & 255)) & ((1 << (n & 255)) - 1)
+                for x, p, n in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)]
+
+    check("bfe.u32 %d, %a, %b, %c;", ("u32", "u32", "u32"), "u32", want)
+    a, b, c = (np.array(x, "u4") for x in zip(*itertools.product(
+        [0xDEADBEEF, 0x80000001], range(34), range(34)), strict=True))
+    assert np.array_equal(compute("bfe.u32 %d, %a, %b, %c;", [a, b, c], "u32"), want(a, b, c))
+
+
+def test_prmt():
+    random = np.random.default_rng(0)
+    a, b, selector = random.integers(0, 2**32, (3, 2000), dtype="u4")
+    rows = np.stack([a, b], axis=1).astype("<u4").view("u1").reshape(-1, 8)
+    want = np.zeros(len(a), "u4")
+    for i in range(4):
+        nibble = selector >> 4 * i & 15
+        byte = rows[np.arange(len(a)), nibble & 7].astype("u4")
+        want |= np.where(nibble & 8, (byte >> 7) * 255, byte).astype("u4") << 8 * i
+    assert np.array_equal(compute("prmt.b32 %d, %a, %b, %c;", [a, b, selector], "u32"), want)
+
+
+@pytest.mark.parametrize("mask", [0xFFFFFFFF, 0x0FF0F00F])
+def test_match(mask):
+    """Lanes of the mask only; the register may be the value's own."""
+    values_ = np.random.default_rng(mask).integers(0, 5, 32, dtype="u4")
+    machine = Machine()
+    out = machine.array(np.full(32, 77, "u4"))
+    machine.run(f"mov.u32 r4, %lanemask_eq;\nand.b32 r4, r4, {mask:#x};\nsetp.ne.u32 q0, r4, 0;\n"
+                "mad.wide.u32 d4, r0, 4, d0;\nmad.wide.u32 d5, r0, 4, d1;\n"
+                f"ld.global.u32 r5, [d4];\n@q0 match.any.sync.b32 r5, r5, {mask:#x};\n"
+                "@q0 st.global.u32 [d5], r5;", machine.array(values_), out)
+    lanes = [lane for lane in range(32) if mask >> lane & 1]
+    want = np.full(32, 77, "u4")
+    for lane in lanes:
+        want[lane] = sum(1 << other for other in lanes if values_[other] == values_[lane])
+    assert np.array_equal(machine.fetch(out, "u4", 32), want)
 
 
 def test_fma_rounds_once():

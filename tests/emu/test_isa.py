@@ -139,16 +139,25 @@ def test_examples_and_special_registers_assemble(assembler, tmp_path):
 
 def test_register_types_are_judged_as_the_assembler_does(assembler, tmp_path):
     """Every pair (instruction type, register type) of strict and of relaxed instructions."""
-    registers = ["pred", "b32", "u32", "s32", "f32", "b64", "u64", "s64"]
+    registers = ["pred", "b16", "b32", "u32", "s32", "f32", "b64", "u64", "s64"]
     integers = ["u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"]
     data = ["b8", "b16", "b32", "f32", "b64", *integers]
+    moved = [r for r in registers if r != "b16"]
     cases = [(f"mov.{t} {r}_0, {r}_1;", t, r, False)
-             for t, r in itertools.product(registers, registers)]
+             for t, r in itertools.product(moved, registers)]
     cases += [(op, t, r, True) for t, r in itertools.product(data, registers) for op in
               (f"ld.global.{t} {r}_0, [d0];", f"st.global.{t} [d0], {r}_0;")]
     cases += [(f"cvt.s32.{t} r0, {r}_0;", t, r, True)
               for t, r in itertools.product(integers, registers)]
     cases += [(f"cvt.rn.bf16x2.f32 {r}_0, f0, f1;", "bf16x2", r, True) for r in registers]
+    cases += [(f"cvt.rn.satfinite.e4m3x2.f32 {r}_0, f0, f1;", "e4m3x2", r, True)
+              for r in registers]
+    cases += [(f"cvt.{t}.u32 {r}_0, r0;", t, r, True)
+              for t, r in itertools.product(integers, registers)]
+    cases += [(f"cvt.rmi.s32.f32 {r}_0, f0;", "s32", r, True) for r in registers]
+    cases += [(f"mov.b32 r0, {{{r}_0, {r}_1}};", "b16", r, False) for r in registers]
+    cases += [(f"mov.b64 {{{r}_0, {r}_1}}, d0;", "b32", r, False)
+              for r in registers if r != "b16"]
     declared = [f".reg .{r} {r}_<2>;" for r in registers]
     text = kernel(" ".join(declared), *(c[0] for c in cases))
     refused = refused_lines(assembler, text, "sm_90", tmp_path)
@@ -172,10 +181,15 @@ def test_qualifiers_are_a_set():
     ("addd", "u32", "no instruction 'addd' (addd.u32); nearest: add.TYPE d, a, b; TYPE: u32 s32"),
     ("sett", "lt.u32", "nearest: setp.CMP.TYPE d:pred{|e:pred}, a, b; CMP: eq ne lt le gt ge"),
     ("cvta", "to.global.u64", "no instruction 'cvta' (cvta.to.global.u64); nearest: cvt.TYPE."),
-    ("wgmma", "fence.sync", "no instruction 'wgmma' (wgmma.fence.sync); it has add and atom bar"),
-    ("q" * 2000, "u32", f"no instruction '{'q' * 100}...' ({'q' * 100}...); it has add and"),
+    ("wgmma", "fence.sync", "no instruction 'wgmma' (wgmma.fence.sync); it has abs add and atom"),
+    ("q" * 2000, "u32", f"no instruction '{'q' * 100}...' ({'q' * 100}...); it has abs add"),
     ("mul", "u32", "lacks .lo; nearest: mul.lo.TYPE d, a, b; TYPE: u32 s32 u64 s64; or (lacks "),
-    ("mul", "hi.u32", "mul.hi.u32: the executor knows no qualifier .hi; nearest: mul.lo.TYPE"),
+    ("mul", "hi.s32", "no such form of 'mul': mul.hi.s32: .s32 is not one of its types (u32); "
+     "nearest: mul.hi.u32 d, a, b"),
+    ("mul", "high.u32", "mul.high.u32: the executor knows no qualifier .high"),
+    ("ex2", "approx.ftz.f32", "no qualifier .ftz; nearest: ex2.approx.f32 d, a"),
+    ("cvt", "rn.e4m3x2.f32", "lacks .satfinite; nearest: cvt.rn.satfinite.e4m3x2.f32"),
+    ("match", "all.sync.b32", "lacks .any; nearest: match.any.sync.b32 d, a, m:u32"),
     ("ld", "acquire.sys.global.v3.u32", "no such form of 'ld': ld.acquire.sys.global.v3.u32: the "
      "executor knows no qualifier .v3; nearest: ld.{relaxed,acquire}.SCOPE.global{.L1::no_allocate}"
      "{.L2::256B}{.VEC}.TYPE d, [a]; SCOPE: cta cluster gpu sys; VEC: v2 v4; TYPE: b8"),

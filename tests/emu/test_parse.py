@@ -196,7 +196,7 @@ def test_statements_of_the_same_words_share_their_operands():
     """Their places are their own; comments and white space are no words."""
     lines = ["@q0 add.u32 r0, r0, 7;", "@q0 add.u32 r0,r0,\t7 /* ; */;", "@q0 add.u32 r0, r0, 8;"]
     text = kernel(*lines)
-    first, again, other = parse(text).entries[0].body.statements[6:9]
+    first, again, other = parse(text).entries[0].body.statements[7:10]
     assert again.operands is first.operands and again.guard == ast.Guard("q0", False)
     assert other.operands == [ast.Name("r0"), ast.Name("r0"), ast.Int(8)]
     assert [text[s.start:s.end] for s in (first, again, other)] == lines

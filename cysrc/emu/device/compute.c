@@ -19,3 +19,22 @@ void emu_compute(const struct emu_exec *x, const struct emu_instr *op, uint32_t 
         __builtin_unreachable();         /* the interpreter calls this for no other form */
     }
 }
+
+void emu_match(const struct emu_exec *x, const struct emu_instr *op, uint32_t m)
+{
+    emu_u32 *d = (emu_u32 *)(x->warp->registers + op->dst[0]);
+    uint32_t value[EMU_LANES];           /* d may be the same register */
+
+    memcpy(value, emu_operand(x, op->src[0]), sizeof value);
+    for (uint32_t left = m; left;) {
+        unsigned first = __builtin_ctz(left);
+        uint32_t same = 0;
+
+        for (uint32_t others = left; others; others &= others - 1)
+            if (value[__builtin_ctz(others)] == value[first])
+                same |= others & -others;
+        left &= ~same;
+        for (uint32_t lanes = same; lanes; lanes &= lanes - 1)
+            d[__builtin_ctz(lanes)] = same;
+    }
+}

@@ -50,5 +50,7 @@ EMU_INLINE const void *emu_pick(const uint8_t *regs, const uint8_t *consts, int3
 
 /* One of EMU_CALLED_FORMS, by lanes m. */
 void emu_compute(const struct emu_exec *x, const struct emu_instr *op, uint32_t m);
+/* match.any: for each lane of m, those whose value is its own. */
+void emu_match(const struct emu_exec *x, const struct emu_instr *op, uint32_t m);
 
 #endif

@@ -70,6 +70,24 @@
 /* As above, computed out of line (compute.c): what is there for few kernels must not make the loop
  * of all others longer. */
 #define EMU_CALLED_FORMS(X) \
+    X(SUB_F32,      emu_u32, emu_u32, emu_u32, emu_u32, emu_f32_bits(emu_f32(a) - emu_f32(b))) \
+    X(DIV_F32,      emu_u32, emu_u32, emu_u32, emu_u32, emu_f32_bits(emu_f32(a) / emu_f32(b))) \
+    X(MIN_F32,      emu_u32, emu_u32, emu_u32, emu_u32, emu_min_f32(a, b)) \
+    X(MAX_F32,      emu_u32, emu_u32, emu_u32, emu_u32, emu_max_f32(a, b)) \
+    X(ABS_F32,      emu_u32, emu_u32, emu_u32, emu_u32, emu_whole_f32(a & 0x7fffffff)) \
+    X(NEG_F32,      emu_u32, emu_u32, emu_u32, emu_u32, emu_whole_f32(a ^ 0x80000000)) \
+    X(EX2_F32,      emu_u32, emu_u32, emu_u32, emu_u32, emu_f32_bits(emu_ex2(emu_f32(a)))) \
+    X(LG2_F32,      emu_u32, emu_u32, emu_u32, emu_u32, emu_f32_bits(emu_lg2(emu_f32(a)))) \
+    X(CVT_F32_U32,  emu_u32, emu_u32, emu_u32, emu_u32, emu_f32_bits((float)a)) \
+    X(CVT_F32_S32,  emu_u32, emu_s32, emu_u32, emu_u32, emu_f32_bits((float)a)) \
+    X(CVT_RMI_S32_F32, emu_s32, emu_u32, emu_u32, emu_u32, emu_floor_s32(emu_f32(a))) \
+    X(CVT_E4M3X2,   emu_u32, emu_u32, emu_u32, emu_u32, \
+      emu_e4m3_bits(a) << 8 | emu_e4m3_bits(b)) \
+    X(MUL_HI_U32,   emu_u32, emu_u32, emu_u32, emu_u32, (uint32_t)((uint64_t)a * b >> 32)) \
+    X(PRMT,         emu_u32, emu_u32, emu_u32, emu_u32, emu_permute(a, b, c)) \
+    X(BFE_U32,      emu_u32, emu_u32, emu_u32, emu_u32, emu_bit_field(a, b & 0xff, c & 0xff)) \
+    X(PACK_32,      emu_u32, emu_u32, emu_u32, emu_u32, (a & 0xffff) | b << 16) \
+    X(UNPACK_32,    emu_u32, emu_u32, emu_u32, emu_u32, a >> 16 * op->sub & 0xffff) \
     X(PACK_64,      emu_u64, emu_u32, emu_u32, emu_u32, a | (uint64_t)b << 32) \
     X(UNPACK_64,    emu_u32, emu_u64, emu_u32, emu_u32, (uint32_t)(a >> 32 * op->sub))
 
@@ -108,7 +126,7 @@
 #define EMU_OTHER_FORMS(X) \
     X(NOP) X(MOV_SREG_32) X(MOV_SREG_64) X(SELP_32) X(SELP_64) X(LD_PARAM) X(LD) X(ST) X(ATOM) \
     X(FENCE) X(BAR_SYNC) X(BAR_WARP) X(SHFL) X(VOTE) X(BRA) X(EXIT) X(NANOSLEEP) \
-    X(MBARRIER) X(BULK) X(BULK_COMMIT) X(BULK_WAIT) X(ELECT)
+    X(MBARRIER) X(BULK) X(BULK_COMMIT) X(BULK_WAIT) X(ELECT) X(MATCH)
 
 enum emu_form {
 #define EMU_NAME_FORM(name, ...) EMU_FORM_##name,

@@ -447,6 +447,7 @@ again:
         case EMU_FORM_SHFL:
         case EMU_FORM_VOTE:
         case EMU_FORM_ELECT:
+        case EMU_FORM_MATCH:
         case EMU_FORM_BAR_WARP:
         case EMU_FORM_BAR_SYNC:
             if (op->form == EMU_FORM_BAR_SYNC || !all_members_here(x, op, m)) {
@@ -471,6 +472,8 @@ again:
                 vote(x, op, m);
             else if (op->form == EMU_FORM_ELECT)
                 elect(x, op, m);
+            else if (op->form == EMU_FORM_MATCH)
+                emu_match(x, op, m);
             break;
         case EMU_FORM_BRA: {
             bool back = op->target <= pc;

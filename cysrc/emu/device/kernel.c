@@ -21,7 +21,7 @@ static unsigned type_bytes(unsigned type)
         [EMU_T_B8] = 1, [EMU_T_U8] = 1, [EMU_T_S8] = 1,
         [EMU_T_B16] = 2, [EMU_T_U16] = 2, [EMU_T_S16] = 2, [EMU_T_BF16] = 2,
         [EMU_T_B32] = 4, [EMU_T_U32] = 4, [EMU_T_S32] = 4, [EMU_T_F32] = 4, [EMU_T_BF16X2] = 4,
-        [EMU_T_B64] = 8, [EMU_T_U64] = 8, [EMU_T_S64] = 8,
+        [EMU_T_B64] = 8, [EMU_T_U64] = 8, [EMU_T_S64] = 8, [EMU_T_E4M3X2] = 2,
     };
     return type < EMU_T_COUNT ? bytes[type] : 0;
 }
@@ -60,10 +60,11 @@ static unsigned by_float(unsigned type, unsigned f32, unsigned narrow, unsigned 
     return type == EMU_T_F32 ? f32 : by_width(type, narrow, wide);
 }
 
-static unsigned by_sign(unsigned type, unsigned u32, unsigned s32, unsigned u64, unsigned s64)
+/* Integer forms by sign and width, and a float one. */
+static unsigned by_sign(unsigned type, unsigned f32, unsigned u32, unsigned s32, unsigned u64, unsigned s64)
 {
     if (type == EMU_T_F32)
-        return REFUSED;
+        return f32;
     return is_signed(type) ? by_width(type, s32, s64) : by_width(type, u32, u64);
 }
 
@@ -76,18 +77,22 @@ static unsigned compare_form(const struct emu_insn *in)
 {
     if (in->sub >= EMU_CMP_COUNT)
         return REFUSED;
-    if (in->type == EMU_T_F32)
-        return EMU_FORM_EQ_F32 + in->sub;
-    return by_sign(in->type, EMU_FORM_EQ_U32 + in->sub, EMU_FORM_EQ_S32 + in->sub,
-                   EMU_FORM_EQ_U64 + in->sub, EMU_FORM_EQ_S64 + in->sub);
+    return by_sign(in->type, EMU_FORM_EQ_F32 + in->sub, EMU_FORM_EQ_U32 + in->sub,
+                   EMU_FORM_EQ_S32 + in->sub, EMU_FORM_EQ_U64 + in->sub, EMU_FORM_EQ_S64 + in->sub);
 }
 
 static unsigned convert_form(const struct emu_insn *in)
 {
     if (in->type == EMU_T_BF16X2)
         return in->type2 == EMU_T_F32 ? EMU_FORM_CVT_BF16X2 : REFUSED;
-    if (in->type == EMU_T_F32 || in->type2 == EMU_T_F32 || !type_bytes(in->type) ||
-        !type_bytes(in->type2))
+    if (in->type == EMU_T_E4M3X2)
+        return in->type2 == EMU_T_F32 ? EMU_FORM_CVT_E4M3X2 : REFUSED;
+    if (in->type == EMU_T_F32)
+        return in->type2 == EMU_T_U32 ? EMU_FORM_CVT_F32_U32 :
+               in->type2 == EMU_T_S32 ? EMU_FORM_CVT_F32_S32 : REFUSED;
+    if (in->type2 == EMU_T_F32)
+        return in->type == EMU_T_S32 ? EMU_FORM_CVT_RMI_S32_F32 : REFUSED;
+    if (!type_bytes(in->type) || !type_bytes(in->type2))
         return REFUSED;
     if (is_wide(in->type2))
         return is_wide(in->type) ? EMU_FORM_MOV_64 : EMU_FORM_CVT_32_64;
@@ -102,8 +107,9 @@ static unsigned form_of(const struct emu_insn *in)
 
 #define WIDTH(name) by_width(t, EMU_FORM_##name##_32, EMU_FORM_##name##_64)
 #define FLOAT(name) by_float(t, EMU_FORM_##name##_F32, EMU_FORM_##name##_32, EMU_FORM_##name##_64)
-#define SIGN(name) by_sign(t, EMU_FORM_##name##_U32, EMU_FORM_##name##_S32, \
-                           EMU_FORM_##name##_U64, EMU_FORM_##name##_S64)
+#define SIGN_OR(f32, name) by_sign(t, f32, EMU_FORM_##name##_U32, EMU_FORM_##name##_S32, \
+                                   EMU_FORM_##name##_U64, EMU_FORM_##name##_S64)
+#define SIGN(name) SIGN_OR(REFUSED, name)
 #define LOGIC(name) by_predicate(t, EMU_FORM_##name##_PRED, EMU_FORM_##name##_32, \
                                  EMU_FORM_##name##_64)
 #define WIDENING(name) (t == EMU_T_U32 ? EMU_FORM_##name##_U32 : \
@@ -114,21 +120,21 @@ static unsigned form_of(const struct emu_insn *in)
     case EMU_OP_MOV_SREG:  return in->sub < EMU_SR_COUNT ? WIDTH(MOV_SREG) : REFUSED;
     case EMU_OP_CVT:       return convert_form(in);
     case EMU_OP_ADD:       return FLOAT(ADD);
-    case EMU_OP_SUB:       return t == EMU_T_F32 ? REFUSED : WIDTH(SUB);
+    case EMU_OP_SUB:       return FLOAT(SUB);
     case EMU_OP_MUL_LO:    return FLOAT(MUL);
     case EMU_OP_MUL_WIDE:  return WIDENING(MUL_WIDE);
     case EMU_OP_MAD_LO:    return t == EMU_T_F32 ? REFUSED : WIDTH(MAD);
     case EMU_OP_MAD_WIDE:  return WIDENING(MAD_WIDE);
-    case EMU_OP_MIN:       return SIGN(MIN);
-    case EMU_OP_MAX:       return SIGN(MAX);
+    case EMU_OP_MIN:       return SIGN_OR(EMU_FORM_MIN_F32, MIN);
+    case EMU_OP_MAX:       return SIGN_OR(EMU_FORM_MAX_F32, MAX);
     case EMU_OP_AND:       return LOGIC(AND);
     case EMU_OP_OR:        return LOGIC(OR);
     case EMU_OP_XOR:       return LOGIC(XOR);
     case EMU_OP_NOT:       return LOGIC(NOT);
-    case EMU_OP_NEG:       return t == EMU_T_F32 ? REFUSED : WIDTH(NEG);
+    case EMU_OP_NEG:       return FLOAT(NEG);
     case EMU_OP_SHL:       return WIDTH(SHL);
     case EMU_OP_SHR:       return SIGN(SHR);
-    case EMU_OP_DIV:       return SIGN(DIV);
+    case EMU_OP_DIV:       return SIGN_OR(EMU_FORM_DIV_F32, DIV);
     case EMU_OP_REM:       return SIGN(REM);
     case EMU_OP_POPC:      return WIDTH(POPC);
     case EMU_OP_CLZ:       return WIDTH(CLZ);
@@ -162,8 +168,15 @@ static unsigned form_of(const struct emu_insn *in)
     case EMU_OP_BULK_WAIT: return in->imm >= 0 ? EMU_FORM_BULK_WAIT : REFUSED;
     case EMU_OP_ELECT:     return EMU_FORM_ELECT;
     case EMU_OP_CREATEPOLICY: return EMU_FORM_CREATEPOLICY;
-    case EMU_OP_PACK:      return t == EMU_T_B64 ? EMU_FORM_PACK_64 : REFUSED;
-    case EMU_OP_UNPACK:    return t == EMU_T_B64 && in->sub < 2 ? EMU_FORM_UNPACK_64 : REFUSED;
+    case EMU_OP_PACK:      return WIDTH(PACK);
+    case EMU_OP_UNPACK:    return in->sub < 2 ? WIDTH(UNPACK) : REFUSED;
+    case EMU_OP_MUL_HI:    return t == EMU_T_U32 ? EMU_FORM_MUL_HI_U32 : REFUSED;
+    case EMU_OP_ABS:       return t == EMU_T_F32 ? EMU_FORM_ABS_F32 : REFUSED;
+    case EMU_OP_EX2:       return t == EMU_T_F32 ? EMU_FORM_EX2_F32 : REFUSED;
+    case EMU_OP_LG2:       return t == EMU_T_F32 ? EMU_FORM_LG2_F32 : REFUSED;
+    case EMU_OP_PRMT:      return t == EMU_T_B32 ? EMU_FORM_PRMT : REFUSED;
+    case EMU_OP_BFE:       return t == EMU_T_U32 ? EMU_FORM_BFE_U32 : REFUSED;
+    case EMU_OP_MATCH:     return t == EMU_T_B32 ? EMU_FORM_MATCH : REFUSED;
     default:               return REFUSED;
     }
 }
@@ -186,17 +199,19 @@ static struct operands operands_of(const struct emu_insn *in)
     unsigned vec = in->vec > 4 ? 4 : in->vec;
 
     switch (in->op) {
-    case EMU_OP_MOV: case EMU_OP_NOT: case EMU_OP_NEG: case EMU_OP_BREV:
+    case EMU_OP_MOV: case EMU_OP_NOT: case EMU_OP_NEG: case EMU_OP_BREV: case EMU_OP_ABS:
+    case EMU_OP_EX2: case EMU_OP_LG2:
         return (struct operands){{data}, {data}};
     case EMU_OP_MOV_SREG:
         return (struct operands){{data}, {0}};
     case EMU_OP_CVT:
         o = (struct operands){{data}, {data_kind(in->type2)}};
-        if (in->type == EMU_T_BF16X2)
+        if (in->type == EMU_T_BF16X2 || in->type == EMU_T_E4M3X2)
             o.src[1] = NARROW;
         return o;
     case EMU_OP_ADD: case EMU_OP_SUB: case EMU_OP_MUL_LO: case EMU_OP_MIN: case EMU_OP_MAX:
     case EMU_OP_AND: case EMU_OP_OR: case EMU_OP_XOR: case EMU_OP_DIV: case EMU_OP_REM:
+    case EMU_OP_MUL_HI:
         return (struct operands){{data}, {data, data}};
     case EMU_OP_SHL: case EMU_OP_SHR:
         return (struct operands){{data}, {data, NARROW}};
@@ -204,7 +219,7 @@ static struct operands operands_of(const struct emu_insn *in)
         return (struct operands){{WIDE}, {NARROW, NARROW}};
     case EMU_OP_MAD_WIDE:
         return (struct operands){{WIDE}, {NARROW, NARROW, WIDE}};
-    case EMU_OP_MAD_LO: case EMU_OP_FMA:
+    case EMU_OP_MAD_LO: case EMU_OP_FMA: case EMU_OP_PRMT: case EMU_OP_BFE:
         return (struct operands){{data}, {data, data, data}};
     case EMU_OP_POPC: case EMU_OP_CLZ:
         return (struct operands){{NARROW}, {data}};
@@ -234,9 +249,11 @@ static struct operands operands_of(const struct emu_insn *in)
         o.dst[0] = in->sub == EMU_VOTE_BALLOT ? NARROW : PREDICATE;
         return o;
     case EMU_OP_PACK:
-        return (struct operands){{WIDE}, {NARROW, NARROW}};
+        return (struct operands){{data}, {NARROW, NARROW}};
     case EMU_OP_UNPACK:
-        return (struct operands){{NARROW}, {WIDE}};
+        return (struct operands){{NARROW}, {data}};
+    case EMU_OP_MATCH:
+        return (struct operands){{NARROW}, {NARROW, 0, 0, NARROW}};
     case EMU_OP_BAR_SYNC:
         o.src[0] = NARROW;
         o.src[1] = in->src[1] == EMU_NONE ? NOTHING : NARROW;
