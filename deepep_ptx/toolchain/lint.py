@@ -115,11 +115,12 @@ def _check_source(text: str, folder: str) -> Iterator[tuple[int, str]]:
             length = number - first + 1
             limit = WAIT_LINES if match[1].startswith("WAIT_") else MACRO_LINES
             if routine and length > 1:
-                yield first, f"macro {match[1]} of {length} lines: it belongs in lib/ or policy/"
+                yield first, (f"macro {match[1]} of {length} lines: it belongs in lib/, policy/ or "
+                              f"arch/")
             elif length > limit:
                 yield first, f"macro {match[1]} takes {length} lines; {limit} are allowed"
         elif routine and re.match(r"#\s*(if|elif|else)", line):
-            yield first, "conditional text: say it in variants.toml or in a policy"
+            yield first, "conditional text: say it in variants.toml, a policy or arch/"
         elif re.match(_OPCODE + r"trap\b", line):
             yield first, "trap: a kernel never traps, it reports and returns"
 

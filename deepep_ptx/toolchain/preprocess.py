@@ -150,6 +150,7 @@ def _defines(variant: Variant) -> dict[str, object]:
         "KERNEL_ID": str(variant.kernel_id),
         "SM_TARGET": variant.arch,
         "PTX_VERSION": variant.version,
+        "ARCH_FORMS": f'"arch/{variant.arch}.inc"',
         "NUM_THREADS": variant.threads,
         "NUM_WARPS": variant.threads // 32,
         **variant.defines,

@@ -20,6 +20,7 @@ _KERNEL_KEYS = {
     "co_resident": bool,
     "uses": list,
     "arch": list,
+    "version": str,
     "threads": int,
     "site": str,
     "policy": list,
@@ -85,6 +86,7 @@ class Kernel:
 class Variant:
     """One PTX module: a kernel for one arch, with one path and one policy (None where it has none).
 
+    `version` is that of its PTX: its arch's, or the kernel's own where that is above.
     `kernel_id` is its kernel's number in status records, `sass` what its policy's load must become.
     A launch takes `smem` + num_ranks * `smem_per_rank` bytes of dynamic shared memory, and for each
     of `rings` rings 16 bytes for a mbarrier and `stage_bytes` per stage; `stages` and `stage_bytes`
@@ -152,6 +154,10 @@ def uses_of(kernels: Mapping[str, Kernel]) -> dict[str, str]:
     return {use: name for name, kernel in kernels.items() for use in kernel.uses}
 
 
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
 class _Reader:
     def __init__(self, document: dict, layout: Layout, name: str):
         self.document = document
@@ -212,9 +218,12 @@ class _Reader:
             if not re.fullmatch(r"sm_\d+", target):
                 raise self.error(where, f"also has {target!r}, not of the form 'sm_86'")
             self.of_type(where, f"also.{target}", cta_smem, int)
-        if not re.fullmatch(r"\d+\.\d+", body["version"]):
-            raise self.error(where, f"version is {body['version']!r}, not of the form '7.8'")
-        return body["version"]
+        return self.version(where, body["version"])
+
+    def version(self, where: str, version: str) -> str:
+        if not re.fullmatch(r"\d+\.\d+", version):
+            raise self.error(where, f"version is {version!r}, not of the form '7.8'")
+        return version
 
     def policy(self, name: str, body) -> Policy:
         where = f"policy.{name}"
@@ -293,6 +302,7 @@ class _Reader:
             raise self.error(where, "policy needs a site: a policy's forms are for a site")
         if "site" in body:
             self.known(where, "site", [body["site"]], SITES)
+        least = self.version(where, body.get("version", "0.0"))
         threads = body["threads"]
         if threads % 32 or not 32 <= threads <= _MAX_THREADS:
             raise self.error(
@@ -314,7 +324,7 @@ class _Reader:
                 kernel=name,
                 kernel_id=list(self.kernels).index(name),
                 arch=arch,
-                version=self.arches[arch],
+                version=max(least, self.arches[arch], key=_number),
                 path=path,
                 policy=policy,
                 symbol="_".join(filter(None, ("ep", name, path, policy))),

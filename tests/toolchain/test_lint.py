@@ -46,6 +46,7 @@ def macro(name, lines):
         ("src/a.ptx", f"{lint.SPDX}\n    @%p1 trap;\n", ":2", "trap"),
         ("src/a.ptx", f"{lint.SPDX}\n#define A(x) \\\n  x\n", ":2", "belongs in lib/"),
         ("lib/a.inc", macro("A(x)", 9), ":2", "takes 9 lines; 8 are"),
+        ("arch/sm_80.inc", macro("A(x)", 9), ":2", "takes 9 lines; 8 are"),
         ("lib/a.inc", macro("WAIT_A", 17), ":2", "takes 17 lines; 16 are"),
     ],
 )

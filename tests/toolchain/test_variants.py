@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deepep_ptx.toolchain import params, variants
+from deepep_ptx.toolchain import params, render, variants
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +28,17 @@ def test_axes(tree):
     assert last.sass == "LDG.E.128.CONSTANT"
 
 
+@pytest.mark.parametrize(("own", "versions"), [
+    ("7.5", {"sm_80": "7.5", "sm_90": "7.8"}), ("7.10", {"sm_80": "7.10", "sm_90": "7.10"}),
+    ("6.0", {"sm_80": "7.4", "sm_90": "7.8"}), ("8.4", {"sm_80": "8.4", "sm_90": "8.4"}),
+])
+def test_a_kernel_may_need_a_later_version_than_its_arch(tree, own, versions):
+    tree.replace("ptx/variants.toml", "threads  = 64", f'threads  = 64\nversion = "{own}"')
+    assert {v.arch: v.version for v in load(tree).variants} == versions
+    variant = load(tree).variants[0]
+    assert f".version {versions[variant.arch]}\n" in render.render(variant, tree.root)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -47,6 +58,9 @@ def test_axes(tree):
         ("threads  = 64", "threads  = 64\nsmem = 1.5", "smem is 1.5, not of type int"),
         ('sm_80 = "LDG.E.128.CONSTANT", ', "", "sass lacks sm_80, which copy takes"),
         ("UNROLL = 2", 'UNROLL = "2"', "defines.UNROLL is '2', not of type int"),
+        ("threads  = 64", 'threads  = 64\nversion = "8"',
+         "[kernel.copy.vec]: version is '8', not of the form '7.8'"),
+        ("threads  = 64", "threads  = 64\nversion = 8.4", "version is 8.4, not of type str"),
         ('version = "7.4"', 'version = "7"', "not of the form '7.8'"),
         ('"7.4"', '"7.4", also = ["sm_86"]', "also is ['sm_86'], not of type dict"),
         ('"7.4"', '"7.4", also = { "86" = 1 }', "also has '86', not of the form 'sm_86'"),
