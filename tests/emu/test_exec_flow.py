@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from machine import HEADER, Machine, fault_of
 
+from deepep_ptx.errors import KernelFault
+
 STORE = "\nmad.wide.u32 d4, r1, 4, d0;\nst.global.u32 [d4], r4;"
 LANES = np.arange(32)
 
@@ -37,6 +39,27 @@ FUNCTIONS = """\
     call twice, (d1, 9);
 }
 """
+
+
+def test_an_argument_of_16_bits(monkeypatch):
+    function = """\
+.func twice(.reg .b64 d0, .reg .b16 h0)
+{
+    .reg .b32 r1;
+    mov.b32 r1, {h0, h0};
+    st.global.u32 [d0], r1;
+}
+"""
+    monkeypatch.setattr("machine.HEADER", HEADER.replace(".visible", function + ".visible"))
+    machine = Machine()
+    out = machine.space(8)
+    machine.run("""\
+mov.u32 r4, 0x12345;
+{ .reg .b16 h; mov.b32 {h, _}, r4; call twice, (d0, h); }
+add.u64 d1, d0, 4;
+call twice, (d1, -2);
+""", out, block=1)
+    assert machine.fetch(out, "u4", 2).tolist() == [0x23452345, 0xFFFEFFFE]
 
 
 def test_calls(monkeypatch):
@@ -452,3 +475,12 @@ setp.eq.u32 q0, r4, 0;
 @q0 bra $poll;
 """, flag, kind="deadlock", machine=machine, grid=2, block=64)
     assert fault.cta == 1
+
+
+def test_a_poll_of_16_bytes_is_reported_whole():
+    machine = Machine()
+    word = machine.array(np.array([5, 3], "u8"))
+    with pytest.raises(KernelFault, match="livelock") as raised:
+        machine.run("$poll:\nld.relaxed.sys.global.b128 z0, [d0];\nmov.b128 {d4, d5}, z0;\n"
+                    "setp.ne.u64 q0, d4, 1;\n@q0 bra $poll;", word, block=1)
+    assert "= 0x30000000000000005" in str(raised.value)

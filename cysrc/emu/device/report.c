@@ -265,8 +265,9 @@ static void append_seen(struct emu_fault *fault, const struct emu_warp *warp,
 {
     const struct emu_rank *rank = warp->cta->grid->rank;
     const struct emu_mapping *m = emu_mapping_at(rank, va);
+    unsigned bytes = op->flags & EMU_F_WHOLE ? op->size : op->elem;
     struct emu_mbarrier object;
-    uint64_t value = 0;
+    uint64_t value[2] = {0};
 
     if (op->op == EMU_OP_MBAR_WAIT && emu_mbarrier_read(warp->cta, va, &object)) {
         append(fault, "the mbarrier at %#" PRIx64 " of shared memory (phase parity %u, %u of %u "
@@ -275,13 +276,16 @@ static void append_seen(struct emu_fault *fault, const struct emu_warp *warp,
         return;
     }
     append_address(fault, rank, op->space, warp->cta, va);
-    if (op->space == EMU_SP_SHARED && va + op->elem <= warp->cta->shared_bytes)
-        memcpy(&value, warp->cta->shared + va, op->elem);
-    else if (op->space == EMU_SP_GLOBAL && m && emu_mapping_holds(m, va, op->elem))
-        memcpy(&value, m->host + (va - m->va), op->elem);
+    if (op->space == EMU_SP_SHARED && va + bytes <= warp->cta->shared_bytes)
+        memcpy(value, warp->cta->shared + va, bytes);
+    else if (op->space == EMU_SP_GLOBAL && m && emu_mapping_holds(m, va, bytes))
+        memcpy(value, m->host + (va - m->va), bytes);
     else
         return;                          /* freed since */
-    append(fault, " = %#" PRIx64, value);
+    if (value[1])
+        append(fault, " = %#" PRIx64 "%016" PRIx64, value[1], value[0]);
+    else
+        append(fault, " = %#" PRIx64, value[0]);
 }
 
 static void append_polls(struct emu_fault *fault, const struct emu_warp *warp, int lane)
