@@ -24,7 +24,7 @@ struct piece {
 
 struct race_stale {
     struct emu_agent agent;
-    const struct emu_world *world;
+    struct emu_world *world;
     uint64_t soonest;                    /* when one of the things not seen will be           */
     uint32_t num, max;
     struct piece *pieces;
@@ -42,8 +42,10 @@ static bool step(void *self)
 {
     struct race_stale *s = self;
 
-    if (s->soonest <= s->world->now)
+    if (s->soonest <= s->world->now) {
         s->soonest = UINT64_MAX;
+        s->world->changed = true;       /* for those that wait for it, or for what comes later */
+    }
     return true;
 }
 
