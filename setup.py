@@ -30,6 +30,7 @@ C_SOURCES = {
     "_executor": [],
     "_lending": ["cysrc/lending"],
     "_limits": [],
+    "_low_latency": [],
     "_mappings": [],
     "_results": [],
     "_slots": [],

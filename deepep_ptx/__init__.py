@@ -13,6 +13,7 @@ _PUBLIC = {
     "EPHandle": "handle",
     "EventHandle": "event",
     "EventOverlap": "event",
+    "LowLatencyHandle": "handle",
     "run_ranks": "runtime",
     "Aborted": "errors",
     "CapacityError": "errors",

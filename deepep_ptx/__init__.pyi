@@ -18,6 +18,7 @@ from .errors import TuningError as TuningError
 from .event import EventHandle as EventHandle
 from .event import EventOverlap as EventOverlap
 from .handle import EPHandle as EPHandle
+from .handle import LowLatencyHandle as LowLatencyHandle
 from .runtime import run_ranks as run_ranks
 
 __version__: str

@@ -35,12 +35,13 @@ from .arrays.library import default_library, library_of, library_of_dtype
 from .arrays.streams import Stream
 from .checks import as_bool, check_int, check_shape
 from .comm import all_or_none
-from .errors import DeepEPError, DestroyedError
+from .errors import DeepEPError, DestroyedError, RankMismatchError
 from .event import EventHandle, EventOverlap
 from .flight import Flights
 from .handle import EPHandle
 from .knobs import check_knobs
 from .launch_choice import OWN_RING, LaunchChoice
+from .low_latency import LowLatencyCalls, check_reduce
 from .room import Room
 from .tuning import tuned_variants
 
@@ -52,7 +53,7 @@ class _NobodySet(int):
     """A number of SMs that is nobody's choice."""
 
 
-class Buffer:
+class Buffer(LowLatencyCalls):
     """One rank's end of expert-parallel communication.
 
     Construction, `reset()`, `destroy()` and every `dispatch` and `combine` are collective: all
@@ -84,12 +85,15 @@ class Buffer:
             `allgather(obj)`, `barrier()` and `executor`.
         num_nvl_bytes: bytes with which the arena for results and staging starts, a multiple of
             128; it grows as calls need it.
-        num_rdma_bytes: 0.
-        low_latency_mode: False.
+        num_rdma_bytes: bytes with which low-latency memory starts, see
+            `get_low_latency_rdma_size_hint`; the most of all ranks counts, and there is more once
+            a call needs it.  0 without low_latency_mode.
+        low_latency_mode: the low-latency calls may be made as well, in any order with the others.
         num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl: as in DeepEP; without
             effect inside one NVLink domain.
         explicitly_destroy: the user calls `destroy()`; without it an unreachable buffer frees
             what is its own; the others must not be in a call with it any more.
+        enable_shrink: False in this release: ranks cannot be masked.
         policy: form of payload loads: "fast", "safe", "aggressive", a policy or a variant's
             symbol, or "bulk"; None: DEEPEP_PTX_POLICY, then DISABLE_AGGRESSIVE_PTX_INSTRS, then
             "fast".
@@ -106,12 +110,16 @@ class Buffer:
             multiple of 16; None: the tuning file's, else the kernel's own.
         arena_limit_bytes: bytes of an arena that does not grow, a multiple of 128, see
             `get_size_hint`; None: it grows.  On all ranks or on none.
+        reduce: how `low_latency_combine` adds up, "exact" or "rank"; the same on all ranks.  None:
+            the one that moves fewer bytes between so many ranks, with as many choices per token as
+            the first low-latency call has.
 
     Raises:
         ValueError, TypeError: an argument out of range; the text begins with its name.
         TuningError: a tuning file that was named does not fit.
-        NotImplementedError: low_latency_mode, num_rdma_bytes.
-        RankMismatchError: one rank limits the arena and another does not.
+        NotImplementedError: num_rdma_bytes without low_latency_mode; enable_shrink.
+        RankMismatchError: one rank limits the arena and another does not; low_latency_mode or
+            reduce differ.
         DeepEPError: another rank failed; it is named.
     """
 
@@ -119,25 +127,31 @@ class Buffer:
 
     def __init__(self, group, num_nvl_bytes=0, num_rdma_bytes=0, low_latency_mode=False,
                  num_qps_per_rank=24, allow_nvlink_for_low_latency_mode=True, allow_mnnvl=False,
-                 explicitly_destroy=False, *, policy=None, timeout_s=100.0, zero_copy=None,
-                 tuning=None, stages=None, stage_bytes=None, arena_limit_bytes=None):
+                 explicitly_destroy=False, enable_shrink=False, *, policy=None, timeout_s=100.0,
+                 zero_copy=None, tuning=None, stages=None, stage_bytes=None,
+                 arena_limit_bytes=None, reduce=None):
         self._core = None
         self.group = group              # as it was given: callers compare it
         self._comm = group = checked_group(group)
         self.variants = self.tuning = knobs = None
 
         def check():
-            nonlocal knobs, num_nvl_bytes, arena_limit_bytes, explicitly_destroy
+            nonlocal knobs, num_nvl_bytes, num_rdma_bytes, arena_limit_bytes, explicitly_destroy
+            nonlocal low_latency_mode
             explicitly_destroy = as_bool(explicitly_destroy, "explicitly_destroy")
+            if as_bool(enable_shrink, "enable_shrink"):
+                raise NotImplementedError("enable_shrink: must be False, ranks cannot be masked in "
+                                          "this release")
             num_nvl_bytes, arena_limit_bytes = _checked_arena(num_nvl_bytes, arena_limit_bytes)
             if not (zero_copy is None or isinstance(zero_copy, (bool, int))):
                 raise TypeError("zero_copy: must be True, False or None, got "
                                 f"{type(zero_copy).__name__}")
-            if check_int(num_rdma_bytes, "num_rdma_bytes", 0):
-                raise NotImplementedError("num_rdma_bytes: must be 0, all ranks share one NVLink "
-                                          f"domain; got {num_rdma_bytes}")
-            if as_bool(low_latency_mode, "low_latency_mode"):
-                raise NotImplementedError("low_latency_mode: must be False in this release")
+            low_latency_mode = as_bool(low_latency_mode, "low_latency_mode")
+            num_rdma_bytes = check_int(num_rdma_bytes, "num_rdma_bytes", 0, MAX_ARENA_BYTES)
+            if num_rdma_bytes and not low_latency_mode:
+                raise NotImplementedError("num_rdma_bytes: must be 0 without low_latency_mode, all "
+                                          f"ranks share one NVLink domain; got {num_rdma_bytes}")
+            check_reduce(reduce)
             check_int(num_qps_per_rank, "num_qps_per_rank", 1)
             timeout_ns(timeout_s)
             knobs = check_knobs(stages=stages, stage_bytes=stage_bytes)
@@ -151,15 +165,17 @@ class Buffer:
             if self.tuning is not None and not select.is_policy_requested(policy):
                 self.variants = tuned_variants(self.variants, self.tuning, choose)
             self._symmetric = Symmetric(group)
+            return low_latency_mode
 
         # No rank waits for one whose arguments were refused.
-        all_or_none(group, check)
+        _check_same(group, "low_latency_mode", all_or_none(group, check))
         self.rank = group.rank
         self.group_size = group.size
         self.num_nvl_bytes = num_nvl_bytes
-        self.num_rdma_bytes = 0
-        self.low_latency_mode = False
+        self.num_rdma_bytes = num_rdma_bytes
+        self.low_latency_mode = low_latency_mode
         self.explicitly_destroy = explicitly_destroy
+        self.enable_shrink = False
         self.timeout_s = timeout_s
         self.zero_copy = None if zero_copy is None else bool(zero_copy)
         self.arena_limit_bytes = arena_limit_bytes
@@ -183,8 +199,18 @@ class Buffer:
         self._is_thread = getattr(group.executor, "world", None) is not None
         self._room = Room(self._symmetric, group.size, self.arena_limit_bytes or 0)
         self._results = Results(core, self.zero_copy)
+        self._init_low_latency(reduce)
         self._core = core
         self._in_flight = Flights(core)
+        if low_latency_mode:
+            self._start_low_latency(num_rdma_bytes)
+
+    def __repr__(self):
+        known = vars(self)
+        of = f"rank {known.get('rank')} of {known.get('group_size')}"
+        if known.get("low_latency_mode"):
+            of += f", low latency, reduce={known.get('_reduce')!r}"
+        return f"<{type(self).__name__} of {of}>"
 
     # -- growth, end ---------------------------------------------------------------------------
 
@@ -210,6 +236,7 @@ class Buffer:
         Slots that the failed calls held are free again.
         """
         self._live_core()
+        self._reset_low_latency()
         self._room.reset()
         self._in_flight.forget_finished()
 
@@ -222,6 +249,7 @@ class Buffer:
         """
         if self._core is None:
             return
+        self._hooks.clear()
         failure = None
         try:
             try:
@@ -245,6 +273,7 @@ class Buffer:
     def _leave(self):
         """End without the other ranks, who may be in the middle of a call with this one."""
         core, self._core = self._core, None
+        self._hooks.clear()
         core.abandon()
         leaving.keep(self._comm, core, list(self._in_flight))
         self._in_flight.end()
@@ -280,6 +309,7 @@ class Buffer:
             self._leave()
             return
         core, self._core = self._core, None
+        self._hooks.clear()
         self._in_flight.end()
         self._results.end()
         core.leave()
@@ -506,6 +536,9 @@ class Buffer:
             return self._fitting_sms(self.num_sms)
         return chosen
 
+    def _number_of(self, handle):
+        return self._room.number_of(handle.placement.handle, handle.buffer_number)
+
     def _layout_sms(self):
         """Most CTAs of a layout, which waits for nobody."""
         if isinstance(self.num_sms, _NobodySet):
@@ -620,6 +653,7 @@ class Buffer:
             DeepEPTimeoutError: another rank did not come; then `reset()`.
         """
         core = self._live_core()
+        self._check_no_hook()
         call = Call(core.executor, first_array(x), "x", stream)
         if handle is not None:
             if topk_idx is not None or topk_weights is not None:
@@ -705,7 +739,7 @@ class Buffer:
                                      num_sms, config)
         launch = self._launch(call, num_sms, ring, previous_event, async_finish,
                               allocate_on_comm_stream)
-        at = take_placement(call, handle, self._room.number_of(handle))
+        at = take_placement(call, handle, self._number_of(handle))
         of_row = self._room.for_cached(handle, rows.row_bytes, rows.scale_bytes, launch.captured)
         plan = self._results.plan(call, launch, [*_row_parts(rows), None, None, None],
                                   handle.num_recv)
@@ -747,6 +781,7 @@ class Buffer:
             As `dispatch`; what the device finds, a call that waits for the host raises.
         """
         core = self._live_core()
+        self._check_no_hook()
         handle = check_handle(handle, core.executor, self.rank, self.group_size)
         call = Call(core.executor, x, "x", stream)
         rows = take_output(call, x, handle)
@@ -761,7 +796,7 @@ class Buffer:
                                      handle.num_tokens, handle.num_topk, num_sms, config)
         launch = self._launch(call, num_sms, ring, previous_event, async_finish,
                               allocate_on_comm_stream)
-        at = take_placement(call, handle, self._room.number_of(handle))
+        at = take_placement(call, handle, self._number_of(handle))
         out = call.empty((handle.num_tokens, hidden), BFLOAT16)
         if weights is not None:
             out_weights = call.empty((handle.num_tokens, weights.shape[1]), FLOAT32)
@@ -778,6 +813,17 @@ class Buffer:
                                             [x, topk_weights, *_arrays(bias), handle])
             event = self._in_flight.announce(flight, call, [combined_x, combined_weights])
         return combined_x, combined_weights, event
+
+
+def _check_same(group, argument, values):
+    """What each rank has given, a bool, is the same; they all raise alike."""
+    for rank, value in enumerate(values):
+        if type(value) is not bool:
+            raise group.refusal(f"{value!r} of rank {rank}, which is in another collective")
+        if value != values[0]:
+            raise RankMismatchError(
+                f"{argument}: rank 0 has {values[0]}, rank {rank} has {value}; it must be equal on "
+                "all ranks", argument=argument, ranks=(0, rank), values=(values[0], value))
 
 
 def _checked_arena(num_nvl_bytes, limit):

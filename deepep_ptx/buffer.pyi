@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
+from collections.abc import Callable
 from os import PathLike
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, TypeAlias, overload
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypeAlias, overload
 
 from .config import Config
 from .event import EventOverlap
-from .handle import EPHandle
+from .handle import EPHandle, LowLatencyHandle
 
 # An array of the call's library: NumPy, torch, CuPy, or what exports an array protocol.
 _Array: TypeAlias = Any
@@ -15,6 +16,10 @@ _Rows: TypeAlias = _Array | tuple[_Array, _Array]
 _Event: TypeAlias = Any
 # None, an int, or an object with __cuda_stream__, cuda_stream or ptr.
 _Stream: TypeAlias = Any
+
+_Reduce: TypeAlias = Literal["exact", "rank"]
+# Of a call with return_recv_hook=True: launches what receives.
+_Hook: TypeAlias = Callable[[], None]
 
 class Buffer:
     num_sms: ClassVar[int]
@@ -28,6 +33,7 @@ class Buffer:
     num_rdma_bytes: int
     low_latency_mode: bool
     explicitly_destroy: bool
+    enable_shrink: bool
     timeout_s: float | None
     zero_copy: bool | None
     arena_limit_bytes: int | None
@@ -42,6 +48,7 @@ class Buffer:
         allow_nvlink_for_low_latency_mode: bool = True,
         allow_mnnvl: bool = False,
         explicitly_destroy: bool = False,
+        enable_shrink: bool = False,
         *,
         policy: str | None = None,
         timeout_s: float | None = 100.0,
@@ -50,6 +57,7 @@ class Buffer:
         stages: int | None = None,
         stage_bytes: int | None = None,
         arena_limit_bytes: int | None = None,
+        reduce: _Reduce | None = None,
     ) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -167,3 +175,64 @@ class Buffer:
         num_sms: int | None = None,
         stream: _Stream = None,
     ) -> tuple[_Array, _Array | None, EventOverlap]: ...
+    @property
+    def reduce(self) -> _Reduce | None: ...
+    @staticmethod
+    def get_low_latency_rdma_size_hint(
+        num_max_dispatch_tokens_per_rank: int,
+        hidden: int,
+        num_ranks: int,
+        num_experts: int,
+        *,
+        num_topk: int = 8,
+        reduce: _Reduce | None = None,
+    ) -> int: ...
+    def clean_low_latency_buffer(
+        self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int
+    ) -> None: ...
+    def low_latency_dispatch(
+        self,
+        x: _Array,
+        topk_idx: _Array,
+        num_max_dispatch_tokens_per_rank: int,
+        num_experts: int,
+        cumulative_local_expert_recv_stats: _Array | None = None,
+        dispatch_wait_recv_cost_stats: _Array | None = None,
+        use_fp8: bool = True,
+        round_scale: bool = False,
+        use_ue8m0: bool = False,
+        async_finish: bool = False,
+        return_recv_hook: bool = False,
+        *,
+        x_global_scale: None = None,
+        use_nvfp4: bool = False,
+        num_sms: int | None = None,
+        stream: _Stream = None,
+    ) -> tuple[Any, _Array, LowLatencyHandle, EventOverlap, _Hook | None]: ...
+    def low_latency_combine(
+        self,
+        x: _Array,
+        topk_idx: _Array,
+        topk_weights: _Array,
+        handle: LowLatencyHandle,
+        use_logfmt: bool = False,
+        zero_copy: bool = False,
+        async_finish: bool = False,
+        return_recv_hook: bool = False,
+        out: _Array | None = None,
+        combine_wait_recv_cost_stats: _Array | None = None,
+        *,
+        overlap: bool = False,
+        packed_recv_count: None = None,
+        comp_signal: None = None,
+        block_m: int = 64,
+        threshold: int = 0,
+        src_signals: None = None,
+        src_signal_expect_value: int = 0,
+        num_sms: int | None = None,
+        stream: _Stream = None,
+    ) -> tuple[_Array, EventOverlap, _Hook | None]: ...
+    def get_next_low_latency_combine_buffer(self, handle: LowLatencyHandle) -> NoReturn: ...
+    def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> NoReturn: ...
+    def low_latency_query_mask_buffer(self, mask_status: _Array) -> NoReturn: ...
+    def low_latency_clean_mask_buffer(self) -> NoReturn: ...

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable
 
-_NO_PICKLE = ("EPHandle: cannot be pickled, it stands for memory of the process that dispatched; "
+_NO_PICKLE = ("handle: cannot be pickled, it stands for memory of the process that dispatched; "
               "keep topk_idx and topk_weights instead, and dispatch with them")
 
 
@@ -128,3 +128,70 @@ class EPHandle(_Single, tuple):
         known = vars(self)
         return (f"<EPHandle of rank {known.get('rank')}: {known.get('num_tokens')} tokens, "
                 f"{known.get('num_recv')} rows received>")
+
+
+class LowLatencyHandle(_Single, tuple):
+    """What `Buffer.low_latency_dispatch` hands to `low_latency_combine`: opaque, immutable.
+
+    Its items are DeepEP's: src_info int32 [local_experts, R * max], layout_range int64
+    [local_experts, R], max, hidden, num_experts; and a last one that is its dispatch.  A tuple of
+    the six is as good as the handle, and `LowLatencyHandle(items)` is the handle again, as with
+    `EPHandle`.
+
+    Attributes:
+        rank, num_ranks, executor: whose it is, and where it was made.
+        num_tokens: rows that combine returns.
+        num_topk: choices per token.
+        rows_of: `Array` int32 [R, max, num_topk], the row of each rank's choice here, or -1.
+        source_tokens: `Array` int32 [R], tokens of each rank.
+        library: of these.
+        number, buffer_number: of the call, and of its buffer.
+        was_reset: `threading.Event`, set when its buffer is reset: combine takes it no more.
+
+    Raises:
+        TypeError: not the items of a handle, or pickled.
+    """
+
+    def __new__(cls, items):
+        return cls._again(items, "items")
+
+    @classmethod
+    def _of(cls, items, attributes):
+        """A handle with `attributes`, a dict that is its own from then on."""
+        handle = tuple.__new__(cls, (*items, _Sent(items[0], attributes)))
+        object.__setattr__(handle, "__dict__", attributes)
+        return handle
+
+    @classmethod
+    def _again(cls, items, name):
+        """The handle of `items`, which are argument `name`."""
+        kind = type(items).__name__
+        if not hasattr(items, "dtype") and isinstance(items, Iterable):
+            items = tuple(items)
+            if len(items) == 6 and type(items[5]) is _Sent:
+                return cls._of(items[:5], items[5].attributes)
+            kind += f" of {len(items)}"
+        raise TypeError(f"{name}: must be what low_latency_dispatch returned, or a tuple of its "
+                        f"six items, got {kind}")
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")
+
+    def __delattr__(self, name):
+        raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")
+
+    def __eq__(self, other):
+        if not isinstance(other, tuple):
+            return NotImplemented
+        return (len(other) == 6 and type(other[5]) is _Sent
+                and other[5].attributes is self[5].attributes)
+
+    def __ne__(self, other):
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else not equal
+
+    def __hash__(self):
+        return id(self[5].attributes)
+
+    def __repr__(self):
+        return f"<LowLatencyHandle of rank {self.rank}: at most {self[2]} tokens of each rank>"

@@ -57,13 +57,12 @@ class Room:
         """What a handle keeps of its dispatch's room: buffer -> bytes of landing for a row."""
         return {} if captured else {self.number: of_row}
 
-    def number_of(self, handle):
-        """What ranks compare: of the call that made the handle, and of its buffer if that is
-        another one."""
-        number = handle.placement.handle
-        if handle.buffer_number == self.number:
+    def number_of(self, number, buffer_number):
+        """What ranks compare: of the call that made a handle, and of its buffer if that is another
+        one."""
+        if buffer_number == self.number:
             return number
-        return FOREIGN | ((number * 0x9E3779B1 ^ handle.buffer_number * 0x85EBCA77) & (FOREIGN - 1))
+        return FOREIGN | ((number * 0x9E3779B1 ^ buffer_number * 0x85EBCA77) & (FOREIGN - 1))
 
     def reset(self):
         """That of the buffer.  Ranks may have left a call at different points, and agree again."""
@@ -140,7 +139,7 @@ class Room:
             return 0
         pushed = handle.num_tokens * min(self._num_ranks, handle.num_topk or self._num_ranks)
         return self._ensure(landing_bytes(max(pushed, handle.num_recv), of_row), of_row=of_row,
-                            handle=self.number_of(handle))
+                            handle=self.number_of(handle.placement.handle, handle.buffer_number))
 
     def _ensure(self, nbytes, assured=0, of_row=0, handle=0):
         """Returns the `of_row` that all ranks have made room for with that handle."""

@@ -127,6 +127,9 @@ class Job:
             self.topk_idxs.append(idx)
             self.topk_weights.append(rng.standard_normal((count, num_topk), dtype=np.float32))
             self.biases.append(tuple(numbers(rng, (count, hidden)) for _ in range(2)))
+        # A cast makes nothing of what is no number.
+        self.few = [numbers(np.random.default_rng([seed, rank, 2]), (count, hidden))
+                    for rank, count in enumerate(tokens)]
 
     @property
     def worst_tokens(self):
@@ -166,6 +169,26 @@ class Job:
         return reference.combine(list(ys), self.received(),
                                  list(weights) if has_weights else None, biases)
 
+    @functools.lru_cache  # noqa: B019
+    def ll_received(self, **cast):
+        """Of each rank, what the reference's low-latency dispatch of `few` gives."""
+        return reference.low_latency_dispatch(self.few, self.topk_idxs, max(self.tokens),
+                                              self.num_experts, **cast)
+
+    @functools.lru_cache  # noqa: B019
+    def ll_output(self, rank):
+        """Expert output that a rank gives back: all rows, of which those received count."""
+        slots = self.num_ranks * max(self.tokens)
+        return numbers(np.random.default_rng([self.seed, rank, 3]),
+                       (self.num_experts // self.num_ranks, slots, self.hidden))
+
+    @functools.lru_cache  # noqa: B019
+    def ll_combined(self, reduce):
+        """combined_x of each rank."""
+        ys = [self.ll_output(rank) for rank in range(self.num_ranks)]
+        return reference.low_latency_combine(ys, self.ll_received(), self.topk_idxs,
+                                             self.topk_weights, reduce)
+
 
 def assert_bits(got, want, name):
     """Same type, shape and bits."""
@@ -192,7 +215,7 @@ class Side:
         self.topk_idx = give(job.topk_idxs[self.rank])
         self.topk_weights = give(job.topk_weights[self.rank])
         self.bias = tuple(map(give, job.biases[self.rank]))
-        self._layout = self._sent = None
+        self._layout = self._sent = self._ll_sent = None
 
     def x(self, kind="rows"):
         """This rank's x of a kind."""
@@ -202,7 +225,7 @@ class Side:
     def with_buffer(self, buffer):
         """The same rank with another buffer."""
         other = object.__new__(Side)
-        other.__dict__.update(vars(self), buffer=buffer, _layout=None, _sent=None)
+        other.__dict__.update(vars(self), buffer=buffer, _layout=None, _sent=None, _ll_sent=None)
         return other
 
     def make(self, options):
@@ -224,6 +247,13 @@ class Side:
 
     def get(self, array):
         return self.arrays.get(array)
+
+    def get_swapped(self, array):
+        """Of an array whose last two dimensions lie in the other order."""
+        if hasattr(array, "swapaxes"):
+            return self.get(array.swapaxes(-2, -1)).swapaxes(-2, -1)
+        assert array.swapped
+        return self.get(array)
 
     def check(self, got, want, name):
         assert_bits(self.get(got), want, f"rank {self.rank}: {name}")
@@ -346,6 +376,81 @@ class Side:
         else:
             assert out_weights is None
         return results
+
+    # -- low-latency calls
+
+    def ll_sent(self):
+        """Handle of a low-latency dispatch, kept for the combines."""
+        if self._ll_sent is None:
+            self._ll_sent = self.low_latency_dispatch({})[2]
+        return self._ll_sent
+
+    def receive(self, hook, event, given):
+        """What a call with `given` was to bring is there."""
+        assert (hook is not None) == bool(given.get("return_recv_hook"))
+        if hook is not None:
+            hook()
+        self.wait(event, given)
+
+    def low_latency_dispatch(self, options):
+        """`Buffer.low_latency_dispatch` with `options`."""
+        x = self.arrays.give(self.job.few[self.rank])
+        given = self.make(options)
+        results = self.buffer.low_latency_dispatch(x, self.topk_idx, max(self.job.tokens),
+                                                   self.job.num_experts, **given)
+        recv_x, recv_count, handle, event, hook = results
+        self.receive(hook, event, given)
+        want = self.job.ll_received(**{name: given[name] for name in (
+            "use_fp8", "round_scale", "use_ue8m0") if name in given})[self.rank]
+        self.check(recv_count, want.recv_count, "recv_count")
+        self.check(handle[1], want.layout_range, "handle[1]")
+        src_info = self.get(handle[0])
+        parts = [(src_info, want.src_info)]
+        if isinstance(want.recv_x, tuple):
+            got = self.arrays.get_fp8(recv_x[0]), self.get_swapped(recv_x[1])
+            parts += zip(got, want.recv_x, strict=True)
+        else:
+            parts.append((self.get(recv_x), want.recv_x))
+        for got, wanted in parts:
+            assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
+            for expert, count in enumerate(want.recv_count):
+                assert_bits(np.ascontiguousarray(got[expert, :count]),
+                            np.ascontiguousarray(wanted[expert, :count]),
+                            f"rank {self.rank}: rows of expert {expert}")
+        counted = given.get("cumulative_local_expert_recv_stats")
+        if counted is not None:
+            self.check(counted, want.recv_count, "cumulative_local_expert_recv_stats")
+        self.check_waits(given.get("dispatch_wait_recv_cost_stats"))
+        assert handle[2:5] == (max(self.job.tokens), self.job.hidden, self.job.num_experts)
+        numbers_of = {"rank": self.rank, "num_ranks": self.comm.size,
+                      "executor": self.comm.executor.name, "num_topk": self.job.num_topk,
+                      "num_tokens": self.job.tokens[self.rank]}
+        assert {name: getattr(handle, name) for name in numbers_of} == numbers_of
+        return results
+
+    def check_waits(self, stats):
+        if stats is not None:
+            waits = self.get(stats)
+            assert (waits >= 0).all() and (waits < 1 << 40).all(), waits
+
+    def low_latency_combine(self, options, handle=None):
+        """`Buffer.low_latency_combine` with `options`."""
+        handle = handle or self.ll_sent()
+        y = self.arrays.give(self.job.ll_output(self.rank))
+        given = self.make(options)
+        out, event, hook = results = self.buffer.low_latency_combine(
+            y, self.topk_idx, self.topk_weights, handle, **given)
+        self.receive(hook, event, given)
+        if given.get("out") is not None:
+            assert out is given["out"]
+        self.check(out, self.job.ll_combined(self.buffer.reduce)[self.rank], "combined_x")
+        self.check_waits(given.get("combine_wait_recv_cost_stats"))
+        return results
+
+    def ll_round_trip(self):
+        """Without options."""
+        self._ll_sent = None
+        self.low_latency_combine({})
 
     def round_trip(self):
         """A dispatch and combines of it, without options but for what they move."""

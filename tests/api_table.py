@@ -16,11 +16,12 @@ import numpy as np
 
 from deepep_ptx import Buffer, Config, EventHandle, EventOverlap, reference
 from deepep_ptx.arrays import BFLOAT16, DeviceArray
-from deepep_ptx.handle import EPHandle
+from deepep_ptx.handle import EPHandle, LowLatencyHandle
+from deepep_ptx.low_latency import default_reduce
 from tests.api_calls import Job, Side
 from tests.test_stubs import by_name, stub_kind_of, stub_of
 
-JOB = {"tokens": [24, 17], "hidden": 256, "num_topk": 4, "num_experts": 8}
+JOB = {"tokens": [24, 17], "hidden": 512, "num_topk": 4, "num_experts": 8}
 
 
 @dataclass
@@ -69,7 +70,11 @@ SMS = [{"num_sms": 1}, {"num_sms": 7}, {"config": Config(4)}, {"config": Config(
 def construct(side, row):
     """A buffer of its own, and a round trip on it."""
     with Buffer(side.comm, **side.make(row)) as buffer:
-        side.with_buffer(buffer).round_trip()
+        own = side.with_buffer(buffer)
+        own.round_trip()
+        if row.get("low_latency_mode"):
+            own.ll_round_trip()
+            assert buffer.reduce == (row.get("reduce") or reduce_of(side))
 
 
 def set_num_sms(side, row):
@@ -222,6 +227,72 @@ def last_launch(side, row):
     assert symbol in {variant["symbol"] for variant in side.buffer.variants.values()}, symbol
 
 
+# -- Buffer: low latency ------------------------------------------------------------------------
+
+def rdma_size_hint(side, row):
+    """What calls of that size take: none of them makes more."""
+    job = side.job
+    size = Buffer.get_low_latency_rdma_size_hint(max(job.tokens), job.hidden, side.comm.size,
+                                                 job.num_experts, **row)
+    with Buffer(side.comm, num_rdma_bytes=size, low_latency_mode=True,
+                reduce=row.get("reduce")) as buffer:
+        assert buffer.num_rdma_bytes == size
+        side.with_buffer(buffer).ll_round_trip()
+
+
+def clean_low_latency_buffer(side, row):
+    side.buffer.clean_low_latency_buffer(max(side.job.tokens), side.job.hidden,
+                                         side.job.num_experts)
+    side.low_latency_combine({})
+
+
+def reduce_of(side):
+    """Of a buffer that was not told."""
+    return default_reduce(side.comm.size, side.job.num_topk)
+
+
+def reduce(side, row):
+    """Known from the first call on."""
+    with Buffer(side.comm, low_latency_mode=True) as fresh:
+        assert fresh.reduce is None
+        side.with_buffer(fresh).ll_round_trip()
+        assert fresh.reduce == reduce_of(side)
+
+
+def later(name, *arguments):
+    """A method that this release does not have: it says so."""
+    def run(side, row):
+        try:
+            getattr(side.buffer, name)(*arguments, **row)
+        except NotImplementedError as error:
+            assert str(error).startswith(f"{name}: ")
+        else:
+            raise AssertionError(name)
+    return run
+
+
+def ll_rebuilt_handle(side, row):
+    handle = side.ll_sent()
+    again = LowLatencyHandle(value for value in handle)
+    assert again == handle
+    for made in (again, LowLatencyHandle((None, *handle[1:])), tuple(handle)):
+        side.low_latency_combine({}, made)
+
+
+def ll_attribute(name):
+    """One whose value `Side.low_latency_dispatch` compares."""
+    def run(side, row):
+        getattr(side.ll_sent(), name)
+    return run
+
+
+def zeros(dtype, *shape):
+    """An array, given a function of the side that tells its shape."""
+    def make(side):
+        return side.arrays.give(np.zeros([size(side) for size in shape], dtype))
+    return make
+
+
 # -- events -----------------------------------------------------------------------------------
 
 def capture(side, row):
@@ -362,18 +433,39 @@ def exported(array, values, side, row):
 
 # -- the table --------------------------------------------------------------------------------
 
+def group_size(side):
+    return side.comm.size
+
+
+def local_experts(side):
+    return side.job.num_experts // side.comm.size
+
+
+COUNTS = {"cumulative_local_expert_recv_stats": zeros(np.int32, local_experts)}
+WAITS = {"dispatch_wait_recv_cost_stats": zeros(np.int64, group_size)}
+COMBINE_WAITS = {"combine_wait_recv_cost_stats": zeros(np.int64, group_size)}
+OUT = {"out": zeros(BFLOAT16, lambda side: side.job.tokens[side.rank],
+                    lambda side: side.job.hidden)}
+# Of low-latency calls: each alone.
+FEW_LATER = [{"async_finish": True}, {"async_finish": False}, {"return_recv_hook": True},
+             {"num_sms": 1}, {"num_sms": 7}, {"stream": stream},
+             {"return_recv_hook": True, "stream": stream}]
+
 TABLE = {
     "Buffer": Member(construct, [
         {}, {"num_nvl_bytes": lambda side: side.job.arena_bytes}, {"num_rdma_bytes": 0},
         {"low_latency_mode": False}, {"num_qps_per_rank": 12},
         {"allow_nvlink_for_low_latency_mode": False}, {"allow_mnnvl": True},
-        {"explicitly_destroy": True}, {"policy": "safe"}, {"policy": "aggressive"},
+        {"explicitly_destroy": True}, {"enable_shrink": False}, {"reduce": "rank"},
+        {"low_latency_mode": True}, {"low_latency_mode": True, "reduce": "rank"},
+        {"low_latency_mode": True, "reduce": "exact", "num_rdma_bytes": 1 << 20},
+        {"policy": "safe"}, {"policy": "aggressive"},
         {"timeout_s": None}, {"timeout_s": 50.0}, {"zero_copy": False}, {"zero_copy": None},
         {"zero_copy": True}, {"tuning": False},
         {"arena_limit_bytes": lambda side: side.job.arena_bytes},
         {"stages": 2}, {"stage_bytes": 1024},
         {"num_nvl_bytes": lambda side: side.job.arena_bytes, "num_rdma_bytes": 0,
-         "low_latency_mode": False, "num_qps_per_rank": 1,
+         "low_latency_mode": True, "num_qps_per_rank": 1, "enable_shrink": False, "reduce": None,
          "allow_nvlink_for_low_latency_mode": False, "allow_mnnvl": True,
          "explicitly_destroy": True, "policy": "bulk", "timeout_s": 60.0, "zero_copy": False,
          "tuning": False, "stages": 3, "stage_bytes": 512,
@@ -389,7 +481,7 @@ TABLE = {
          "stream": stream},
         {**TOPK, "num_worst_tokens": lambda side: side.job.worst_tokens, "expert_alignment": 16,
          "num_sms": 2, "config": Config(3), **ASYNC, "stream": stream},
-        {"combine_hidden": 512}, {**TOPK, "combine_hidden": 8},
+        {"combine_hidden": 1024}, {**TOPK, "combine_hidden": 8},
         {"handle": lambda side: side.sent()[1]},
         *({"handle": lambda side: side.sent()[1], **later} for later in (*SMS, *LATER)),
         {"handle": lambda side: side.sent()[1], "num_sms": 2, "config": Config(3), **ASYNC,
@@ -434,7 +526,42 @@ TABLE = {
          "scale_itemsize": 1},
     ]),
 
+    "Buffer.low_latency_dispatch": Member(Side.low_latency_dispatch, [
+        {}, COUNTS, WAITS, {"use_fp8": False}, {"use_fp8": True}, {"round_scale": True},
+        {"round_scale": True, "use_ue8m0": True}, *FEW_LATER, {"x_global_scale": None},
+        {"use_nvfp4": False},
+        {"dispatch_wait_recv_cost_stats": zeros(np.int64, group_size, group_size)},
+        {**COUNTS, **WAITS, "use_fp8": True, "round_scale": True, "use_ue8m0": True,
+         "async_finish": True, "return_recv_hook": False, "x_global_scale": None,
+         "use_nvfp4": False, "num_sms": 3, "stream": stream},
+        {**COUNTS, **WAITS, "use_fp8": False, "return_recv_hook": True, "num_sms": 3,
+         "stream": stream},
+    ], {"use_ue8m0": {"round_scale"}}),
+    "Buffer.low_latency_combine": Member(Side.low_latency_combine, [
+        {}, OUT, COMBINE_WAITS, {"out": None}, {"use_logfmt": False}, {"zero_copy": False},
+        *FEW_LATER, {"overlap": False}, {"packed_recv_count": None}, {"comp_signal": None},
+        {"block_m": 64}, {"threshold": 0}, {"src_signals": None}, {"src_signal_expect_value": 0},
+        {"combine_wait_recv_cost_stats": zeros(np.int64, group_size, group_size)},
+        {**OUT, **COMBINE_WAITS, "use_logfmt": False, "zero_copy": False, "async_finish": True,
+         "return_recv_hook": False, "overlap": False, "packed_recv_count": None,
+         "comp_signal": None, "block_m": 64, "threshold": 0, "src_signals": None,
+         "src_signal_expect_value": 0, "num_sms": 3, "stream": stream},
+        {**OUT, **COMBINE_WAITS, "return_recv_hook": True, "num_sms": 3, "stream": stream},
+    ]),
+    "Buffer.get_low_latency_rdma_size_hint": Member(rdma_size_hint, [
+        {}, {"num_topk": 4}, {"reduce": "rank"}, {"num_topk": 4, "reduce": "exact"},
+    ]),
+    "Buffer.clean_low_latency_buffer": Member(clean_low_latency_buffer),
+    "Buffer.reduce": Member(reduce),
+    "Buffer.get_next_low_latency_combine_buffer": Member(
+        later("get_next_low_latency_combine_buffer", None)),
+    "Buffer.low_latency_update_mask_buffer": Member(
+        later("low_latency_update_mask_buffer", 0), [{}, {"mask": True}]),
+    "Buffer.low_latency_query_mask_buffer": Member(later("low_latency_query_mask_buffer", None)),
+    "Buffer.low_latency_clean_mask_buffer": Member(later("low_latency_clean_mask_buffer")),
+
     "EPHandle": Member(rebuilt_handle),
+    "LowLatencyHandle": Member(ll_rebuilt_handle),
 
     "EventHandle": Member(event_handle),
     "EventHandle.current_stream_wait": Member(handle_waits),
@@ -481,7 +608,8 @@ ATTRIBUTES = {
     "Buffer.group_size": lambda side, value: value == side.comm.size,
     "Buffer.num_nvl_bytes": lambda side, value: value == side.job.arena_bytes,
     "Buffer.num_rdma_bytes": lambda side, value: value == 0,
-    "Buffer.low_latency_mode": lambda side, value: value is False,
+    "Buffer.low_latency_mode": lambda side, value: value is True,
+    "Buffer.enable_shrink": lambda side, value: value is False,
     "Buffer.explicitly_destroy": lambda side, value: value is False,
     "Buffer.timeout_s": lambda side, value: value == 30.0,
     "Buffer.zero_copy": lambda side, value: value is None,
@@ -500,6 +628,7 @@ ATTRIBUTES = {
     "DeviceArray.address": lambda side, value: value % 16 == 0 < value,
     "DeviceArray.device": lambda side, value: value == side.comm.executor.device,
     "DeviceArray.stream": lambda side, value: value == 0,
+    "DeviceArray.swapped": lambda side, value: value is False,      # as scales of few tokens are
 }
 OWNERS = {
     "Buffer": lambda side: side.buffer,
@@ -530,11 +659,15 @@ TABLE |= {f"EPHandle.{name}": Member(attribute(name)) for name in (
     "rank", "executor", "recv_src_idx", "is_token_in_rank", "num_tokens", "num_recv", "num_topk",
     "num_worst_tokens", "hidden", "recv_count")}
 
+TABLE |= {f"LowLatencyHandle.{name}": Member(ll_attribute(name)) for name in (
+    "rank", "num_ranks", "executor", "num_tokens", "num_topk")}
+
 
 # -- what there is ----------------------------------------------------------------------------
 
-CLASSES = {"Buffer": "buffer", "EPHandle": "handle", "EventHandle": "event",
-           "EventOverlap": "event", "Config": "config", "DeviceArray": "arrays.device_array"}
+CLASSES = {"Buffer": "buffer", "EPHandle": "handle", "LowLatencyHandle": "handle",
+           "EventHandle": "event", "EventOverlap": "event", "Config": "config",
+           "DeviceArray": "arrays.device_array"}
 
 
 def public_members():
@@ -549,7 +682,8 @@ def public_members():
         if name != "DeviceArray":       # calls make it
             found[name] = optional_of(cls)
         members = {member for member in dir(cls) if not member.startswith("_")}
-        members -= {member for base in cls.__mro__[1:] for member in dir(base)}
+        members -= {member for base in cls.__mro__[1:] for member in dir(base)
+                    if not base.__module__.startswith("deepep_ptx")}
         members |= {member for member in stub if not member.startswith("_")}
         members |= {member for member, nodes in stub.items()
                     if member not in ("__init__", "__new__", "__exit__")
@@ -601,7 +735,8 @@ def groups(library_gives_device_arrays):
 def run_group(comm, library, group):
     """All rows of one class, in the table's order, on a rank."""
     job = Job(JOB["tokens"][:comm.size], JOB["hidden"], JOB["num_topk"], JOB["num_experts"])
-    with Buffer(comm, job.arena_bytes, timeout_s=30.0, tuning=False) as buffer:
+    with Buffer(comm, job.arena_bytes, low_latency_mode=True, timeout_s=30.0,
+                tuning=False) as buffer:
         side = Side(comm, library, job, buffer)
         for key, member in TABLE.items():
             if key.partition(".")[0] != group:

@@ -52,6 +52,10 @@ class NumPyArrays:
         assert isinstance(array, np.ndarray) and array.flags.c_contiguous
         return np.array(array)
 
+    def get_fp8(self, array):
+        """FP8 rows that a call has returned."""
+        return self.get(array)
+
     def store(self, array, rows):
         array[:len(rows)] = rows
 

@@ -12,10 +12,14 @@ from unittest import mock
 import numpy as np
 
 from deepep_ptx import Buffer, _emu, run_ranks, runtime, select
+from deepep_ptx import low_latency as low_latency_calls
 from deepep_ptx.arrays.dtypes import BY_NAME
+from deepep_ptx.cli.check import failing_low_latency
+from deepep_ptx.cli.check.low_latency import LowLatencyCalls
+from deepep_ptx.cli.check.workloads import WORKLOADS, Workload
 from deepep_ptx.emu.coverage import coverage, ranges
 from deepep_ptx.errors import DeepEPTimeoutError, RankMismatchError
-from tests import test_async, test_graphs, test_row_types
+from tests import low_latency, test_async, test_graphs, test_row_types
 from tests import test_buffer_life as life
 from tests.test_roundtrip import PLAIN, assert_round_trip, make_inputs
 
@@ -24,8 +28,12 @@ TABLE = Path(__file__).with_name("unexecuted.toml")
 
 # Included for each wait, or each error, of a kernel: that of its copies one is executed is enough.
 SHARED = tuple(f"ptx/role/{name}.inc" for name in (
-    "exchange/wait_flag", "fault/abort_rank", "fault/give_up", "fault/report", "fault/stuck",
-    "fault/tell_abort", "fault/tell_peers", "fault/write_report"))
+    "exchange/look_around", "exchange/wait_flag", "fault/abort_rank", "fault/give_up",
+    "fault/report", "fault/stuck", "fault/tell_abort", "fault/tell_peers", "fault/write_report",
+    "low_latency/await_word", "low_latency/note_failure"))
+
+# In the place of a policy: the kernels that have none.
+LOW_LATENCY = "low-latency"
 
 AT_ONCE = 1e-7          # seconds: a wait of more than 64 polls gives up
 LONG = 1 << 20          # hidden of rows that take longer than so many polls
@@ -37,7 +45,17 @@ def forms():
     for variant in select.load_table()["variants"]:
         if variant["path"]:
             found[variant["arch"], variant["policy"] or variant["path"]] = None
+        elif variant["kernel"] == "ll_dispatch":
+            found[variant["arch"], LOW_LATENCY] = None
     return list(found)
+
+
+def symbols(arch, policy):
+    """Those of the kernels that the runs of a form are about."""
+    low_latency = policy == LOW_LATENCY
+    chosen = select.choose(select.DEFAULT_POLICY if low_latency else policy, arch)
+    return {variant["symbol"] for name, variant in chosen.items()
+            if name.startswith("ll_") == low_latency}
 
 
 # -- calls that are right ---------------------------------------------------------------------
@@ -251,6 +269,100 @@ def late_loads(comm, use):
         buffer.reset()
 
 
+# -- low latency --------------------------------------------------------------------------------
+
+LL_EXPERTS = 32
+# tokens of each rank, changes of the call; more tokens: rows in fewer parts
+LL_ROUND_TRIPS = [
+    ([3, 9], {}), ([3, 9], {"use_fp8": False, "num_sms": 1}), ([0, 0], {}),
+    ([300, 260], {"num_sms": 2}), ([600, 4], {}), ([1030, 4], {}),
+]
+
+
+def low_latency_round_trip(comm, tokens, changes, reduce, idx_dtype, hidden):
+    """Every second token names eight experts of one rank, the others some of all ranks."""
+    rng = np.random.default_rng(len(tokens))
+    num_topk = 8 if max(tokens) < 500 else 1
+    inputs = low_latency.make_inputs(rng, tokens, hidden, LL_EXPERTS, num_topk, "holes", idx_dtype)
+    for idx in inputs[1]:
+        for number, choices in enumerate(idx[::2]):
+            choices[:] = (np.arange(num_topk) + 16 * (number % 2) + number % 9)
+    with Buffer(comm, low_latency_mode=True, reduce=reduce) as buffer:
+        low_latency.round_trip(comm, buffer, inputs, LL_EXPERTS, max(1, *tokens), **changes)
+
+
+def many_low_latency_ranks(comm):
+    """More ranks than a warp has lanes, whose waits are counted."""
+    inputs = low_latency.make_inputs(np.random.default_rng(1), [1] * comm.size, 128, comm.size, 2)
+    x, idx, weights = (arrays[comm.rank] for arrays in inputs)
+    waits = np.zeros((2, comm.size), np.int64)
+    with Buffer(comm, low_latency_mode=True) as buffer:
+        recv_x, _, handle, _, _ = buffer.low_latency_dispatch(
+            x, idx, 1, comm.size, use_fp8=False, num_sms=1, dispatch_wait_recv_cost_stats=waits[0])
+        buffer.low_latency_combine(recv_x, idx, weights, handle, num_sms=1,
+                                   combine_wait_recv_cost_stats=waits[1])
+    assert (waits >= 0).all()
+
+
+def late_low_latency_rank(comm):
+    """Rank 1 is busy for thousands of polls of the other one, before each call."""
+    busy = comm.executor.load("spin", SPIN, 8)
+    inputs = low_latency.make_inputs(np.random.default_rng(1), [3, 2], 128, 4, 2)
+    with Buffer(comm, low_latency_mode=True) as buffer:
+        for _ in range(2):
+            if comm.rank:
+                comm.executor.launch(busy, (100_000).to_bytes(8, "little"), 1, 1)
+            low_latency.round_trip(comm, buffer, inputs, 4, 3)
+
+
+def often(comm):
+    """Now and then a rank begins a call before the flag ll_free of the one before has come."""
+    inputs = low_latency.make_inputs(np.random.default_rng(0), [1, 1], 128, 2, 1)
+    x, idx, weights = (arrays[comm.rank] for arrays in inputs)
+    with Buffer(comm, low_latency_mode=True) as buffer:
+        for _ in range(60):
+            low_latency.round_trip(comm, buffer, inputs, 2, 1)
+        handle = buffer.low_latency_dispatch(x, idx, 1, 2)[2]
+        y = np.ones((1, 2, 128), life.BF16)
+        for _ in range(150):
+            out = buffer.low_latency_combine(y, idx, weights, handle)[0]
+        assert (out == weights.astype(life.BF16)).all()
+
+
+def clean(workload, arch, scheduler="rr", **options):
+    """A workload as `deepep-ptx check` has them."""
+    outcome = workload.run(select.DEFAULT_POLICY, arch=arch, scheduler=scheduler, check=None,
+                           **options)
+    assert outcome.is_clean, (workload.name, outcome)
+
+
+def low_latency_scenes(arch):
+    """As `scenes`, of the low-latency kernels."""
+    for workload in WORKLOADS.values():
+        if "ll_dispatch" in workload.uses:
+            for scheduler in ("rr", "random"):
+                yield partial(clean, workload, arch, scheduler)
+    for seed in (1, 3):
+        yield partial(run_ranks, often, 2, scheduler="random", seed=seed)
+    for idx_dtype in ("int32", "int64"):
+        for reduce in ("exact", "rank"):
+            late = LowLatencyCalls(tokens=(5, 3), topk=8, reduce=reduce, idx_dtype=idx_dtype,
+                                   before=failing_low_latency.late_combine)
+            yield partial(clean, Workload("late", "more choices at once", (), late, ranks=3), arch)
+            for word_tokens in (0, 1 << 12):
+                for tokens, changes in LL_ROUND_TRIPS:
+                    yield partial(with_word_tokens, word_tokens, run_ranks, low_latency_round_trip,
+                                  2, tokens, changes, reduce, idx_dtype,
+                                  2432 if max(tokens) < 10 else 128)
+    yield partial(run_ranks, late_low_latency_rank, 2)
+    yield partial(run_ranks, many_low_latency_ranks, 34)
+
+
+def with_word_tokens(number, run, *args):
+    with mock.patch.object(low_latency_calls, "WORD_TOKENS", number):
+        run(*args)
+
+
 # -- the matrix ------------------------------------------------------------------------------------
 
 def scenes(arch, policy):
@@ -307,9 +419,13 @@ def executed(arch, policy):
         def __init__(self, *args, **kwargs):
             worlds.append(self)
 
+    if policy == LOW_LATENCY:
+        policy, all_scenes = select.DEFAULT_POLICY, low_latency_scenes(arch)
+    else:
+        all_scenes = scenes(arch, policy)
     with mock.patch.multiple(runtime, World=Recorded, ARCHS=(arch,)), \
             mock.patch.dict(os.environ, DEEPEP_PTX_POLICY=policy, DEEPEP_PTX_EXECUTOR="emu"):
-        for scene in scenes(arch, policy):
+        for scene in all_scenes:
             scene()
             runs += [world.ran() for world in worlds]
             worlds.clear()

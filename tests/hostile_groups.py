@@ -5,7 +5,8 @@ import struct
 
 # struct ep_record of cysrc/core/gather.h: what ranks give in the collectives of the core.  Its
 # first four words say whose it is.
-RECORD = struct.Struct("=4I 5Q 128s 512s")
+NUMBERS = 8                     # of which the first is the buffer's
+RECORD = struct.Struct(f"=4I {NUMBERS}Q 128s 512s")
 
 
 class Group:
@@ -39,11 +40,11 @@ def contents(change):
         return of_record(value) if is_record(value) else change(value)
 
     def of_record(record):
-        *head, buffer, a, b, c, d, handle, text = RECORD.unpack(record)
-        numbers = [change(number) for number in (buffer, a, b, c, d)]
+        *fields, handle, text = RECORD.unpack(record)
+        head, numbers = fields[:-NUMBERS], list(map(change, fields[-NUMBERS:]))
         handle = change(handle) if any(handle) else handle
         try:
-            return struct.pack("=4I 5Q", *head, *numbers) + handle + text
+            return struct.pack(f"=4I {NUMBERS}Q", *head, *numbers) + handle + text
         except (struct.error, TypeError):       # it fits no record
             return (*head, *numbers, handle, text)
     return lambda everybody: [(rank, of(value)) for rank, value in everybody]

@@ -11,6 +11,7 @@
 
 #include "core/gather.h"
 
+#define HIDDEN 128
 #define R 3
 #define FAILING 1                            /* the rank on which functions fail                */
 #define START (1u << 16)
@@ -164,6 +165,14 @@ static int m_synchronize(void *self, void *stream)
     return EP_OK;
 }
 
+static int m_wait(void *self, void *waiter, void *waited)
+{
+    (void)waiter;
+    (void)waited;
+    FAILS("stream_wait");
+    return EP_OK;
+}
+
 static int m_event_create(void *self, void **out)
 {
     FAILS("event_create");
@@ -183,7 +192,7 @@ static const char *m_last_error(void *self)
 
 static const char *const FUNCTIONS[] = {
     "alloc", "arena", "host_alloc", "copy_in", "copy_out", "fill", "export_memory",
-    "import_memory", "stream_create", "stream_synchronize", "event_create"};
+    "import_memory", "stream_create", "stream_synchronize", "stream_wait", "event_create"};
 #define NUM_FUNCTIONS (sizeof FUNCTIONS / sizeof *FUNCTIONS)
 
 static void make_machine(struct machine *m)
@@ -193,7 +202,7 @@ static void make_machine(struct machine *m)
         .host_free = m_host_free, .copy_in = m_copy_in, .copy_out = m_copy_out, .fill = m_fill,
         .export_memory = m_export, .import_memory = m_import, .release_memory = m_release,
         .stream_create = m_stream_create, .stream_destroy = m_stream_destroy,
-        .stream_synchronize = m_synchronize, .event_create = m_event_create,
+        .stream_synchronize = m_synchronize, .stream_wait = m_wait, .event_create = m_event_create,
         .event_destroy = m_event_destroy, .last_error = m_last_error}};
 }
 
@@ -205,6 +214,7 @@ struct rank {
     struct ep_buffer *buffer;
     uint32_t rank;
     uint64_t limit;
+    uint32_t hidden;                         /* of its low-latency calls                        */
     const char *device_name;
     int (*step)(struct rank *);
     int rc, more;                            /* what a step returned, and its second call       */
@@ -383,6 +393,31 @@ static int reset_twice(struct rank *r)
     return failure->what == EP_FAILED_HERE && !failure->described ? reset(r) : rc;
 }
 
+/* Rank i asks for i lines more than it needs: the most of all counts. */
+static int make_low_latency(struct rank *r)
+{
+    struct ep_ll_shape shape = {.max_tokens = 4, .hidden = r->hidden, .num_experts = 2 * R,
+                                .num_topk = 2, .reduce = EP_LL_REDUCE_EXACT, .word_tokens = 2};
+    uint64_t before = ep_buffer_ll_bytes(r->buffer), needed = ep_ll_bytes(&shape, R);
+    int rc = ep_symmetric_ensure_low_latency(r->symmetric, &shape, needed + r->rank * EP_SLOT_ALIGN,
+                                             NULL);
+    uint64_t bytes = ep_buffer_ll_bytes(r->buffer);
+    NEED(rc == EP_OK ? bytes >= needed + (R - 1) * EP_SLOT_ALIGN : bytes == before);
+    return rc;
+}
+
+/* In place of what there was. */
+static int make_more_low_latency(struct rank *r)
+{
+    int rc = make_low_latency(r);
+    if (rc == EP_OK) {
+        r->hidden *= 2;
+        rc = make_low_latency(r);
+        r->hidden /= 2;
+    }
+    return rc;
+}
+
 static int end(struct rank *r)
 {
     return ep_symmetric_end(r->symmetric);
@@ -392,7 +427,8 @@ static void begin_scene(const char *name)
 {
     snprintf(scene, sizeof scene, "%s", name);
     for (uint32_t i = 0; i < R; i++) {
-        ranks[i] = (struct rank){.rank = i, .device_name = "machine", .calls_left = -1};
+        ranks[i] = (struct rank){.rank = i, .device_name = "machine", .calls_left = -1,
+                                 .hidden = HIDDEN};
         make_machine(&ranks[i].machine);
     }
 }
@@ -467,6 +503,12 @@ static void a_life(void)
     NEED(num_segments() == 2);
     all_do(make_room);
     need_all(EP_OK);
+    all_do(make_more_low_latency);
+    need_all(EP_OK);
+    uint64_t low_latency = ep_buffer_ll_bytes(ranks[0].buffer);
+    all_do(make_low_latency);    /* there is enough                                             */
+    need_all(EP_OK);
+    NEED(ep_buffer_ll_bytes(ranks[0].buffer) == low_latency);
     all_do(reset);
     need_all(EP_OK);
     all_do(end);
@@ -688,6 +730,15 @@ static void ranks_that_differ(void)
          && strcmp(failure_of(1)->names[1], "other") == 0);
     end_scene();
 
+    begin_scene("another low-latency shape on one rank");
+    make_all();
+    ranks[2].hidden *= 2;
+    all_do(make_low_latency);
+    need_mismatch("hidden");
+    NEED(failure_of(0)->sizes[0] == HIDDEN && failure_of(0)->sizes[1] == 2 * HIDDEN);
+    NEED(ep_buffer_ll_bytes(ranks[0].buffer) == 0);
+    end_scene();
+
     begin_scene("different calls");
     make_all();
     for (int i = 0; i < R; i++)
@@ -778,6 +829,7 @@ int main(void)
     failures_of("growth", grow, 2, EP_ERR_MEMORY);
     failures_of("growth that recycles", grow, EP_MAX_SEGMENTS - 1, EP_ERR_ABORTED);
     failures_of("making room", make_room, 1, EP_ERR_EXECUTOR);
+    failures_of("low-latency memory", make_more_low_latency, 0, EP_ERR_MEMORY);
     failures_of("reset", reset_twice, 1, EP_ERR_EXECUTOR);
     a_full_device();
     a_group_that_fails();

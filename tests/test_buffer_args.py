@@ -79,7 +79,7 @@ def expect(buffer, error, text, call, *args, **kwargs):
     ({"num_nvl_bytes": 1.5}, TypeError, "num_nvl_bytes: must be an integer"),
     ({"num_nvl_bytes": True}, TypeError, "num_nvl_bytes: must be an integer"),
     ({"num_rdma_bytes": 128}, NotImplementedError, "num_rdma_bytes: "),
-    ({"low_latency_mode": True}, NotImplementedError, "low_latency_mode: "),
+    ({"enable_shrink": True}, NotImplementedError, "enable_shrink: "),
     ({"num_qps_per_rank": 0}, ValueError, "num_qps_per_rank: must be at least 1"),
     ({"policy": "quick"}, ValueError, "policy: unknown policy 'quick'"),
     ({"policy": 3}, TypeError, "policy: "),

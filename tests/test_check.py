@@ -56,6 +56,7 @@ NOT_REACHED = {
      "red.relaxed.cta.shared.max.u32 [s_verdict], r_code;"),
     # More ranks than a warp has lanes: seconds a run.
     ("ptx/role/dispatch/list_rows.inc", "vote.sync.ballot.b32 r_mask, p_in, 0xffffffff;"),
+    ("ptx/role/low_latency/count_waits.inc", "@p_1 ld.relaxed.sys.global.u64 v_seen, [a_1];"),
     # Two replays of one captured call at the same time, which is a mistake.
     ("ptx/role/exchange/claim_call.inc", "red.relaxed.cta.shared.max.u32 [s_verdict], r_code;"),
     # A host gives up while its kernel is about to.
@@ -219,7 +220,8 @@ def test_processes_find_the_same():
 
 
 @pytest.mark.parametrize("argv, start", [
-    (["dispach"], "KERNEL: must be all, a file *.ptx, or one of layout, dispatch, combine, copy"),
+    (["dispach"], "KERNEL: must be all, a file *.ptx, or one of layout, dispatch, combine, "
+                  "ll_dispatch, ll_combine, copy, abort"),
     (["my.ptx"], "--harness: must say how my.ptx is run"),
     (["all", "--ranks", "1"], "--ranks: must be 2..8"),
     (["all", "--seeds", "0"], "--seeds: must be N or A:B"),

@@ -225,7 +225,7 @@ def test_equality():
                          ids=["handle", "tuple", "dict"])
 def test_pickle_is_refused(of, protocol):
     def main(sent):
-        with pytest.raises(TypeError, match="^EPHandle: cannot be pickled"):
+        with pytest.raises(TypeError, match="^handle: cannot be pickled"):
             pickle.dumps(of(sent.handle), protocol)
 
     on_ranks(main)

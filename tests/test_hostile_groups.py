@@ -113,13 +113,13 @@ def replaced(**changes):
         assert is_record(record)
         fields = list(RECORD.unpack(record))
         fields[5] = changes.get("index", fields[5])
-        fields[9] = changes.get("handle", fields[9])
+        fields[-2] = changes.get("handle", fields[-2])
         return RECORD.pack(*fields)
     return change
 
 
 @pytest.mark.parametrize(("change", "kind", "text"), [
-    (replaced(index=8), TypeError, RETURNED + r"returned a record \(.* 8 0 0 0\) of rank 1"),
+    (replaced(index=8), TypeError, RETURNED + r"returned a record \(.* 8 0 0 0 0 0\) of rank 1"),
     (replaced(index=1 << 63), TypeError, RETURNED + r"returned a record \(.*\) of rank 1"),
     (lambda record: record[:-1], TypeError, RETURNED + r"returned b'.*"),
     (lambda record: record + b"0", TypeError, RETURNED + r"returned b'.*"),

@@ -148,6 +148,15 @@ def assigned_to_self(cls):
             and is_public(node.attr)}
 
 
+def members_of(cls):
+    """Name -> what a class has of it, itself or of a base of the package."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("deepep_ptx"):
+            found |= vars(base)
+    return found
+
+
 # -- comparison -------------------------------------------------------------------------------
 
 def compare_function(name, nodes, function):
@@ -184,11 +193,11 @@ def compare_dataclass(name, node, cls):
 
 
 def compare_class(name, node, cls):
-    stub = by_name(node.body)
+    stub, code = by_name(node.body), members_of(cls)
     lines = []
     for member, nodes in stub.items():
-        lines += compare(f"{name}.{member}", nodes, vars(cls).get(member, MISSING))
-    for member, value in vars(cls).items():
+        lines += compare(f"{name}.{member}", nodes, code.get(member, MISSING))
+    for member, value in code.items():
         if not member.startswith("_") and member not in stub:
             lines.append(f"{name}.{member}: a {kind_of(value)} of the code without a stub")
     if "dataclass" in decorators(node):
@@ -197,7 +206,7 @@ def compare_class(name, node, cls):
         lines.append(f"{name}.__init__: a function of the code without a stub")
     attributes = assigned_to_self(cls)
     for member, nodes in stub.items():
-        if stub_kind_of(nodes[0]) == "value" and member not in attributes | set(vars(cls)):
+        if stub_kind_of(nodes[0]) == "value" and member not in attributes | set(code):
             lines.append(f"{name}.{member}: an attribute in the stub that no method sets")
     lines += [f"{name}.{member}: an attribute of the code without a stub"
               for member in sorted(attributes - set(stub))]

@@ -15,7 +15,13 @@
 _Static_assert(sizeof(struct ep_call_record) == 32 * sizeof(uint32_t), "a lane per word");
 _Static_assert(sizeof(struct ep_sent_record) % EP_SLOT_ALIGN == 0, "each record starts on a line");
 _Static_assert(offsetof(struct ep_heap, control) == 0, "kernels find it at the heap's address");
-_Static_assert(sizeof(struct ep_peers) == EP_PEER_ENTRIES * sizeof(ep_dptr_t), "the table is the kernels'");
+#define AT_ENTRY(field, entry) \
+    _Static_assert(offsetof(struct ep_peers, field) == (entry) * sizeof(ep_dptr_t), "as kernels find it")
+
+AT_ENTRY(low_latency, EP_PEER_ENTRIES);
+AT_ENTRY(half_bytes, EP_LL_HALF_ENTRY);
+AT_ENTRY(words_at, EP_LL_WORDS_ENTRY);
+AT_ENTRY(raw_at, EP_LL_RAW_ENTRY);
 
 static int alloc_zeroed(struct ep_buffer *b, uint64_t bytes, const char *name, ep_dptr_t *out)
 {

@@ -24,7 +24,18 @@ struct ep_buffer {
     struct ep_peers {
         ep_dptr_t heap[EP_MAX_RANKS];
         ep_dptr_t arena[EP_MAX_SEGMENTS][EP_MAX_RANKS];
+        ep_dptr_t low_latency[EP_MAX_RANKS];
+        uint64_t  half_bytes;    /* of low-latency memory                                       */
+        uint64_t  words_at, raw_at;      /* in a half                                           */
     } peers;
+    struct ep_ll_memory {
+        ep_dptr_t base;
+        struct ep_ll_areas {     /* bytes of a half's; zero before the first shape             */
+            uint64_t numbers, words, raw;
+        } areas;
+        uint64_t  bytes;         /* of both halves                                             */
+        ep_dptr_t peer[EP_MAX_RANKS];
+    } ll, next_ll;               /* the second while the ranks replace the first                */
 
     ep_dptr_t tally;             /* of layout, zero between calls                              */
 

@@ -4,6 +4,7 @@
 #include "core/graphs.h"
 #include "core/heap.h"
 #include "core/launch.h"
+#include "core/ll_memory.h"
 #include "core/order.h"
 #include "core/residency.h"
 #include "core/slots.h"
@@ -22,10 +23,12 @@ static int begin_close(struct ep_buffer *b)
     return !closed && !b->abandoned;
 }
 
-/* The heap, and the stream of what is done with it. */
+/* What peers may write to without a record, and the stream of what is done with it. */
 static void free_heap(struct ep_buffer *b)
 {
     const struct ep_executor *exec = b->exec;
+    ep_ll_memory_free(b, &b->ll);
+    ep_ll_memory_free(b, &b->next_ll);
     if (b->comm.heap)
         exec->free(exec->self, b->comm.heap, b->stream);
     if (b->stream && !b->stream_stays)

@@ -36,9 +36,9 @@ static void show(struct ep_symmetric *s, uint32_t rank)
     const struct ep_record *got = &s->all[rank];
     snprintf(s->failure.reason, sizeof s->failure.reason,
              "collective %" PRIu32 " of buffer %" PRIu64 ", code %" PRIu32 ", numbers %" PRIu64
-             " %" PRIu64 " %" PRIu64 " %" PRIu64,
+             " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64,
              got->collective, got->buffer, got->code, got->number[0], got->number[1],
-             got->number[2], got->number[3]);
+             got->number[2], got->number[3], got->number[4], got->number[5]);
 }
 
 int ep_gather_nonsense(struct ep_symmetric *s, uint32_t rank)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Memory that ranks share: what this one offers, and what it maps of the others. */
+#include "core/ll_memory.h"
 #include "core/order.h"
 #include "core/slots.h"
 #include "core/util.h"
@@ -115,6 +116,8 @@ void ep_buffer_drop_segment(struct ep_buffer *b, uint32_t index)
 void ep_buffer_close_peers(struct ep_buffer *b)
 {
     const struct ep_executor *exec = b->exec;
+    ep_ll_memory_unmap(b, &b->ll);
+    ep_ll_memory_unmap(b, &b->next_ll);
     for (uint32_t rank = 0; rank < b->comm.num_ranks; rank++) {
         if (rank == b->comm.rank)
             continue;

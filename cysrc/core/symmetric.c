@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "core/gather.h"
+#include "core/ll_memory.h"
+#include "core/low_latency.h"
 #include "core/util.h"
 
 /* Of the buffers of this process.  Ranks that are threads share it, processes do not. */
@@ -302,6 +304,97 @@ int ep_symmetric_ensure_landing(struct ep_symmetric *s, uint64_t bytes,
         return EP_OK;
     TRY(grow(s, missing));
     return own(s, ep_buffer_make_landing(s->buffer, bytes, &made));
+}
+
+/* -- low latency ---------------------------------------------------------------------------- */
+
+/* In the order of struct ep_ll_shape. */
+static const char *const shape_arguments[EP_NUM_SAID] = {
+    "num_max_dispatch_tokens_per_rank", "hidden", "num_experts", "num_topk", "reduce",
+    "word_tokens"};
+
+static int compare_shapes(struct ep_symmetric *s)
+{
+    for (uint32_t rank = 0; rank < s->group.size; rank++)
+        for (uint32_t i = 0; i < EP_NUM_SAID; i++) {
+            uint64_t values[2] = {s->all[0].number[1 + i], s->all[rank].number[1 + i]};
+            if (values[0] == values[1])
+                continue;
+            s->failure.argument = shape_arguments[i];
+            memcpy(s->failure.sizes, values, sizeof values);
+            return ep_gather_failed(s, EP_FAILED_MISMATCH, rank);
+        }
+    return EP_OK;
+}
+
+static int open_memory(struct ep_symmetric *s)
+{
+    for (uint32_t rank = 0; rank < s->group.size; rank++)
+        TRY(ep_ll_memory_open(s->buffer, rank, s->all[rank].handle));
+    ep_ll_memory_swap(s->buffer);
+    return ep_buffer_publish(s->buffer);
+}
+
+/* All ranks have the new memory, or the old; the other goes. */
+static int replace_memory(struct ep_symmetric *s, uint64_t bytes, const struct ep_ll_areas *areas)
+{
+    struct ep_record mine = {0}, mapped = {0};
+    struct ep_buffer *b = s->buffer;
+    ep_dptr_t before = b->ll.base;
+    int rc = ep_gather(s, EP_IN_MEMORY, ep_ll_memory_make(b, bytes, areas, mine.handle), &mine);
+    if (rc == EP_OK)
+        rc = ep_gather(s, EP_IN_MEMORY_MAPPING, open_memory(s), &mapped);
+    if (rc != EP_OK && b->ll.base != before) {
+        ep_ll_memory_swap(b);
+        ep_buffer_publish(b);
+    }
+    ep_ll_memory_unmap(b, &b->next_ll);
+    if (s->group.barrier(s->group.self) != EP_OK) {
+        if (rc != EP_OK)
+            s->failure.kept = EP_FAILED_CALLER;
+        return rc != EP_OK ? rc : ep_gather_failed(s, EP_FAILED_CALLER, s->group.rank);
+    }
+    ep_ll_memory_free(b, &b->next_ll);
+    return rc;
+}
+
+/* The areas are the same for all calls.  Where a shape needs larger ones the memory is replaced, for
+ * what they would take from each other is not zero any more; memory of no shape so far is. */
+static int make_areas(struct ep_symmetric *s, const struct ep_ll_areas *areas, uint64_t bytes)
+{
+    struct ep_buffer *b = s->buffer;
+    struct ep_record divided = {0};
+    int same = memcmp(areas, &b->ll.areas, sizeof *areas) == 0;
+    if (bytes > b->ll.bytes || (!same && b->ll.areas.numbers))
+        return replace_memory(s, max_u64(bytes, b->ll.bytes), areas);
+    if (same)
+        return EP_OK;
+    ep_ll_memory_divide(b, areas);
+    return ep_gather(s, EP_IN_MEMORY_MAPPING, ep_buffer_publish(b), &divided);
+}
+
+/* Kernels that nobody has waited for may use what goes: those of calls, and of replays, which are on
+ * the caller's stream.  The gathering behind it is their barrier. */
+static int settle_replays(struct ep_buffer *b, void *stream)
+{
+    if (b->ll.base && !b->closed)
+        TRY(b->exec->stream_wait(b->exec->self, b->stream, stream));
+    return ep_buffer_settle(b);
+}
+
+int ep_symmetric_ensure_low_latency(struct ep_symmetric *s, const struct ep_ll_shape *shape,
+                                    uint64_t bytes, void *stream)
+{
+    struct ep_record mine = {.number = {bytes, shape->max_tokens, shape->hidden,
+                                        shape->num_experts, shape->num_topk, shape->reduce,
+                                        shape->word_tokens}};
+    struct ep_ll_areas areas = ep_ll_areas_of(shape, s->group.size);
+    begin(s);
+    TRY(ep_gather(s, EP_IN_SHAPE, settle_replays(s->buffer, stream), &mine));
+    TRY(compare_shapes(s));
+    areas = ep_ll_areas_both(&areas, &s->buffer->ll.areas);
+    bytes = in_steps(ep_gather_most(s, 0), 2 * EP_SLOT_ALIGN);
+    return make_areas(s, &areas, max_u64(bytes, ep_ll_areas_bytes(&areas)));
 }
 
 /* -- reset and end -------------------------------------------------------------------------- */

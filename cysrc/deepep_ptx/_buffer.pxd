@@ -17,6 +17,9 @@ from deepep_ptx._core cimport (
     ep_heard,
     ep_hooks,
     ep_layout_args,
+    ep_ll_combine_args,
+    ep_ll_dispatch_args,
+    ep_ll_shape,
     ep_symmetric,
 )
 from deepep_ptx._executor cimport Executor, ep_executor
@@ -32,8 +35,14 @@ cdef int symmetric_connect(ep_symmetric *s, const ep_connection *connection,
 cdef int symmetric_grow(ep_symmetric *s, uint64_t needed) noexcept nogil
 cdef int symmetric_ensure_landing(ep_symmetric *s, uint64_t nbytes, const uint64_t *said,
                                   ep_heard *heard) noexcept nogil
+cdef int symmetric_ensure_low_latency(ep_symmetric *s, const ep_ll_shape *shape, uint64_t nbytes,
+                                      void *stream) noexcept nogil
 cdef int symmetric_reset(ep_symmetric *s, const uint64_t *said, ep_heard *heard) noexcept nogil
 cdef int symmetric_end(ep_symmetric *s) noexcept nogil
+
+# These for `_low_latency`.
+cdef uint64_t low_latency_bytes(const ep_ll_shape *shape, uint32_t num_ranks) noexcept nogil
+cdef uint64_t low_latency_smem(const ep_ll_shape *shape) noexcept nogil
 
 
 cdef class CoreBuffer:
@@ -41,6 +50,7 @@ cdef class CoreBuffer:
     cdef readonly Executor executor  # outlives the core
     cdef readonly uint32_t rank
     cdef readonly uint32_t num_ranks
+    cdef readonly uint32_t ll_dispatch_smem     # dynamic shared memory that it can have at most
     cdef bint grows                  # the arena
     cdef list kernels                # keeps the loaded code
     cdef list symbols
@@ -56,6 +66,8 @@ cdef class CoreBuffer:
     cdef int copy_out_with(self, const ep_call *call, const ep_copies *copies, const ep_block *slot,
                            uint32_t slot_rows) except -1
     cdef int combine_with(self, const ep_combine_args *args) except -1
+    cdef int ll_dispatch_with(self, const ep_ll_dispatch_args *args, uint64_t *number) except -1
+    cdef int ll_combine_with(self, const ep_ll_combine_args *args) except -1
     cdef ep_block *take(self, uint64_t nbytes, size_t stream) except NULL
     cdef int written(self, const ep_extent *where, uint64_t nbytes) except -1
     cdef void locate_slot(self, const ep_block *block, ep_extent *out) noexcept

@@ -36,6 +36,9 @@ from deepep_ptx._core cimport (
     ep_buffer_land_results,
     ep_buffer_launched,
     ep_buffer_layout,
+    ep_buffer_ll_bytes,
+    ep_buffer_ll_combine,
+    ep_buffer_ll_dispatch,
     ep_buffer_leave,
     ep_buffer_look,
     ep_buffer_make_landing,
@@ -64,6 +67,11 @@ from deepep_ptx._core cimport (
     ep_heard,
     ep_hooks,
     ep_layout_args,
+    ep_ll_bytes,
+    ep_ll_combine_args,
+    ep_ll_dispatch_args,
+    ep_ll_shape,
+    ep_ll_smem,
     ep_loaded,
     ep_param_bytes,
     ep_symmetric,
@@ -71,13 +79,14 @@ from deepep_ptx._core cimport (
     ep_symmetric_create,
     ep_symmetric_end,
     ep_symmetric_ensure_landing,
+    ep_symmetric_ensure_low_latency,
     ep_symmetric_failure,
     ep_symmetric_free,
     ep_symmetric_grow,
     ep_symmetric_number,
     ep_symmetric_reset,
 )
-from deepep_ptx._errors cimport EP_NUM_KERNELS, Report, check
+from deepep_ptx._errors cimport EP_KERNEL_LL_DISPATCH, EP_NUM_KERNELS, Report, check
 from deepep_ptx._executor cimport EP_ERR_STATUS, EP_OK, Executor, ep_executor
 
 from deepep_ptx._errors import KERNELS
@@ -148,6 +157,8 @@ cdef class CoreBuffer:
         loaded.smem = variant["smem"]
         loaded.smem_per_rank = variant["smem_per_rank"]
         loaded.max_smem = min(EP_MAX_SMEM, self.executor.cta_smem - variant["static_smem"])
+        if index == EP_KERNEL_LL_DISPATCH:
+            self.ll_dispatch_smem = loaded.max_smem
         loaded.rings = variant["rings"]
         loaded.stages = variant["stages"]
         loaded.stage_bytes = variant["stage_bytes"]
@@ -274,6 +285,11 @@ cdef class CoreBuffer:
         return self.stats().used_bytes
 
     @property
+    def low_latency_bytes(self):
+        """Bytes of low-latency memory."""
+        return ep_buffer_ll_bytes(self.core)
+
+    @property
     def num_segments(self):
         """Segments of the arena."""
         return self.stats().num_segments
@@ -354,6 +370,18 @@ cdef class CoreBuffer:
             code = ep_buffer_combine(self.core, args)
         return self.raise_for(code)
 
+    cdef int ll_dispatch_with(self, const ep_ll_dispatch_args *args, uint64_t *number) except -1:
+        cdef int code
+        with nogil:
+            code = ep_buffer_ll_dispatch(self.core, args, number)
+        return self.raise_for(code)
+
+    cdef int ll_combine_with(self, const ep_ll_combine_args *args) except -1:
+        cdef int code
+        with nogil:
+            code = ep_buffer_ll_combine(self.core, args)
+        return self.raise_for(code)
+
     cdef int check_stage_bytes(self, uint32_t kernel, uint32_t stage_bytes) except -1:
         cdef uint32_t most
         if stage_bytes == 0:
@@ -426,6 +454,19 @@ cdef int symmetric_grow(ep_symmetric *s, uint64_t needed) noexcept nogil:
 cdef int symmetric_ensure_landing(ep_symmetric *s, uint64_t nbytes, const uint64_t *said,
                                   ep_heard *heard) noexcept nogil:
     return ep_symmetric_ensure_landing(s, nbytes, said, heard)
+
+
+cdef int symmetric_ensure_low_latency(ep_symmetric *s, const ep_ll_shape *shape, uint64_t nbytes,
+                                      void *stream) noexcept nogil:
+    return ep_symmetric_ensure_low_latency(s, shape, nbytes, stream)
+
+
+cdef uint64_t low_latency_bytes(const ep_ll_shape *shape, uint32_t num_ranks) noexcept nogil:
+    return ep_ll_bytes(shape, num_ranks)
+
+
+cdef uint64_t low_latency_smem(const ep_ll_shape *shape) noexcept nogil:
+    return ep_ll_smem(shape)
 
 
 cdef int symmetric_reset(ep_symmetric *s, const uint64_t *said, ep_heard *heard) noexcept nogil:

@@ -134,6 +134,48 @@ cdef extern from "deepep_ptx/deepep_ptx.h" nogil:
         ep_dptr_t pos
         ep_dptr_t rank_prefix
 
+    struct ep_ll_shape:
+        uint32_t max_tokens
+        uint32_t hidden
+        uint32_t num_experts
+        uint32_t num_topk
+        uint32_t reduce
+        uint32_t word_tokens
+
+    struct ep_ll_args:
+        ep_call call
+        ep_ll_shape shape
+        uint32_t num_tokens
+        uint32_t topk_idx_bytes
+        uint32_t phases
+
+    struct ep_ll_dispatch_args:
+        ep_ll_args ll
+        ep_dptr_t x
+        ep_dptr_t topk_idx
+        ep_dptr_t recv_x
+        ep_dptr_t recv_scales
+        ep_dptr_t recv_count
+        ep_dptr_t src_info
+        ep_dptr_t layout_range
+        ep_dptr_t rows_of
+        ep_dptr_t source_tokens
+        ep_dptr_t recv_stats
+        ep_dptr_t wait_stats
+        uint32_t cast
+
+    struct ep_ll_combine_args:
+        ep_ll_args ll
+        ep_dptr_t x
+        ep_dptr_t topk_idx
+        ep_dptr_t topk_weights
+        ep_dptr_t out
+        ep_dptr_t rows_of
+        ep_dptr_t source_tokens
+        ep_dptr_t wait_stats
+        uint64_t handle
+        uint32_t x_row_bytes
+
     int ep_buffer_create(const ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                          uint64_t timeout_ns, int grows, ep_buffer **out)
     void ep_buffer_close(ep_buffer *b)
@@ -181,6 +223,12 @@ cdef extern from "deepep_ptx/deepep_ptx.h" nogil:
     int ep_buffer_combine(ep_buffer *b, const ep_combine_args *args)
     uint32_t ep_buffer_combine_kernel(const ep_combine_args *args)
 
+    uint64_t ep_ll_bytes(const ep_ll_shape *shape, uint32_t num_ranks)
+    uint64_t ep_ll_smem(const ep_ll_shape *shape)
+    uint64_t ep_buffer_ll_bytes(const ep_buffer *b)
+    int ep_buffer_ll_dispatch(ep_buffer *b, const ep_ll_dispatch_args *args, uint64_t *number)
+    int ep_buffer_ll_combine(ep_buffer *b, const ep_ll_combine_args *args)
+
 cdef extern from "deepep_ptx/symmetric.h" nogil:
     enum:
         EP_GROWTH_STEP
@@ -191,6 +239,9 @@ cdef extern from "deepep_ptx/symmetric.h" nogil:
         EP_IN_GROWTH
         EP_IN_RECYCLING
         EP_IN_ROOM
+        EP_IN_SHAPE
+        EP_IN_MEMORY
+        EP_IN_MEMORY_MAPPING
         EP_IN_RESET
         EP_IN_EPOCH
         EP_IN_RESET_END
@@ -249,8 +300,8 @@ cdef extern from "deepep_ptx/symmetric.h" nogil:
         const char *place
 
     struct ep_heard:
-        uint64_t least[3]
-        uint64_t most[3]
+        uint64_t least[5]
+        uint64_t most[5]
 
     int ep_symmetric_create(const ep_executor *exec, const ep_group *group, const ep_hooks *hooks,
                             ep_symmetric **out)
@@ -261,5 +312,7 @@ cdef extern from "deepep_ptx/symmetric.h" nogil:
     int ep_symmetric_grow(ep_symmetric *s, uint64_t needed)
     int ep_symmetric_ensure_landing(ep_symmetric *s, uint64_t nbytes, const uint64_t *said,
                                     ep_heard *heard)
+    int ep_symmetric_ensure_low_latency(ep_symmetric *s, const ep_ll_shape *shape, uint64_t bytes,
+                                        void *stream)
     int ep_symmetric_reset(ep_symmetric *s, const uint64_t *said, ep_heard *heard)
     int ep_symmetric_end(ep_symmetric *s)

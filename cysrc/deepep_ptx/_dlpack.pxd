@@ -40,7 +40,8 @@ cdef struct Exchange:
     void *current_stream
 
 cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bits, int lanes,
-                    int device_type, int device_id, bint versioned=*, bint read_only=*)
+                    int device_type, int device_id, bint versioned=*, bint read_only=*,
+                    bint swapped=*)
 
 # The functions of a type, NULL where it has none.
 cdef const Exchange *exchange_of(cls) except? NULL

@@ -128,7 +128,7 @@ cdef void drop_capsule(object capsule) noexcept:
 
 
 cdef int describe(Tensor *tensor, int64_t *lengths, uint64_t address, tuple shape, int type_code,
-                  int bits, int lanes, int device_type, int device_id) except -1:
+                  int bits, int lanes, int device_type, int device_id, bint swapped) except -1:
     cdef int64_t stride = 1
     cdef int ndim = len(shape), i
     tensor.data = <void *><size_t>address
@@ -145,14 +145,18 @@ cdef int describe(Tensor *tensor, int64_t *lengths, uint64_t address, tuple shap
         tensor.shape[i] = shape[i]
         tensor.strides[i] = stride
         stride *= tensor.shape[i]
+    if swapped:
+        tensor.strides[ndim - 2], tensor.strides[ndim - 1] = 1, tensor.shape[ndim - 2]
     return 0
 
 
 cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bits, int lanes,
-                    int device_type, int device_id, bint versioned=False, bint read_only=False):
+                    int device_type, int device_id, bint versioned=False, bint read_only=False,
+                    bint swapped=False):
     """A capsule over C-contiguous memory, which `owner` keeps until the capsule's user is done.
 
-    versioned: a capsule of version 1; only such a one can say `read_only`.
+    versioned: a capsule of version 1; only such a one can say `read_only`.  swapped: the last two
+    dimensions, two at least, lie in memory in the other order.
     """
     cdef Managed *managed
     cdef ManagedVersioned *v
@@ -164,7 +168,7 @@ cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bit
         if v == NULL:
             raise MemoryError("DLPack capsule")
         describe(&v.tensor, <int64_t *>(v + 1), address, shape, type_code, bits, lanes,
-                 device_type, device_id)
+                 device_type, device_id, swapped)
         v.major, v.minor = VERSION
         v.flags = READ_ONLY if read_only else 0
         v.context = <PyObject *>owner
@@ -175,7 +179,7 @@ cpdef object export(owner, uint64_t address, tuple shape, int type_code, int bit
         if managed == NULL:
             raise MemoryError("DLPack capsule")
         describe(&managed.tensor, <int64_t *>(managed + 1), address, shape, type_code, bits, lanes,
-                 device_type, device_id)
+                 device_type, device_id, swapped)
         managed.context = <PyObject *>owner
         managed.deleter = delete_managed
         capsule = PyCapsule_New(managed, NAME, drop_capsule)

@@ -8,6 +8,8 @@ cdef extern from "kernels.h" nogil:
     enum:
         EP_KERNEL_COMBINE
         EP_KERNEL_DISPATCH
+        EP_KERNEL_LL_COMBINE
+        EP_KERNEL_LL_DISPATCH
         EP_NUM_KERNELS
 
     struct ep_kernel_info:

@@ -25,9 +25,12 @@ from gen.params cimport (
     EP_CODE_RANK_COUNTS,
     EP_CODE_TIMEOUT,
     EP_CODE_TOPK_RANGE,
+    EP_CODE_TOPK_ROWS,
     EP_OP_CACHED_DISPATCH,
     EP_OP_COMBINE,
     EP_OP_DISPATCH,
+    EP_OP_LL_COMBINE,
+    EP_OP_LL_DISPATCH,
     EP_WAIT_CALL,
     EP_WAIT_DONE,
     EP_WAIT_LOAD,
@@ -68,7 +71,9 @@ cdef dict WAITS = {
 }
 
 cdef dict OPERATIONS = {EP_OP_DISPATCH: "dispatch", EP_OP_COMBINE: "combine",
-                        EP_OP_CACHED_DISPATCH: "dispatch with a handle"}
+                        EP_OP_CACHED_DISPATCH: "dispatch with a handle",
+                        EP_OP_LL_DISPATCH: "low_latency_dispatch",
+                        EP_OP_LL_COMBINE: "low_latency_combine"}
 
 # Word of a call record -> the argument that it stands for, and how to print its value.
 cdef dict AGREEMENTS = {
@@ -82,6 +87,14 @@ cdef dict AGREEMENTS = {
                       else f"of call {word}"),
     EP_AGREE_SCALE_BYTES: ("num_scales", lambda word: f"{word} bytes"),
     EP_AGREE_WORST_ROWS: ("num_worst_tokens", int),
+}
+
+
+# Likewise, where a low-latency call has another argument there.
+cdef dict LL_AGREEMENTS = {
+    EP_AGREE_WORST_ROWS: ("num_max_dispatch_tokens_per_rank", int),
+    EP_AGREE_DTYPE: ("use_fp8", lambda word: f"use_fp8={word & 1}, round_scale={word >> 1 & 1}, "
+                                             f"use_ue8m0={word >> 2}"),
 }
 
 
@@ -108,6 +121,8 @@ cdef object timeout_error(const ep_status_record *record, const Report *report):
 
 cdef object mismatch_error(const ep_status_record *record, uint32_t rank):
     argument, show = AGREEMENTS.get(record.what, (f"word {record.what}", int))
+    if record.kernel in (EP_KERNEL_LL_DISPATCH, EP_KERNEL_LL_COMBINE):
+        argument, show = LL_AGREEMENTS.get(record.what, (argument, show))
     if record.what == EP_AGREE_TOPK_IDX_BYTES and (record.expected ^ record.seen) & 255 == 0:
         argument, show = "combine_hidden", lambda word: word >> 8
     values = (show(record.expected), show(record.seen))
@@ -148,6 +163,12 @@ cdef object status_error(const ep_status_record *record, const Report *report):
         return ValueError(
             f"topk_idx: row {record.what} has expert {<long long>record.seen}, "
             f"accepted are -1 and [0, {record.expected})"
+        )
+    if code == EP_CODE_TOPK_ROWS:
+        return ValueError(
+            f"topk_idx: row {record.what} of rank {rank} names expert {record.seen} when its "
+            f"tokens have done so {record.expected} times, num_max_dispatch_tokens_per_rank; the "
+            "buffer stays aborted until reset()"
         )
     if code == EP_CODE_RANK_COUNTS:
         return ValueError(

@@ -6,21 +6,24 @@ exceptions.
 """
 
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
 from deepep_ptx._buffer cimport (
     CoreBuffer, symmetric_connect, symmetric_create, symmetric_end, symmetric_ensure_landing,
-    symmetric_failure, symmetric_free, symmetric_grow, symmetric_number, symmetric_reset,
+    symmetric_ensure_low_latency, symmetric_failure, symmetric_free, symmetric_grow,
+    symmetric_number, symmetric_reset,
 )
 from deepep_ptx._core cimport (
     EP_FAILED_CALLER, EP_FAILED_ELSEWHERE, EP_FAILED_HERE, EP_FAILED_MISMATCH, EP_FAILED_NOT,
-    EP_FAILED_PEER, EP_GROWTH_STEP, EP_IN_END, EP_IN_EPOCH, EP_IN_GROWTH, EP_IN_RECYCLING,
-    EP_IN_RESET, EP_IN_RESET_END, EP_IN_ROOM, EP_NUM_SAID, EP_REASON_BYTES, ep_connection,
+    EP_FAILED_PEER, EP_GROWTH_STEP, EP_IN_END, EP_IN_EPOCH, EP_IN_GROWTH, EP_IN_MEMORY,
+    EP_IN_MEMORY_MAPPING, EP_IN_RECYCLING, EP_IN_RESET, EP_IN_RESET_END, EP_IN_ROOM, EP_IN_SHAPE,
+    EP_NUM_SAID, EP_REASON_BYTES, ep_connection,
     ep_failure, ep_group, ep_heard, ep_hooks, ep_symmetric,
 )
 from deepep_ptx._errors cimport check
 from deepep_ptx._executor cimport EP_ERR_CALLER, EP_OK, Executor, ep_dptr_t
+from deepep_ptx._low_latency cimport Shape
 
 from deepep_ptx._calls import CoreCalls
 from deepep_ptx.arrays.library import give_back_caches
@@ -34,6 +37,9 @@ cdef dict COLLECTIVES = {
     EP_IN_GROWTH: "growth of the arena of buffer {}",
     EP_IN_RECYCLING: "growth of the arena of buffer {}",
     EP_IN_ROOM: "making room in buffer {}",
+    EP_IN_SHAPE: "the first low-latency call of a shape with buffer {}",
+    EP_IN_MEMORY: "making low-latency memory of buffer {}",
+    EP_IN_MEMORY_MAPPING: "making low-latency memory of buffer {}",
     EP_IN_RESET: "a reset of buffer {}",
     EP_IN_EPOCH: "a reset of buffer {}",
     EP_IN_RESET_END: "a reset of buffer {}",
@@ -145,6 +151,17 @@ cdef class Symmetric:
         self.finish(code)
         return [(heard.least[i], heard.most[i]) for i in range(len(said))]
 
+    def ensure_low_latency(self, Shape shape not None, uint64_t nbytes, uintptr_t stream=0):
+        """Low-latency memory of at least `nbytes`, for calls of `shape`, behind what is queued on
+        `stream`.
+
+        Raises RankMismatchError where ranks have different ones.
+        """
+        cdef int code
+        with nogil:
+            code = symmetric_ensure_low_latency(self.own, &shape.shape, nbytes, <void *>stream)
+        self.finish(code)
+
     def reset(self, *said):
         """Make the buffer usable again, whatever its ranks were in.  Returns as `ensure_landing`
         does."""
@@ -232,8 +249,9 @@ cdef object mismatch_error(const ep_failure *failure):
                 "one kind")
     else:
         values = failure.sizes[0], failure.sizes[1]
-        text = (f"rank 0 has {values[0]}, rank {failure.rank} has {values[1]}; the arena grows (0) "
-                "on all ranks or on none")
+        text = f"rank 0 has {values[0]}, rank {failure.rank} has {values[1]}; " + (
+            "the arena grows (0) on all ranks or on none" if argument == "arena_limit_bytes" else
+            "it must be equal on all ranks")
     return RankMismatchError(f"{argument}: {text}", argument=argument, ranks=(0, failure.rank),
                              values=values)
 

@@ -16,7 +16,7 @@ from deepep_ptx._dlpack cimport Exchange, Tensor, exchange_of, export
 
 from deepep_ptx import _dlpack
 from deepep_ptx.arrays.dlpack import type_name
-from deepep_ptx.arrays.dtypes import BY_NAME, DLPACK, packed
+from deepep_ptx.arrays.dtypes import BY_NAME, DLPACK, FP8, packed
 
 cdef enum:
     COMPLEX = 5     # DLPack's code
@@ -39,6 +39,7 @@ cdef class Torch:
     lasting = True          # taken from a pool of torch's, which keeps them
     ordinary = True
     lends = True
+    fp8 = FP8
 
     cdef object torch
     cdef dict dtypes                    # of torch -> of NumPy
@@ -200,6 +201,10 @@ cdef class Torch:
     def entry(self, array, index):
         """See `library.Library`."""
         return array.owner.view(-1)[index:index + 1]
+
+    def swapped(self, array):
+        """See `library.Library`."""
+        return array.owner.transpose(-2, -1)
 
     def freeze(self, tensor):
         """Tensors cannot be read-only."""

@@ -19,6 +19,7 @@ class CuPy:
     lasting = False         # a stream ends with its object
     ordinary = False
     lends = False
+    fp8 = np.dtype(np.uint8)     # it has no type of FP8
 
     def __init__(self, cupy):
         self.cupy = cupy
@@ -50,6 +51,10 @@ class CuPy:
     def entry(self, array, index):
         """See `library.Library`."""
         return array.owner.reshape(-1)[index:index + 1]
+
+    def swapped(self, array):
+        """See `library.Library`."""
+        return array.owner.swapaxes(-2, -1)
 
     def freeze(self, array):
         """CuPy arrays cannot be read-only."""

@@ -10,30 +10,33 @@ from .. import _dlpack
 from .._array import UNKNOWN, Array, is_contiguous
 from .._executor import Memory
 from . import dlpack
+from .dtypes import FP8
 from .numpy_arrays import check_mask
 from .streams import stream_number
 
 
 class DeviceArray:
-    """A C-contiguous array in the memory of one GPU.
+    """An array in the memory of one GPU, C-contiguous, or with its last two dimensions swapped.
 
     What calls with arrays of an unknown library return.  Exports DLPack (of versions 0 and 1) and
     `__cuda_array_interface__`, both without a copy.
 
     shape, dtype (NumPy), nbytes, address (of the first byte), device (ordinal of the GPU).
     stream: the number of the stream on which the contents are ready.
+    swapped: the last two dimensions lie in memory in the other order.
     """
 
-    __slots__ = ("shape", "dtype", "nbytes", "address", "device", "stream", "_owner", "_executor",
-                 "__weakref__")
+    __slots__ = ("shape", "dtype", "nbytes", "address", "device", "stream", "swapped", "_owner",
+                 "_executor", "__weakref__")
 
-    def __init__(self, owner, executor, address, shape, dtype, stream=0):
+    def __init__(self, owner, executor, address, shape, dtype, stream=0, swapped=False):
         self.shape = shape
         self.dtype = dtype
         self.nbytes = math.prod(shape) * dtype.itemsize
         self.address = address
         self.device = executor.device
         self.stream = stream
+        self.swapped = swapped
         self._owner = owner             # keeps the memory
         self._executor = executor
 
@@ -52,8 +55,10 @@ class DeviceArray:
 
     def numpy(self):
         """A copy as a NumPy array."""
-        data = self._executor.read(self.address, self.nbytes, self.stream)
-        return data.view(self.dtype).reshape(self.shape)
+        data = self._executor.read(self.address, self.nbytes, self.stream).view(self.dtype)
+        if self.swapped:
+            return data.reshape(_swapped(self.shape)).swapaxes(-2, -1)
+        return data.reshape(self.shape)
 
     def copy(self):
         """A copy in memory of its own."""
@@ -61,6 +66,7 @@ class DeviceArray:
 
     def _copy_for(self, stream):
         made = _empty(self._executor, self.shape, self.dtype, stream)
+        made.swapped = self.swapped
         if self.nbytes:
             self._executor.stream_wait(stream, self.stream)
             made._owner.copy_from(self.address)
@@ -73,9 +79,20 @@ class DeviceArray:
             "shape": self.shape,
             "typestr": self.dtype.str,      # "<V2" for bfloat16: the protocol has no name for it
             "data": (self.address, False),
-            "strides": None,
+            "strides": self._strides,
             "stream": self.stream or 1,     # 1: the legacy default stream
         }
+
+    @property
+    def _strides(self):
+        """In bytes; None: C order."""
+        if not self.swapped:
+            return None
+        step, steps = self.dtype.itemsize, []
+        for length in reversed(_swapped(self.shape)):
+            steps.append(step)
+            step *= length
+        return _swapped(tuple(reversed(steps)))
 
     def __dlpack_device__(self):
         return _dlpack.CUDA, self.device
@@ -90,7 +107,7 @@ class DeviceArray:
             self._executor.stream_wait(stream_number(stream or 0), self.stream)
         versioned = max_version is not None and max_version[0] >= 1
         return dlpack.export(source, source.address, source.shape, source.dtype, source.device,
-                             versioned)
+                             versioned, source.swapped)
 
 
 class Device:
@@ -104,12 +121,13 @@ class Device:
     lasting = False
     ordinary = False
     lends = False
+    fp8 = FP8
 
     def take(self, value, name, stream):
         """See `library.Library`."""
         if type(value) is DeviceArray:
             return Array(value, value.address, value.shape, value.dtype, value.device,
-                         stream=value.stream)
+                         not value.swapped, value.stream, value._strides)
         if hasattr(value, "__cuda_array_interface__"):
             return _from_interface(value, name, stream)
         return dlpack.take(value, name, stream)
@@ -136,6 +154,12 @@ class Device:
                            whole.address + index * whole.dtype.itemsize, (1,), whole.dtype,
                            whole.stream)
 
+    def swapped(self, array):
+        """See `library.Library`."""
+        whole = array.owner
+        return DeviceArray(whole._owner, whole._executor, whole.address, _swapped(whole.shape),
+                           whole.dtype, whole.stream, True)
+
     def freeze(self, array):
         """Device memory cannot be read-only."""
 
@@ -151,6 +175,11 @@ class Device:
         # What is none is refused when it is taken.
         named = interface.get("stream") if isinstance(interface, dict) else None
         return stream_number(named or 0)
+
+
+def _swapped(lengths):
+    """The last two in the other order."""
+    return (*lengths[:-2], lengths[-1], lengths[-2])
 
 
 def _empty(executor, shape, dtype, stream):

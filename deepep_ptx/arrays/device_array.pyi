@@ -10,10 +10,11 @@ class DeviceArray:
     address: int
     device: int
     stream: int
+    swapped: bool
 
     def __init__(
         self, owner: Any, executor: Any, address: int, shape: tuple[int, ...],
-        dtype: np.dtype[Any], stream: int = 0,
+        dtype: np.dtype[Any], stream: int = 0, swapped: bool = False,
     ) -> None: ...
     def __len__(self) -> int: ...
     @property

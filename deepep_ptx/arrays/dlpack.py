@@ -66,12 +66,14 @@ def check_claim(value, name, protocol, address, shape, strides, itemsize):
                         f"{error}") from error
 
 
-def export(owner, address, shape, dtype, device, versioned=False):
-    """A capsule over C-contiguous memory that `owner` keeps."""
+def export(owner, address, shape, dtype, device, versioned=False, swapped=False):
+    """A capsule over C-contiguous memory that `owner` keeps; swapped: of which the last two
+    dimensions lie in the other order."""
     if dtype not in DLPACK:
         raise BufferError(f"DLPack has no name for {dtype}")
     place = (_dlpack.CPU, 0) if device == HOST else (_dlpack.CUDA, device)
-    return _dlpack.export(owner, address, shape, *DLPACK[dtype], *place, versioned)
+    return _dlpack.export(owner, address, shape, *DLPACK[dtype], *place, versioned,
+                          swapped=swapped)
 
 
 def type_name(value):

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 BOOL = np.dtype(np.bool_)
 FLOAT32 = np.dtype(np.float32)
 INT32 = np.dtype(np.int32)

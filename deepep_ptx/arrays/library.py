@@ -23,7 +23,7 @@ class Library(Protocol):
     `share` works: an array may be allocated for one stream and used on another.  captures: whether
     it allocates while a stream is captured.  lasting: whether its streams last as long as the
     process.  ordinary: whether its allocator promises more than views of the arena can keep.
-    lends: whether arrays/torch_memory.py makes its arrays in the arena.
+    lends: whether arrays/torch_memory.py makes its arrays in the arena.  fp8: dtype of FP8 results.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Library(Protocol):
     lasting: bool
     ordinary: bool
     lends: bool
+    fp8: np.dtype
 
     def take(self, value, name, stream):
         """The `Array` of argument `name`, ready on `stream`; TypeError if it is none."""
@@ -55,6 +56,10 @@ class Library(Protocol):
     def entry(self, array, index):
         """The library's array of one element, that `index` of an `Array` of its own, in the same
         memory."""
+
+    def swapped(self, array):
+        """The library's array of an `Array` of its own, with the last two dimensions swapped, in
+        the same memory."""
 
     def freeze(self, array):
         """Make the library's array read-only, if it can be."""

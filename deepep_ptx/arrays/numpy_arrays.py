@@ -7,6 +7,7 @@ import numpy as np
 
 from .._array import HOST, Array
 from . import dlpack
+from .dtypes import FP8
 
 # Of the first byte of arrays made here: what rows need, and a cache line for good measure.
 _ALIGNMENT = 64
@@ -30,6 +31,7 @@ class NumPy:
     lasting = False
     ordinary = False
     lends = False
+    fp8 = FP8
 
     def take(self, value, name, stream):
         """See `library.Library`."""
@@ -62,6 +64,10 @@ class NumPy:
     def entry(self, array, index):
         """See `library.Library`."""
         return array.owner.reshape(-1)[index:index + 1]
+
+    def swapped(self, array):
+        """See `library.Library`."""
+        return array.owner.swapaxes(-2, -1)
 
     def freeze(self, array):
         """Make it read-only, as far as the library can."""

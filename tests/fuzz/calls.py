@@ -13,6 +13,7 @@ from tests.array_libraries import NumPyArrays
 from tests.fuzz import values
 from tests.fuzz.values import NOTHING, Value
 from tests.hostile_arrays import Exports
+from tests.low_latency import assert_received
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 TOKENS, HIDDEN, TOPK, EXPERTS = (6, 5), 16, 3, 8
@@ -49,6 +50,20 @@ def output(rank):
 
 
 OUTPUTS = [output(rank) for rank in range(RANKS)]
+
+
+# Of few tokens.
+FEW_HIDDEN, MOST = 128, 8
+SLOTS = RANKS * MOST
+LOCAL_EXPERTS = EXPERTS // RANKS
+FEW_GOOD = [{"x": np.random.default_rng([rank, 2]).standard_normal((count, FEW_HIDDEN))
+             .astype(BF16), "topk_idx": GOOD[rank]["topk_idx"],
+             "num_max_dispatch_tokens_per_rank": MOST, "num_experts": EXPERTS}
+            for rank, count in enumerate(TOKENS)]
+FEW_SENT = reference.low_latency_dispatch([good["x"] for good in FEW_GOOD],
+                                          [good["topk_idx"] for good in FEW_GOOD], MOST, EXPERTS)
+FEW_OUTPUTS = [np.random.default_rng([rank, 3]).standard_normal((LOCAL_EXPERTS, SLOTS, FEW_HIDDEN))
+               .astype(BF16) for rank in range(RANKS)]
 
 
 # -- arguments ------------------------------------------------------------------------------------
@@ -185,6 +200,26 @@ LIKE = {"None": Value(None, None, True)} | {
     name: make for name, make in values.ARRAYS.items()
     if name != "None" and (name in values.REPRESENTATIONS or name in values.NO_INTEGERS
                            or "claims" in name)}
+LL_HANDLES = HANDLES | {
+    "without the matrix": lambda handle: Value((None, *handle[1:]), handle, True),
+    "without the rest": lambda handle: Value(handle[:-1]),
+    "with the rest twice": lambda handle: Value((*handle, handle[-1])),
+}
+# Falsy ones alone.
+NEVER = {name: Value(value.given, NOTHING if value.means is NOTHING or value.given else value.means,
+                     value.must and not value.given) for name, value in BOOLS.items()}
+ABSENT = {"None": Value(None, None, True)} | {
+    name: Value(value) for name, value in values.NO_INTEGERS.items() if name != "None"}
+FEW_CALL = {"async_finish": BOOLS, "return_recv_hook": BOOLS, "num_sms": SMS, "stream": STREAMS}
+
+
+def written(dtype):
+    """Name -> `Value` of an argument that the call stores to, or None."""
+    found = values.means_only((dtype,))
+    return found | {"None": Value(None, None, True), "read-only": lambda a: Value(
+        values.read_only(a).given)}
+
+
 ARENA_BYTES = 1 << 20
 
 # Method -> its arguments.
@@ -200,6 +235,26 @@ METHODS = {
         "None": Value(None, None, True), "two": lambda a: Value((a, a), (a, a), True),
         "the second": lambda a: Value((None, a), (None, a), True), "three": Value((None,) * 3),
         "a list": lambda a: Value([a, a])}, **CALL},
+    "low_latency_dispatch": {
+        "x": ROWS_OF_BF16, "topk_idx": INDICES,
+        "num_max_dispatch_tokens_per_rank": values.integers(7, 256, least_refused=1 << 25),
+        # With fewer experts than there are choices of, `check()` has something to say.
+        "num_experts": {name: value for name, value in values.integers(
+            8, 64, 2, least_refused=4096).items() if name.split()[-1] not in ("2", "4")},
+        "cumulative_local_expert_recv_stats": written(np.int32),
+        "dispatch_wait_recv_cost_stats": written(np.int64), "use_fp8": BOOLS, "round_scale": BOOLS,
+        "use_ue8m0": NEVER, "x_global_scale": ABSENT, "use_nvfp4": NEVER, **FEW_CALL},
+    "low_latency_combine": {
+        "x": ROWS_OF_BF16, "topk_idx": INDICES, "topk_weights": WEIGHTS, "handle": LL_HANDLES,
+        "use_logfmt": NEVER, "zero_copy": NEVER, "out": written(BF16),
+        "combine_wait_recv_cost_stats": written(np.int64), "overlap": NEVER,
+        "packed_recv_count": ABSENT, "comp_signal": ABSENT, "block_m": values.integers(64, 64),
+        "threshold": values.integers(0, 0), "src_signals": ABSENT,
+        "src_signal_expect_value": values.integers(0, 0), **FEW_CALL},
+    "clean_low_latency_buffer": {
+        "num_max_dispatch_tokens_per_rank": values.integers(1, (1 << 25) - 1),
+        "hidden": values.integers(128, (1 << 24) - 1, 128),
+        "num_experts": values.integers(2, 2048, 2)},
     "get_combine_buffer": {"rows": values.integers(0, 256, least_refused=1 << 31),
                            "hidden": values.integers(8, 256, 8, least_refused=1 << 24),
                            "like": LIKE, "stream": STREAMS},
@@ -225,7 +280,7 @@ class Rank:
     def __init__(self, comm, buffer):
         self.comm, self.rank, self.buffer = comm, comm.rank, buffer
         self.arrays = NumPyArrays(comm.executor)
-        self.handle = None
+        self.handle = self.ll_handle = None
 
     def right(self, method):
         """Argument -> what is given in a good call."""
@@ -237,6 +292,15 @@ class Rank:
             return {"x": GOOD[self.rank]["x"], "handle": self.handle} | FEW
         if method == "combine":
             return {"x": OUTPUTS[self.rank][0], "handle": self.handle} | FEW
+        if method == "low_latency_dispatch":
+            return FEW_GOOD[self.rank] | {"num_sms": 2}
+        if method == "low_latency_combine":
+            return {"x": FEW_OUTPUTS[self.rank], "topk_idx": GOOD[self.rank]["topk_idx"],
+                    "topk_weights": GOOD[self.rank]["topk_weights"], "handle": self.ll_handle,
+                    "num_sms": 2}
+        if method == "clean_low_latency_buffer":
+            return {"num_max_dispatch_tokens_per_rank": MOST, "hidden": FEW_HIDDEN,
+                    "num_experts": EXPERTS}
         return {"get_combine_buffer": {"rows": 6, "hidden": HIDDEN},
                 "get_local_buffer_tensor": {"dtype": np.uint8}, "set_num_sms": {"num_sms": 4},
                 "count_received": {"handle": self.handle}}[method]
@@ -246,6 +310,11 @@ class Rank:
         right = self.right(method)
         spare = right | {"topk_weights": OUTPUTS[self.rank][1], "like": np.zeros((2, 8)),
                          "bias": GOOD[self.rank]["x"]} if method != "dispatch" else right
+        if method in ("low_latency_dispatch", "low_latency_combine"):
+            waits = np.zeros(RANKS, np.int64)
+            spare = {"cumulative_local_expert_recv_stats": np.zeros(LOCAL_EXPERTS, np.int32),
+                     "dispatch_wait_recv_cost_stats": waits, "combine_wait_recv_cost_stats": waits,
+                     "out": np.zeros((TOKENS[self.rank], FEW_HIDDEN), BF16)} | right
         found = {argument: value_of(method, argument, name, spare.get(argument))
                  for argument, name in changes.items()}
         return right | {argument: value.given for argument, value in found.items()}, found
@@ -258,7 +327,11 @@ class Rank:
         finally:
             Buffer.num_sms = before
         if isinstance(results, tuple):
-            results[-1].current_stream_wait()
+            event = next(result for result in results if isinstance(result, EventOverlap))
+            hook = results[-1]
+            if method.startswith("low_latency") and hook is not None:
+                hook()
+            event.current_stream_wait()
         return results
 
     def dispatch_well(self):
@@ -268,6 +341,9 @@ class Rank:
         self.handle = results[4]
         check_combine(self, self.call("combine", self.right("combine")),
                       [{} for _ in range(RANKS)])
+        results = self.call("low_latency_dispatch", self.right("low_latency_dispatch"))
+        check_ll_dispatch(self, results, [{} for _ in range(RANKS)])
+        self.ll_handle = results[2]
 
 
 def is_named(error, method):
@@ -342,6 +418,26 @@ def check_combine(side, results, meant):
         assert_same(results[1], want_weights, "combined_topk_weights")
 
 
+def check_ll_dispatch(side, results, meant):
+    given = [FEW_GOOD[rank] | meant[rank] for rank in range(RANKS)]
+    own = given[side.rank]
+    cast = {name: own[name] for name in ("use_fp8", "round_scale") if name in own}
+    want = reference.low_latency_dispatch(
+        [one["x"] for one in given], [one["topk_idx"] for one in given],
+        own["num_max_dispatch_tokens_per_rank"], own["num_experts"], **cast)[side.rank]
+    assert_received(*results[:3], want)
+
+
+def check_ll_combine(side, results, meant):
+    ys = [meant[rank].get("x", FEW_OUTPUTS[rank]) for rank in range(RANKS)]
+    idxs, weights = ([meant[rank].get(name, GOOD[rank][name]) for rank in range(RANKS)]
+                     for name in ("topk_idx", "topk_weights"))
+    want = reference.low_latency_combine(ys, FEW_SENT, idxs, weights, side.buffer.reduce)
+    got = results[0]
+    assert_same(got if isinstance(got, np.ndarray) else np.asarray(got.array).view(BF16),
+                want[side.rank], "combined_x")
+
+
 def check_combine_buffer(side, array, meant):
     meant = {"rows": 6, "hidden": HIDDEN} | meant[side.rank]
     assert (array.shape, array.dtype) == ((meant["rows"], meant["hidden"]), BF16)
@@ -359,6 +455,8 @@ def check_local_buffer(side, array, meant):
 CHECKS = {
     "get_dispatch_layout": check_layout, "dispatch": check_dispatch,
     "cached dispatch": check_cached, "combine": check_combine,
+    "low_latency_dispatch": check_ll_dispatch, "low_latency_combine": check_ll_combine,
+    "clean_low_latency_buffer": lambda side, nothing, meant: None,
     "get_combine_buffer": check_combine_buffer, "get_local_buffer_tensor": check_local_buffer,
     "count_received": lambda side, count, meant: count == SENT[side.rank].num_recv,
     "set_num_sms": lambda side, nothing, meant: None,

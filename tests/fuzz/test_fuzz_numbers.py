@@ -32,6 +32,9 @@ FUNCTIONS = {
     "Config": (Config, {field: getattr(Config(), field) for field in Config.__match_args__}),
     "get_size_hint": (config.get_size_hint, SIZES),
     "Buffer.get_size_hint": (Buffer.get_size_hint, SIZES),
+    "get_low_latency_rdma_size_hint": (Buffer.get_low_latency_rdma_size_hint, {
+        "num_max_dispatch_tokens_per_rank": 5, "hidden": 256, "num_ranks": 4, "num_experts": 8,
+        "num_topk": 3}),
     "slot_bytes": (config.slot_bytes, SLOT),
     "staging_bytes": (config.staging_bytes, {name: SIZES[name] for name in (
         "num_tokens", "hidden", "num_topk", "num_ranks")}),

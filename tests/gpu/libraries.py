@@ -3,6 +3,7 @@
 
 import functools
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -111,6 +112,11 @@ class CuPyArrays(NumPyArrays):
         assert isinstance(array, cupy.ndarray) and array.device.id == self.executor.device
         with cupy.cuda.Device(self.executor.device):
             return np.asarray(array.get())
+
+    def get_fp8(self, array):
+        bits = self.get(array)
+        assert bits.dtype == np.uint8
+        return bits.view(ml_dtypes.float8_e4m3fn)
 
     def store(self, array, rows):
         import cupy

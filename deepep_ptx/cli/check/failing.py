@@ -15,19 +15,19 @@ LONG = 8 << 10                  # hidden of rows that take longer than that
 def refused(comm, buffer, calls, inputs, policy):
     """Rows that do not fit are refused on all ranks, and so is what was queued behind them."""
     layout = layout_of(buffer, inputs)
-    _must_raise(CapacityError, dispatch, buffer, inputs, layout, num_sms=calls.sms,
+    must_raise(CapacityError, dispatch, buffer, inputs, layout, num_sms=calls.sms,
                 num_worst_tokens=1)
     later = {"async_finish": True, "num_sms": calls.sms}
     rows, *_, handle, _ = dispatch(buffer, inputs, layout, num_worst_tokens=1, **later)
     buffer.dispatch(inputs.xs[comm.rank], handle=handle, **later)
     buffer.combine(rows, handle, **later)
-    _must_raise(CapacityError, buffer.check)
+    must_raise(CapacityError, buffer.check)
     room = slot_bytes(inputs.worst, calls.hidden, calls.topk, 2, 0, 8)
     failed = False
     with open_buffer(comm, calls, policy, num_nvl_bytes=0, arena_limit_bytes=room) as full:
         rows, *_, handle, _ = dispatch(full, inputs, layout, num_sms=calls.sms,
                                        num_worst_tokens=inputs.worst)
-        _must_raise(CapacityError, full.dispatch, inputs.xs[comm.rank], handle=handle,
+        must_raise(CapacityError, full.dispatch, inputs.xs[comm.rank], handle=handle,
                     num_sms=calls.sms)
         try:
             full.combine(np.array(rows), handle, num_sms=calls.sms)
@@ -44,22 +44,22 @@ def mistaken(comm, buffer, calls, inputs, policy):
     is_last = comm.rank == comm.size - 1
     idx = np.zeros((600, calls.topk), calls.idx_dtype)      # for several CTAs
     idx[::100] = inputs.num_experts
-    _must_raise(ValueError, buffer.get_dispatch_layout, idx, inputs.num_experts)
+    must_raise(ValueError, buffer.get_dispatch_layout, idx, inputs.num_experts)
     per_rank, *layout = layout_of(buffer, inputs)
-    _must_raise(ValueError if is_last else DeepEPError, dispatch, buffer, inputs,
+    must_raise(ValueError if is_last else DeepEPError, dispatch, buffer, inputs,
                 (per_rank + np.int32(is_last), *layout), num_sms=calls.sms)
     rows, *_, handle, _ = dispatch(buffer, inputs, layout_of(buffer, inputs), num_sms=calls.sms)
     if is_last:
-        _must_raise(RankMismatchError, buffer.combine, rows, handle, num_sms=calls.sms)
+        must_raise(RankMismatchError, buffer.combine, rows, handle, num_sms=calls.sms)
     else:
-        _must_raise(RankMismatchError, buffer.dispatch, inputs.xs[comm.rank], handle=handle,
+        must_raise(RankMismatchError, buffer.dispatch, inputs.xs[comm.rank], handle=handle,
                     num_sms=calls.sms)
 
 
 def late_dispatch(comm, buffer, calls, inputs, policy):
     """The last rank does not come: the others give up, and all begin again."""
     if comm.rank != comm.size - 1:
-        _must_raise(DeepEPTimeoutError, dispatch, buffer, inputs, layout_of(buffer, inputs),
+        must_raise(DeepEPTimeoutError, dispatch, buffer, inputs, layout_of(buffer, inputs),
                     num_sms=calls.sms)
     buffer.reset()
 
@@ -71,7 +71,7 @@ def late_combine(comm, buffer, calls, inputs, policy):
     if comm.rank == comm.size - 1:
         comm.barrier()
     y = rows if calls.pulls(comm.rank) else np.array(rows)
-    _must_raise(DeepEPTimeoutError, buffer.combine, y, handle, num_sms=calls.sms)
+    must_raise(DeepEPTimeoutError, buffer.combine, y, handle, num_sms=calls.sms)
     if comm.rank != comm.size - 1:
         comm.barrier()
     del y, rows, handle
@@ -85,11 +85,11 @@ def impatient(comm, buffer, calls, inputs, policy):
     y = np.array(rows)
     # Ranks that have given up could not make an arena grow together with the others.
     with open_buffer(comm, calls, policy, AT_ONCE_S, num_nvl_bytes=ARENA_BYTES) as hasty:
-        _may_time_out(comm, hasty, dispatch, hasty, inputs, layout, num_sms=calls.sms)
-        _may_time_out(comm, hasty, hasty.combine, y, handle, num_sms=calls.sms)
+        may_time_out(comm, hasty, dispatch, hasty, inputs, layout, num_sms=calls.sms)
+        may_time_out(comm, hasty, hasty.combine, y, handle, num_sms=calls.sms)
         pulled = hasty.get_combine_buffer(*y.shape)
         pulled[:] = y
-        _may_time_out(comm, hasty, hasty.combine, pulled, handle, num_sms=calls.sms)
+        may_time_out(comm, hasty, hasty.combine, pulled, handle, num_sms=calls.sms)
         del pulled
 
 
@@ -108,11 +108,11 @@ def slow_rows(comm, buffer, calls, inputs, policy):
         if comm.rank < last:
             y = hasty.get_combine_buffer(*y.shape)
             y[:] = 0
-        _may_time_out(comm, hasty, hasty.combine, y, handle, num_sms=1)
+        may_time_out(comm, hasty, hasty.combine, y, handle, num_sms=1)
         del y
 
 
-class _Gone(Exception):
+class Gone(Exception):
     """A rank fails between two calls."""
 
 
@@ -121,30 +121,33 @@ def left(comm, buffer, calls, inputs, policy):
     try:
         with open_buffer(comm, calls, policy) as left:
             if comm.rank == comm.size - 1:
-                raise _Gone
+                raise Gone
             dispatch(left, inputs, layout_of(left, inputs), num_sms=calls.sms)
-    except (_Gone, DeepEPTimeoutError):
+    except (Gone, DeepEPTimeoutError):
         comm.barrier()
         return
     raise DeepEPError("a dispatch without one rank ended well")
 
 
-def _may_time_out(comm, buffer, call, *args, **options):
+def may_time_out(comm, buffer, call, *args, **options):
     """All ranks begin again where some did not wait for the end of the call."""
-    failed = False
-    try:
-        call(*args, **options)
-    except DeepEPTimeoutError:
-        failed = True
-    if any(comm.allgather(failed)):
+    if any(comm.allgather(may_raise(DeepEPTimeoutError, call, *args, **options))):
         buffer.reset()
 
 
-def _must_raise(kind, call, *args, **options):
+def may_raise(kind, call, *args, **options):
+    """Whether `call(*args, **options)` raises a `kind` of error."""
     try:
         call(*args, **options)
     except kind:
-        return
-    raise DeepEPError(f"{call.__name__} ended well where it must raise {kind.__name__}")
+        return True
+    return False
+
+
+def must_raise(kind, call, *args, **options):
+    """`call(*args, **options)`, which raises an error of type `kind`, or of one of several, or this
+    does."""
+    if not may_raise(kind, call, *args, **options):
+        raise DeepEPError(f"{call.__name__} ended well where it must raise {kind}")
 
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepep_ptx import Buffer, reference
+from deepep_ptx import Buffer, reference, run_ranks
 from deepep_ptx.cli.measure.bits import wrong_array
 from deepep_ptx.cli.measure.inputs import Shape, choices, random_rows
 
 ARENA_BYTES = 1 << 20           # for calls that cannot wait for the arena to grow
 TIMEOUT_S = 0.5                 # virtual
 # Whose array a result is, by how its name begins; the rest is dispatch's.
-_MADE_BY = {"layout": "layout", "combined": "combine"}
+_MADE_BY = {"layout": "layout", "combined": "combine", "ll_dispatch": "ll_dispatch",
+            "ll_combine": "ll_combine"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,14 @@ class Calls:
         return not self.copies and (self.combine == "pull"
                                     or (self.combine == "mixed" and rank % 2 == 0))
 
+    def inputs(self, ranks, number, seed):
+        """Those of all ranks in one round."""
+        return Inputs(self, ranks, number, seed)
+
+    def run(self, ranks, rounds, policy, **options):
+        """What `rank_main` returns on each of so many ranks.  options: of `run_ranks`."""
+        return run_ranks(rank_main, ranks, self, rounds, policy, **options)
+
 
 class Inputs:
     """One round's inputs of all ranks, as lists in rank order, and what has to come out."""
@@ -70,10 +79,10 @@ class Inputs:
         self.calls = calls
         self.num_experts = ranks * calls.experts
         rngs = [np.random.default_rng([seed, number, rank]) for rank in range(ranks)]
-        counts = list(itertools.islice(itertools.cycle(calls.tokens), number, number + ranks))
+        counts = counts_of(calls.tokens, ranks, number)
         shapes = [Shape(ranks, count, calls.hidden, calls.topk, self.num_experts)
                   for count in counts]
-        self.topk_idxs = [_with_holes(rng, choices(rng, shape, rank).astype(calls.idx_dtype))
+        self.topk_idxs = [with_holes(rng, choices(rng, shape, rank).astype(calls.idx_dtype))
                           for rank, (rng, shape) in enumerate(zip(rngs, shapes, strict=True))]
         if calls.only_layout:
             return
@@ -107,7 +116,12 @@ class Inputs:
                     layouts, self.received, self.again, combined, strict=True)]
 
 
-def _with_holes(rng, idx):
+def counts_of(tokens, ranks, number):
+    """Tokens of each rank in a round."""
+    return list(itertools.islice(itertools.cycle(tokens), number, number + ranks))
+
+
+def with_holes(rng, idx):
     """Some choices are none, and some tokens go nowhere."""
     idx[rng.random(idx.shape) < 0.2] = -1
     idx[rng.random(len(idx)) < 0.1] = -1
@@ -162,7 +176,7 @@ def rank_main(comm, calls, rounds, policy):
         for number, inputs in enumerate(rounds):
             if calls.before and number == len(rounds) - 1:
                 calls.before(comm, buffer, calls, inputs, policy)
-            result = _Round(comm, buffer, calls, inputs)
+            result = Round(comm, buffer, calls, inputs)
             if calls.queued:
                 queued.append(result)
             else:
@@ -187,7 +201,7 @@ def open_buffer(comm, calls, policy, timeout_s=TIMEOUT_S, **options):
                   stage_bytes=calls.stage_bytes, **options)
 
 
-class _Round:
+class Round:
     """One round of one rank, carried out, or queued."""
 
     def __init__(self, comm, buffer, calls, inputs):

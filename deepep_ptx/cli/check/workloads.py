@@ -9,9 +9,10 @@ buffer, so that slots, records of both parities and landing are used again.
 
 from dataclasses import dataclass, field
 
-from deepep_ptx import run_ranks, select
-from deepep_ptx.cli.check import failing
-from deepep_ptx.cli.check.rounds import Calls, Inputs, all_wrong, narrow, rank_main
+from deepep_ptx import select
+from deepep_ptx.cli.check import failing, failing_low_latency
+from deepep_ptx.cli.check.low_latency import LowLatencyCalls
+from deepep_ptx.cli.check.rounds import Calls, all_wrong, narrow
 from deepep_ptx.errors import RaceError, RankError
 from deepep_ptx.runtime import ARCHS
 
@@ -27,7 +28,7 @@ class Workload:
     name: str
     says: str
     uses: tuple[str, ...]
-    calls: Calls
+    calls: Calls | LowLatencyCalls
     ranks: int = 2
     only: str | None = None
 
@@ -58,11 +59,10 @@ class Workload:
         scheduler, seed, memory, check: as of `run_ranks`; the seed is that of the inputs too.
         """
         ranks = self.ranks if ranks is None else ranks
-        rounds = [Inputs(self.calls, ranks, number, seed) for number in range(self.calls.rounds)]
+        rounds = [self.calls.inputs(ranks, number, seed) for number in range(self.calls.rounds)]
         try:
-            results = run_ranks(rank_main, ranks, self.calls, rounds, policy, executor="emu",
-                                arch=arch, scheduler=scheduler, seed=seed, memory=memory,
-                                check=check)
+            results = self.calls.run(ranks, rounds, policy, executor="emu", arch=arch,
+                                     scheduler=scheduler, seed=seed, memory=memory, check=check)
             races = ()
         except RaceError as error:
             results, races = error.results, error.races
@@ -98,6 +98,7 @@ class Outcome:
 _PULL = ("layout", "dispatch", "copy", "combine")
 _PUSH = ("layout", "dispatch", "copy", "combine_push")
 _MIXED = (*_PULL, "combine_push")
+_LOW_LATENCY = ("ll_dispatch", "ll_combine")
 
 WORKLOADS = {workload.name: workload for workload in (
     Workload("layout", "several CTAs, more experts than a CTA counts in shared memory",
@@ -144,4 +145,49 @@ WORKLOADS = {workload.name: workload for workload in (
              _MIXED, Calls(tokens=(9, 7), combine="mixed", before=failing.late_combine), ranks=3),
     Workload("left", "a rank leaves while the others are in a dispatch",
              (*_PULL, "abort"), Calls(tokens=(9, 7), before=failing.left)),
+    Workload("ll-words", "rows that cross as words, one rank without tokens",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(13, 0, 7), topk=6, stats=True, rounds=3),
+             ranks=3),
+    Workload("ll-flags", "rows of more tokens, in parts behind flags, beside rows in words",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(6, 3), hidden=1152, sms=1, word_tokens=4,
+                                           cast="round", twice=True, rounds=3)),
+    Workload("ll-sums", "sums that cross as words",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(4, 6, 0), topk=6, cast="bf16",
+                                           reduce="rank", rounds=3), ranks=3),
+    Workload("ll-sum-flags", "sums in parts behind flags, beside words; scales as exponents",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(3, 6, 5), hidden=512, word_tokens=4,
+                                           cast="ue8m0", reduce="rank"), ranks=3),
+    Workload("ll-many", "more rows than CTAs, of more words than a team of warps has threads",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(9, 7), hidden=2304, sms=1, topk=6, cast="bf16",
+                                           idx_dtype="int32", word_tokens=0)),
+    Workload("ll-again", "combines by a kept handle, whose rows lie where the last but one's did",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(6, 3), word_tokens=4, again=2)),
+    Workload("ll-hooks", "each call in two launches",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(13, 3), hidden=128, topk=4, sms=3, cast="bf16",
+                                           hook=True)),
+    Workload("ll-hook-sums", "the same; sums, in words and behind flags",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3), reduce="rank", word_tokens=4,
+                                           hook=True)),
+    Workload("ll-queued", "three rounds that no host waits for; more experts than a warp has lanes",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(5, 7), experts=24, sms=1, idx_dtype="int32",
+                                           queued=True, rounds=3)),
+    Workload("ll-between", "low-latency calls between others on one buffer",
+             (*_LOW_LATENCY, *_PULL), LowLatencyCalls(tokens=(5, 3),
+                                                      normal=Calls(tokens=(9, 7)))),
+    Workload("ll-mistaken", "experts, casts and handles that only the device finds wrong",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3), before=failing_low_latency.mistaken)),
+    Workload("ll-late", "a rank that does not come to a low-latency dispatch, then a reset",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3),
+                                           before=failing_low_latency.late_dispatch), ranks=3),
+    Workload("ll-late-combine", "a rank that comes late to a low-latency combine, then a reset",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3), word_tokens=4,
+                                           before=failing_low_latency.late_combine), ranks=3),
+    Workload("ll-late-sums", "the same; sums cross",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3), word_tokens=4, reduce="rank",
+                                           before=failing_low_latency.late_combine), ranks=3),
+    Workload("ll-impatient", "rows that come later than the limit of a wait, their counts in time",
+             _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3), before=failing_low_latency.impatient)),
+    Workload("ll-left", "a rank leaves while the others are in a low-latency dispatch",
+             (*_LOW_LATENCY, "abort"), LowLatencyCalls(tokens=(5, 3),
+                                                       before=failing_low_latency.left)),
 )}

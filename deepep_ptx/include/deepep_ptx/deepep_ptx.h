@@ -318,6 +318,58 @@ int ep_buffer_combine(struct ep_buffer *b, const struct ep_combine_args *args);
 /* The number of the kernel that such a combine runs.  Any thread. */
 uint32_t ep_buffer_combine_kernel(const struct ep_combine_args *args);
 
+/* -- low latency ------------------------------------------------------------------------------ */
+
+/* What is equal on all ranks. */
+struct ep_ll_shape {
+    uint32_t max_tokens;         /* of any rank                                                 */
+    uint32_t hidden;             /* a multiple of EP_LL_GROUP                                   */
+    uint32_t num_experts, num_topk;
+    uint32_t reduce;             /* EP_LL_REDUCE_*                                              */
+    uint32_t word_tokens;        /* of a rank with more, a combine's rows or sums cross as they
+                                  * are, behind flags, and not as words                         */
+};
+
+/* Bytes of low-latency memory that calls of that shape take on each rank.  Any thread. */
+uint64_t ep_ll_bytes(const struct ep_ll_shape *shape, uint32_t num_ranks);
+/* Bytes of dynamic shared memory that a dispatch of that shape takes.  Any thread. */
+uint64_t ep_ll_smem(const struct ep_ll_shape *shape);
+/* Bytes of low-latency memory that there are: see ep_symmetric_ensure_low_latency. */
+uint64_t ep_buffer_ll_bytes(const struct ep_buffer *b);
+
+struct ep_ll_args {
+    struct ep_call call;
+    struct ep_ll_shape shape;
+    uint32_t num_tokens;         /* of this rank, at most max_tokens                            */
+    uint32_t topk_idx_bytes;
+    /* EP_LL_SEND | EP_LL_RECEIVE: the whole call.  One without the other: a part of it, which are two
+     * launches with the same arguments and no other call between them. */
+    uint32_t phases;
+};
+
+struct ep_ll_dispatch_args {     /* device addresses as in struct ep_ll_dispatch_params          */
+    struct ep_ll_args ll;
+    ep_dptr_t x, topk_idx;
+    ep_dptr_t recv_x, recv_scales, recv_count, src_info, layout_range, rows_of, source_tokens;
+    ep_dptr_t recv_stats, wait_stats;            /* 0: nobody counts                            */
+    uint32_t  cast;              /* EP_LL_CAST_*                                                */
+};
+
+/* EP_ERR_ARGUMENT: there is too little memory for that shape; nothing was launched.  *number: of this
+ * call, for combine. */
+int ep_buffer_ll_dispatch(struct ep_buffer *b, const struct ep_ll_dispatch_args *args,
+                          uint64_t *number);
+
+struct ep_ll_combine_args {      /* likewise                                                    */
+    struct ep_ll_args ll;
+    ep_dptr_t x, topk_idx, topk_weights, out, rows_of, source_tokens;
+    ep_dptr_t wait_stats;
+    uint64_t  handle;            /* number of the dispatch                                      */
+    uint32_t  x_row_bytes;
+};
+
+int ep_buffer_ll_combine(struct ep_buffer *b, const struct ep_ll_combine_args *args);
+
 #ifdef __cplusplus
 }
 #endif

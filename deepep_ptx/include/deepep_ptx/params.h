@@ -26,7 +26,11 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_MAX_HIDDEN 16777215               /* values of a row, below 2^24: what is left of
                                               * the word EP_AGREE_TOPK_IDX_BYTES             */
 #define EP_MAX_SEGMENTS 8                    /* arena segments: the arena grows by segments  */
-#define EP_PEER_ENTRIES 576                  /* of ep_comm.peers: 1 + EP_MAX_SEGMENTS per rank */
+#define EP_PEER_ENTRIES 576                  /* of ep_comm.peers: 1 + EP_MAX_SEGMENTS per rank,
+                                              * behind them EP_MAX_RANKS for low latency, and */
+#define EP_LL_HALF_ENTRY 640                 /* the bytes of a half of that memory,           */
+#define EP_LL_WORDS_ENTRY 641                /* and where in it the words begin               */
+#define EP_LL_RAW_ENTRY 642                  /* and what is stored as it is                    */
 #define EP_STATUS_RECORDS 16
 #define EP_ROW_ALIGN 16                      /* bytes: a row is a whole number of vectors    */
 #define EP_SLOT_ALIGN 128                    /* bytes: each array of a slot starts on a line */
@@ -36,6 +40,8 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_OP_DISPATCH 1
 #define EP_OP_COMBINE 2
 #define EP_OP_CACHED_DISPATCH 3              /* with the handle of an earlier dispatch        */
+#define EP_OP_LL_DISPATCH 4                  /* low latency                                   */
+#define EP_OP_LL_COMBINE 5
 
 /* -- words of a call record that must be equal on all ranks ---------------------------------- */
 #define EP_AGREE_OP 0
@@ -47,7 +53,8 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
                                               * combine: 1 with weights                      */
 #define EP_AGREE_HANDLE 6                    /* number of the call that made the handle      */
 #define EP_AGREE_SCALE_BYTES 7               /* 0 without scales                             */
-#define EP_AGREE_WORST_ROWS 8                /* dispatch: num_worst_tokens, 0 = the host waits */
+#define EP_AGREE_WORST_ROWS 8                /* dispatch: num_worst_tokens, 0 = the host waits;
+                                              * low latency: num_max_dispatch_tokens_per_rank */
 #define EP_AGREE_WORDS 9
 
 /* -- modes of a call record ------------------------------------------------------------------ */
@@ -66,6 +73,8 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_CODE_PEER_FAULT 8                 /* a peer reported bad arguments in its record  */
 #define EP_CODE_ABORTED 9                    /* the buffer was aborted before this call      */
 #define EP_CODE_DEAD_HANDLE 10               /* the dispatch that made the handle was refused */
+#define EP_CODE_TOPK_ROWS 11                 /* low latency: a rank's tokens name an expert more
+                                              * than num_max_dispatch_tokens_per_rank times   */
 
 /* -- `what` of a capacity record: what has no room --------------------------------------------- */
 #define EP_CAPACITY_ROWS 0                   /* rows received, or pushed in a combine        */
@@ -93,6 +102,33 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_MAX_PUSHERS 1024                  /* warps of a rank that push rows               */
 #define EP_PUSH_COUNT_BITS 24                /* of a progress word: rows pushed              */
 
+/* -- low latency --------------------------------------------------------------------------------
+ * A word of 16 bytes that is stored and loaded as one: 12 of data, and the lower half of the epoch
+ * of its call.  Nothing is cleared: who reads a word waits until it is of the call that runs.      */
+#define EP_LL_WORD_BYTES 16
+#define EP_LL_DATA_BYTES 12
+#define EP_LL_GROUP 128                      /* values of a row that share an FP8 scale        */
+#define EP_LL_GROUP_WORDS 11                 /* of such a group: 128 bytes and the scale       */
+
+/* Words of a head: the EP_AGREE_WORDS, and */
+#define EP_LL_HEAD_TOKENS 9                  /* dispatch: tokens of the writer                 */
+#define EP_LL_HEAD_USED 10                   /* words that there are                           */
+#define EP_LL_HEAD_WORDS 16
+
+#define EP_LL_TEAMS 3                        /* of a CTA's warps, at most                      */
+
+#define EP_LL_SEND 1                         /* phases: what a launch does of its call         */
+#define EP_LL_RECEIVE 2
+
+#define EP_LL_CAST_FP8 1                     /* casts of a dispatch                            */
+#define EP_LL_CAST_ROUND 2                   /* scales are powers of two                       */
+#define EP_LL_CAST_UE8M0 4                   /* and are returned as four exponents in a word   */
+
+#define EP_LL_MAX_PARTS 8                    /* of a row that crosses as it is                 */
+
+#define EP_LL_REDUCE_EXACT 1                 /* combine: rows cross, summed in the order of k  */
+#define EP_LL_REDUCE_RANK 2                  /* sums of each rank's rows cross, in FP32        */
+
 /* ============================================================================================
  * The symmetric heap of one rank, alike on all: struct ep_heap, below, lists its regions.
  * ============================================================================================ */
@@ -101,18 +137,20 @@ struct ep_control {                          /* ptx: CTL */
     uint64_t epoch;          /* collective calls completed                                      */
     uint64_t abort;          /* 0, or epoch << 8 | blamed peer + 1: sticky until reset()         */
     uint64_t numbered;       /* CTAs of the running dispatch that have numbered their tokens    */
+    uint64_t ll_epoch;       /* epoch of the newest low-latency call that was completed          */
     uint32_t in_call;        /* 1 from a call's first CTA to its end                            */
     uint32_t verdict;        /* EP_CODE_* of the newest exchange                                */
     uint32_t ticket;         /* CTAs of the running call that have started; wraps to 0          */
     uint32_t arrived;        /* CTAs of the running layout that have ended; wraps to 0           */
     uint32_t fault;          /* EP_CODE_* that layout found; the next dispatch tells it to all  */
-    uint32_t reserved[21];
+    uint32_t reserved[19];
 };
 
 struct ep_flags {                            /* ptx: FLAG */
     uint64_t abort;          /* epoch << 8 | blamed peer + 1: the writer has aborted, or left   */
     uint64_t left;           /* 1: the writer has left; it writes nothing here any more         */
-    uint64_t reserved[14];
+    uint64_t ll_free;        /* epoch of its newest low-latency call: its kernels before are over */
+    uint64_t reserved[13];
 };
 
 /* Of each CTA of a peer: epoch << 8 | op: it needs nothing more of this rank. */
@@ -123,6 +161,11 @@ struct ep_done {                             /* ptx: DONE */
 /* Progress of each warp of a peer that pushes rows: epoch << EP_PUSH_COUNT_BITS | rows. */
 struct ep_pushed {                           /* ptx: PUSHED */
     uint64_t warp[EP_MAX_PUSHERS];
+};
+
+/* What a rank says of its low-latency call: each word is epoch << 32 | value. */
+struct ep_ll_head {                          /* ptx: LLH */
+    uint64_t word[EP_LL_HEAD_WORDS];
 };
 
 /* 32 words: a warp writes and reads a record with one word per lane. */
@@ -164,6 +207,7 @@ struct ep_heap {                             /* ptx: HEAP */
     EP_REGION(struct ep_done, num_ranks, done);            /* likewise                          */
     EP_REGION(struct ep_pushed, num_ranks, pushed);        /* likewise                          */
     EP_REGION(struct ep_sent_record, 2 * num_ranks, records);      /* two parities of the epoch */
+    EP_REGION(struct ep_ll_head, 2 * num_ranks, ll_heads);         /* likewise                  */
 };
 
 /* A record as a CTA keeps it in shared memory once it has come. */
@@ -180,6 +224,17 @@ struct ep_dest {                             /* ptx: DEST */
     ep_dptr_t topk_weights;  /* f32[rows][num_topk]                                             */
     ep_dptr_t src_idx;       /* i32[rows]                                                       */
     ep_dptr_t scales;        /* [rows][scale_bytes]                                             */
+};
+
+/* Why a thread of a low-latency call has aborted its rank, as its CTA keeps it until it leaves. */
+struct ep_fault {                            /* ptx: FAULT */
+    uint64_t word;           /* of the abort, for the peers; 0: no thread of this CTA was the first */
+    uint64_t expected;       /* this and all below of the status record                         */
+    uint64_t seen;
+    uint32_t code;
+    uint32_t peer;
+    uint32_t what;
+    uint32_t reserved;
 };
 
 /* Where combine's reducer finds the rows of one contributing rank, and whether it must wait. */
@@ -331,6 +386,71 @@ struct ep_copy_params {                      /* ptx: COPY */
     ep_dptr_t rank_prefix;   /* in  i32[num_ranks][num_ranks], of the dispatch                  */
     uint32_t  slot_rows;     /* that the slot is made for; 0: those received                    */
     uint32_t  rows;          /* that the copies have room for                                   */
+};
+
+/* What both low-latency calls take.  Every rank's low-latency memory has two halves, for the parity
+ * of the epoch, and each half three areas: numbers, u64 of which the upper half is the lower half of
+ * an epoch; words, of EP_LL_WORD_BYTES, which end with it; and what is stored as it is.  The areas are
+ * the same for all calls and shapes, so no bytes of a row can ever lie where an epoch is looked for.
+ * Where they are is not a parameter: memory may be replaced by larger memory between the replays of a
+ * graph. */
+struct ep_ll_params {                        /* ptx: LL */
+    struct ep_comm comm;
+    uint32_t  agree[EP_AGREE_WORDS];         /* must be equal on all ranks                      */
+    uint32_t  phases;        /* EP_LL_SEND | EP_LL_RECEIVE                                      */
+    uint32_t  num_tokens;    /* of this rank                                                    */
+    uint32_t  max_tokens;    /* of any rank                                                     */
+    uint32_t  num_topk;
+    uint32_t  topk_idx_bytes;                /* 4 or 8                                          */
+    uint32_t  num_local_experts;
+    uint32_t  row_bytes;     /* of a row of bfloat16                                            */
+};
+
+/* Numbers of a dispatch: counts[num_ranks][num_local_experts], of choices of that expert by that rank.
+ * Words: slots[num_ranks][max_tokens] of slot_bytes, of the writing rank's tokens: num_topk words
+ * {local expert or -1, which of its rows from that rank, 0}, then the row's words. */
+struct ep_ll_dispatch_params {               /* ptx: LLD */
+    struct ep_ll_params ll;
+    ep_dptr_t x;             /* in  bf16[num_tokens][hidden]                                    */
+    ep_dptr_t topk_idx;      /* in  i32|i64[num_tokens][num_topk], -1 = unused                  */
+    ep_dptr_t recv_x;        /* out [num_local_experts][num_ranks * max_tokens][hidden]         */
+    ep_dptr_t recv_scales;   /* out f32[num_local_experts][groups][num_ranks * max_tokens], or
+                              *     i32 of a quarter of the groups                              */
+    ep_dptr_t recv_count;    /* out i32[num_local_experts]                                      */
+    ep_dptr_t src_info;      /* out i32[num_local_experts][num_ranks * max_tokens]              */
+    ep_dptr_t layout_range;  /* out i64[num_local_experts][num_ranks]: first row << 32 | rows   */
+    ep_dptr_t rows_of;       /* out i32[num_ranks][max_tokens][num_topk]: row of recv_x, or -1  */
+    ep_dptr_t source_tokens; /* out i32[num_ranks]: tokens of each rank                         */
+    ep_dptr_t recv_stats;    /* io  i32[num_local_experts] += recv_count, or 0                  */
+    ep_dptr_t wait_stats;    /* io  i64[num_ranks] += clock cycles of waiting, or 0             */
+    uint32_t  slot_bytes;
+    uint32_t  row_words;     /* of a row in a slot                                              */
+    uint32_t  cast;          /* EP_LL_CAST_*, 0: rows stay bfloat16                             */
+    uint32_t  block_tokens;  /* tokens whose choices each CTA numbers                           */
+    uint32_t  teams;         /* EP_LL_TEAMS, or 1: of warps that take rows, two in smem for each  */
+    uint32_t  reserved;
+};
+
+/* Slots of a combine: [max_tokens][num_topk] of this rank's tokens where rows cross,
+ * [num_ranks][max_tokens] where sums do: among the words, or of a rank with more than word_tokens tokens
+ * as they are.  Numbers: flags[num_ranks][max_tokens][EP_LL_MAX_PARTS], by which the writing rank's warps
+ * tell which parts of a token's rows lie there as they are; where sums cross also
+ * weights[num_ranks][max_tokens][num_topk], of the writing rank. */
+struct ep_ll_combine_params {                /* ptx: LLC */
+    struct ep_ll_params ll;
+    ep_dptr_t x;             /* in  bf16[num_local_experts][num_ranks * max_tokens][hidden]     */
+    ep_dptr_t topk_idx;      /* in  as in dispatch                                              */
+    ep_dptr_t topk_weights;  /* in  f32[num_tokens][num_topk]                                   */
+    ep_dptr_t out;           /* out bf16[num_tokens][hidden]                                    */
+    ep_dptr_t rows_of;       /* in  of the dispatch                                             */
+    ep_dptr_t source_tokens; /* in  likewise                                                    */
+    ep_dptr_t wait_stats;    /* io  i64[num_ranks] += clock cycles of waiting, or 0             */
+    uint32_t  slot_bytes;    /* of words                                                        */
+    uint32_t  raw_bytes;     /* of what lies there as it is                                     */
+    uint32_t  reduce;        /* EP_LL_REDUCE_*                                                  */
+    uint32_t  x_row_bytes;   /* from a row of x to the next                                     */
+    uint32_t  word_tokens;   /* tokens of a rank up to which its rows or sums cross as words     */
+    uint32_t  reserved;
 };
 
 struct ep_abort_params {                     /* ptx: ABORT */

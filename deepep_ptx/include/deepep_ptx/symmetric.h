@@ -29,7 +29,7 @@ extern "C" {
 #define EP_REASON_BYTES 512
 #define EP_NAME_BYTES (EP_REASON_BYTES / 2)
 #define EP_GROWTH_STEP (1u << 20)
-#define EP_NUM_SAID 3
+#define EP_NUM_SAID 6
 
 struct ep_symmetric;
 
@@ -53,6 +53,9 @@ enum ep_collective {             /* which one; those of one call are told apart 
     EP_IN_GROWTH,
     EP_IN_RECYCLING,
     EP_IN_ROOM,                  /* ensure_landing                                              */
+    EP_IN_SHAPE,                 /* ensure_low_latency                                          */
+    EP_IN_MEMORY,                /* allocated                                                   */
+    EP_IN_MEMORY_MAPPING,
     EP_IN_RESET,
     EP_IN_EPOCH,                 /* of that reset                                               */
     EP_IN_RESET_END,
@@ -137,6 +140,11 @@ int  ep_symmetric_grow(struct ep_symmetric *s, uint64_t needed);
  * ranks tell each other on this occasion: their calls may turn out to differ. */
 int  ep_symmetric_ensure_landing(struct ep_symmetric *s, uint64_t bytes,
                                  const uint64_t said[EP_NUM_SAID], struct ep_heard *heard);
+
+/* Low-latency memory for calls of that shape, which must be the same on all ranks: `bytes` at least.
+ * Behind what is queued on `stream`, where replays of a graph may use what is replaced. */
+int  ep_symmetric_ensure_low_latency(struct ep_symmetric *s, const struct ep_ll_shape *shape,
+                                     uint64_t bytes, void *stream);
 
 /* The buffer is usable again, whatever its ranks were in; who waits for others in a collective
  * learns that they are in the reset.  said: as above, of what each rank has kept. */

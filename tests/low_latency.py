@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""Low-latency calls against the reference, bit for bit: what tests on both executors share."""
+
+import ml_dtypes
+import numpy as np
+
+from deepep_ptx import reference
+
+BF16 = ml_dtypes.bfloat16
+
+
+def make_inputs(rng, tokens, hidden, num_experts, num_topk, routing="random", idx_dtype=np.int64):
+    """(xs, topk_idxs, topk_weights) of ranks with so many tokens each."""
+    xs, idxs, weights = [], [], []
+    for n in tokens:
+        xs.append((rng.standard_normal((n, hidden)) * np.exp2(rng.integers(-8, 8, (n, 1)))
+                   ).astype(BF16))
+        if routing == "one expert":
+            idx = np.full((n, num_topk), -1)
+            idx[:, rng.integers(num_topk) if n else 0] = num_experts - 1
+        else:
+            idx = np.stack([rng.permutation(num_experts)[:num_topk] for _ in range(n)]
+                           ).reshape(n, num_topk) if n else np.zeros((0, num_topk), int)
+            if routing == "holes":
+                idx[rng.random(idx.shape) < 0.3] = -1
+        idxs.append(idx.astype(idx_dtype))
+        weights.append(rng.random((n, num_topk), dtype=np.float32))
+    return xs, idxs, weights
+
+
+def expert_output(recv_x, received):
+    """Rows of bfloat16 for combine: each depends on its row, its expert and its place."""
+    rows = recv_x
+    if isinstance(rows, tuple):
+        rows = rows[0].view(np.uint8).astype(np.float32)
+    out = np.zeros(rows.shape, np.float32)
+    for expert, count in enumerate(received.recv_count):
+        scale = np.float32(expert + 1) / np.arange(1, count + 1, dtype=np.float32)[:, None]
+        out[expert, :count] = rows[expert, :count].astype(np.float32) * scale
+    return out.astype(BF16)
+
+
+def assert_received(recv_x, recv_count, handle, want):
+    """A rank's results and handle are the reference's, as far as these say anything."""
+    np.testing.assert_array_equal(recv_count, want.recv_count)
+    np.testing.assert_array_equal(handle[1], want.layout_range)
+    got, expected = recv_x, want.recv_x
+    if not isinstance(got, tuple):
+        got, expected = (got,), (expected,)
+    for expert, count in enumerate(want.recv_count):
+        np.testing.assert_array_equal(handle[0][expert, :count], want.src_info[expert, :count])
+        for a, b in zip(got, expected, strict=True):
+            assert a.dtype == b.dtype and a.shape == b.shape
+            np.testing.assert_array_equal(np.ascontiguousarray(a[expert, :count]).view(np.uint8),
+                                          np.ascontiguousarray(b[expert, :count]).view(np.uint8))
+
+
+def keep(array):
+    """The array itself: of NumPy."""
+    return array
+
+
+def round_trip(comm, buffer, inputs, num_experts, max_tokens, *, hook=False, async_finish=False,
+               num_sms=None, give=keep, get=keep, **cast):
+    """One dispatch and one combine of this rank, compared with the reference.
+
+    give, get: an array of NumPy as one of another library, and back.
+    """
+    xs, idxs, weights = inputs
+    rank = comm.rank
+    want = reference.low_latency_dispatch(xs, idxs, max_tokens, num_experts, **cast)
+    keywords = {"return_recv_hook": hook, "async_finish": async_finish, "num_sms": num_sms}
+    idx = give(idxs[rank])
+    recv_x, count, handle, event, receive = buffer.low_latency_dispatch(
+        give(xs[rank]), idx, max_tokens, num_experts, **cast, **keywords)
+    finish(event, receive, hook, async_finish)
+    recv_x = tuple(map(get, recv_x)) if isinstance(recv_x, tuple) else get(recv_x)
+    assert_received(recv_x, get(count), tuple(map(get, handle[:2])), want[rank])
+    ys = [expert_output(w.recv_x, w) for w in want]
+    out, event, receive = buffer.low_latency_combine(give(ys[rank]), idx, give(weights[rank]),
+                                                     handle, **keywords)
+    finish(event, receive, hook, async_finish)
+    expected = reference.low_latency_combine(ys, want, idxs, weights, buffer.reduce)[rank]
+    np.testing.assert_array_equal(get(out).view(np.uint16), expected.view(np.uint16))
+
+
+def finish(event, receive, hook, async_finish):
+    """Do what a caller does before it looks at results."""
+    assert (receive is not None) == hook
+    if hook:
+        receive()
+    if async_finish:
+        event.current_stream_wait()
