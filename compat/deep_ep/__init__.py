@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The names of DeepEP V1's normal mode over deepep_ptx.
+"""The names of DeepEP V1's normal and low-latency modes over deepep_ptx.
 
 Importing it needs neither a GPU nor torch, and says nothing.
 """

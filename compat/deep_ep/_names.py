@@ -18,19 +18,13 @@ LATER_IN_PACKAGE = {
 }
 
 LATER_IN_BUFFER = {
-    "clean_low_latency_buffer": "low latency",
-    "get_low_latency_rdma_size_hint": "low latency",
-    "get_next_low_latency_combine_buffer": "low latency",
+    "get_next_low_latency_combine_buffer": "zero_copy of low_latency_combine",
     "internode_combine": "RDMA",
     "internode_dispatch": "RDMA",
-    "low_latency_clean_mask_buffer": "low latency",
-    "low_latency_combine": "low latency",
-    "low_latency_dispatch": "low latency",
-    "low_latency_query_mask_buffer": "low latency",
-    "low_latency_update_mask_buffer": "low latency",
+    "low_latency_clean_mask_buffer": "masking of ranks",
+    "low_latency_query_mask_buffer": "masking of ranks",
+    "low_latency_update_mask_buffer": "masking of ranks",
 }
-
-LATER_IN_CPP = {"get_low_latency_rdma_size_hint": "low latency"}
 
 
 class LaterError(NotImplementedError, AttributeError):
@@ -44,8 +38,19 @@ def raise_missing(owner, name, later):
     """Raise what looking up `owner`.`name` raises; `later`: name -> feature."""
     if name in later:
         raise LaterError(f"{owner}.{name}: {later[name]} is not in this release of deepep_ptx, "
-                         "which has the normal mode of DeepEP V1 inside one NVLink domain")
+                         "which has DeepEP V1's normal and low-latency modes inside one NVLink "
+                         "domain")
     raise AttributeError(f"{owner!r} has no attribute {name!r}")
+
+
+class Later:
+    """A method of `deepep_ptx.Buffer` that only says that it is not there: here it is missing."""
+
+    def __set_name__(self, owner, name):
+        self._name = name
+
+    def __get__(self, instance, owner):
+        raise_missing(owner.__name__, self._name, LATER_IN_BUFFER)
 
 
 def topk_idx_t():

@@ -24,12 +24,12 @@ class Buffer(deepep_ptx.Buffer, metaclass=_BufferNames):
             is the group.
         num_nvl_bytes: with which the arena starts; it limits no result, as in DeepEP, where it
             sizes queues.
-        num_rdma_bytes, low_latency_mode: 0 and False.
-        num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, explicitly_destroy: as in
-            deepep_ptx.
-        enable_shrink: False.  use_fabric: None or False.
+        num_rdma_bytes: with which low-latency memory starts; 0 without low_latency_mode.
+        low_latency_mode, num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl,
+            explicitly_destroy, enable_shrink: as in deepep_ptx.
+        use_fabric: None or False.
         comm: an mpi4py communicator, where `group` is None.
-        options: further ones of deepep_ptx's: policy, timeout_s, zero_copy, arena_limit_bytes, ...
+        options: further ones of deepep_ptx's: policy, timeout_s, zero_copy, reduce, ...
 
     Raises:
         NotImplementedError: an argument that asks for what comes later; it is named.
@@ -38,21 +38,22 @@ class Buffer(deepep_ptx.Buffer, metaclass=_BufferNames):
 
     def __init__(self, group=None, num_nvl_bytes=0, num_rdma_bytes=0, low_latency_mode=False,
                  num_qps_per_rank=24, allow_nvlink_for_low_latency_mode=True, allow_mnnvl=False,
-                 explicitly_destroy=False, *, enable_shrink=False, use_fabric=None, comm=None,
+                 explicitly_destroy=False, enable_shrink=False, *, use_fabric=None, comm=None,
                  **options):
         group = comm if group is None else group
         if group is None:
             raise ValueError("group: must be given, or comm")
-        if enable_shrink:
-            raise NotImplementedError("enable_shrink: must be False, ranks cannot be masked in "
-                                      "this release")
         if use_fabric:
             raise NotImplementedError("use_fabric: must be None or False, memory is shared by CUDA "
                                       "IPC in this release")
         super().__init__(group, num_nvl_bytes, num_rdma_bytes, low_latency_mode, num_qps_per_rank,
                          allow_nvlink_for_low_latency_mode, allow_mnnvl, explicitly_destroy,
-                         **options)
-        self.enable_shrink = False
+                         enable_shrink, **options)
+
+    get_next_low_latency_combine_buffer = _names.Later()
+    low_latency_clean_mask_buffer = _names.Later()
+    low_latency_query_mask_buffer = _names.Later()
+    low_latency_update_mask_buffer = _names.Later()
 
     def __getattr__(self, name):
         _names.raise_missing(type(self).__name__, name, _names.LATER_IN_BUFFER)

@@ -14,6 +14,7 @@ from deepep_ptx import reference
 
 EXPERTS_PER_RANK = 4
 TOPK = 4
+PACKED = 0, 8, 16, 24       # where the exponents of UE8M0 scales lie in an int32
 # Types that NumPy and torch do not exchange, by the integers that they do.
 VIA = {np.dtype(bfloat16): (np.int16, torch.bfloat16),
        np.dtype(float8_e4m3fn): (np.uint8, torch.float8_e4m3fn)}
@@ -114,6 +115,68 @@ class RowsBatch:
         self.batch = make_batch(place, seed, uneven(place, seed, 24), hidden, 0.1)
         self.pairs = fp8_pairs(self.batch.xs)
         self.received = self.batch.received(place.num_experts, self.pairs if is_fp8 else None)
+
+
+class FewBatch:
+    """A batch of a program of few tokens, `most` of a rank: uneven, with unused choices; and what
+    its dispatch must give.  cast: of `low_latency_dispatch`."""
+
+    def __init__(self, place, seed, hidden, most, **cast):
+        self.place, self.hidden = place, hidden
+        self.batch = make_batch(place, seed, uneven(place, seed, most), hidden, 0.1)
+        self.received = reference.low_latency_dispatch(
+            self.batch.xs, self.batch.topk_idxs, most, place.num_experts, **cast)
+
+    def inputs(self):
+        """x, topk_idx, topk_weights as tensors."""
+        give, rank = self.place.give, self.place.rank
+        return (give(self.batch.xs[rank]), give(self.batch.topk_idxs[rank]),
+                give(self.batch.topk_weights[rank]))
+
+    def experts(self, recv_x, recv_count):
+        """What the experts of this rank make of their rows, which are looked at: as many times the
+        row as the expert's number says.  Rows past the count stay as they came."""
+        mine = self.received[self.place.rank]
+        assert_same(recv_count, mine.recv_count, "recv_count")
+        parts = recv_x if isinstance(recv_x, tuple) else (recv_x,)
+        wanted = mine.recv_x if isinstance(mine.recv_x, tuple) else (mine.recv_x,)
+        for part, (got, want) in enumerate(zip(parts, wanted, strict=True)):
+            assert tuple(got.shape) == want.shape
+            if part:            # column-major, as grouped GEMMs take scales
+                assert got.stride()[1:] == (1, got.shape[1])
+            for expert, count in enumerate(mine.recv_count):
+                assert_same(got[expert, :count], want[expert, :count], f"recv_x[{part}][{expert}]")
+        rows = recv_x
+        if isinstance(recv_x, tuple):
+            rows, scales = recv_x
+            if scales.dtype == torch.int32:
+                exponents = torch.stack([scales >> shift & 255 for shift in PACKED], -1).flatten(2)
+                scales = (exponents << 23).view(torch.float32)
+            rows = dequantized(rows.flatten(0, 1), scales.flatten(0, 1)).view(rows.shape)
+        number = torch.arange(1, len(rows) + 1, device=rows.device).view(-1, 1, 1)
+        return (rows.float() * number).bfloat16()
+
+    def outputs(self):
+        """Likewise, of all ranks, by the reference."""
+        made = []
+        for mine in self.received:
+            rows = mine.recv_x
+            if isinstance(rows, tuple):
+                rows, scales = rows
+                if scales.dtype == np.int32:
+                    exponents = np.stack([scales >> shift & 255 for shift in PACKED], -1)
+                    scales = (exponents << 23).view(np.float32)
+                rows = reference.per_token_cast_back(
+                    rows.reshape(-1, self.hidden), scales.reshape(-1, self.hidden // 128)
+                ).reshape(rows.shape)
+            number = np.arange(1, len(rows) + 1, dtype=np.float32).reshape(-1, 1, 1)
+            made.append(reference.round_to_bf16(reference.widen(rows) * number))
+        return made
+
+    def check(self, combined, reduce):
+        want = reference.low_latency_combine(self.outputs(), self.received, self.batch.topk_idxs,
+                                             self.batch.topk_weights, reduce)[self.place.rank]
+        assert_same(combined, want, "combined_x")
 
 
 # -- results ----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""SGLang's normal mode: configs from JSON, FP8 rows for DeepGEMM, two batches that overlap."""
+"""SGLang's normal mode: configs from JSON, FP8 rows for DeepGEMM, two batches that overlap.  And
+its low latency mode, with hooks or with events, in one buffer with the normal one."""
 
 import json
 
@@ -129,6 +130,96 @@ def overlap(place, is_fp8=False):
     place.barrier()
 
 
+# -- low latency ------------------------------------------------------------------------------
+
+MAX_TOKENS = 16
+FEW_HIDDEN = 512
+CASTS = {"bf16": {"use_fp8": False}, "fp8": {"use_fp8": True},
+         "ue8m0": {"use_fp8": True, "round_scale": True, "use_ue8m0": True}}
+
+
+class FewDispatcher:
+    """Dispatch and combine of few tokens, each in two halves, of one batch after another."""
+
+    def __init__(self, place, buffer, cast, return_recv_hook):
+        self.place, self.buffer, self.cast = place, buffer, cast
+        self.return_recv_hook = return_recv_hook
+
+    def finish(self, event, hook):
+        hook() if self.return_recv_hook else event.current_stream_wait()
+
+    def dispatch_a(self, x, topk_ids):
+        self.received = self.buffer.low_latency_dispatch(
+            x, topk_ids, MAX_TOKENS, self.place.num_experts, **self.cast,
+            async_finish=not self.return_recv_hook, return_recv_hook=self.return_recv_hook)
+
+    def dispatch_b(self):
+        recv_x, masked_m, self.handle, event, hook = self.received
+        self.finish(event, hook)
+        return recv_x, masked_m
+
+    def combine_a(self, x, topk_ids, topk_weights):
+        self.combined = self.buffer.low_latency_combine(
+            x=x, topk_idx=topk_ids, topk_weights=topk_weights, handle=self.handle,
+            async_finish=not self.return_recv_hook, return_recv_hook=self.return_recv_hook)
+        self.received = self.handle = None
+
+    def combine_b(self):
+        combined, event, hook = self.combined
+        self.finish(event, hook)
+        return combined
+
+
+def make_few_buffer(place):
+    num_nvl_bytes = 0
+    num_rdma_bytes = Buffer.get_low_latency_rdma_size_hint(MAX_TOKENS, FEW_HIDDEN, place.size,
+                                                           place.num_experts)
+    buffer = Buffer(place.group, num_nvl_bytes, num_rdma_bytes, low_latency_mode=True,
+                    num_qps_per_rank=place.num_experts // place.size, allow_mnnvl=True)
+    assert buffer.group_size == place.size and buffer.low_latency_mode
+    return buffer
+
+
+def few_forward(place, cast, return_recv_hook=True, has_normal=False):
+    """One batch after another; has_normal: with batches of the normal mode before some, as prefill
+    comes between steps of decoding."""
+    buffer = make_few_buffer(place)
+    for seed in range(4):
+        if has_normal and seed % 2 == 0:
+            batch = Batch(place, seed, HIDDEN, False)
+            dispatcher = Dispatcher(place, buffer, True, ())
+            dispatcher.dispatch_a(*batch.inputs())
+            dispatcher.combine_a(batch.experts(*dispatcher.dispatch_b()))
+            batch.check(dispatcher.combine_b())
+            buffer.clean_low_latency_buffer(MAX_TOKENS, FEW_HIDDEN, place.num_experts)
+        few = common.FewBatch(place, seed, FEW_HIDDEN, MAX_TOKENS, **CASTS[cast])
+        x, topk_ids, topk_weights = few.inputs()
+        dispatcher = FewDispatcher(place, buffer, CASTS[cast], return_recv_hook)
+        dispatcher.dispatch_a(x, topk_ids)
+        dispatcher.combine_a(few.experts(*dispatcher.dispatch_b()), topk_ids, topk_weights)
+        few.check(dispatcher.combine_b(), buffer.reduce)
+    place.barrier()
+
+
+def few_overlap(place, cast):
+    """Two batches: rows of one are under way while the other is computed on."""
+    buffer = make_few_buffer(place)
+    for seed in range(3):
+        batches = [common.FewBatch(place, 10 * seed + number, FEW_HIDDEN, MAX_TOKENS,
+                                   **CASTS[cast]) for number in range(2)]
+        given = [batch.inputs() for batch in batches]
+        ways = [FewDispatcher(place, buffer, CASTS[cast], True) for _ in batches]
+        received = []
+        for (x, topk_ids, _), way in zip(given, ways, strict=True):
+            way.dispatch_a(x, topk_ids)
+            received.append(way.dispatch_b())
+        for batch, (_, topk_ids, weights), way, results in zip(batches, given, ways, received,
+                                                               strict=True):
+            way.combine_a(batch.experts(*results), topk_ids, weights)
+            batch.check(way.combine_b(), buffer.reduce)
+    place.barrier()
+
+
 PROGRAMS = {
     "forward": forward,
     "forward async": lambda place: forward(place, is_async=True),
@@ -136,4 +227,10 @@ PROGRAMS = {
     "forward with configs": lambda place: forward(place, has_configs=True),
     "overlap": overlap,
     "overlap fp8": lambda place: overlap(place, is_fp8=True),
+    "low latency": lambda place: few_forward(place, "fp8"),
+    "low latency bf16": lambda place: few_forward(place, "bf16"),
+    "low latency ue8m0": lambda place: few_forward(place, "ue8m0"),
+    "low latency without hooks": lambda place: few_forward(place, "fp8", False),
+    "low latency and normal": lambda place: few_forward(place, "fp8", has_normal=True),
+    "low latency overlap": lambda place: few_overlap(place, "fp8"),
 }

@@ -18,6 +18,7 @@ from deep_ep._names import LATER_IN_BUFFER, LATER_IN_PACKAGE, LaterError
 
 import deepep_ptx
 from deepep_ptx import run_ranks
+from tests.low_latency import make_inputs, round_trip
 
 ROOT = Path(__file__).resolve().parents[2]
 ARENA = 1 << 20
@@ -60,10 +61,23 @@ def test_names_are_ours():
 
 
 def test_positions_are_those_of_deepep():
-    names = list(inspect.signature(Buffer).parameters)
-    assert names[:8] == ["group", "num_nvl_bytes", "num_rdma_bytes", "low_latency_mode",
-                         "num_qps_per_rank", "allow_nvlink_for_low_latency_mode", "allow_mnnvl",
-                         "explicitly_destroy"]
+    def names(function, count):
+        return list(inspect.signature(function).parameters)[:count]
+
+    assert names(Buffer, 9) == [
+        "group", "num_nvl_bytes", "num_rdma_bytes", "low_latency_mode", "num_qps_per_rank",
+        "allow_nvlink_for_low_latency_mode", "allow_mnnvl", "explicitly_destroy", "enable_shrink"]
+    assert names(Buffer.low_latency_dispatch, 12) == [
+        "self", "x", "topk_idx", "num_max_dispatch_tokens_per_rank", "num_experts",
+        "cumulative_local_expert_recv_stats", "dispatch_wait_recv_cost_stats", "use_fp8",
+        "round_scale", "use_ue8m0", "async_finish", "return_recv_hook"]
+    assert names(Buffer.low_latency_combine, 11) == [
+        "self", "x", "topk_idx", "topk_weights", "handle", "use_logfmt", "zero_copy",
+        "async_finish", "return_recv_hook", "out", "combine_wait_recv_cost_stats"]
+    hint = ["num_max_dispatch_tokens_per_rank", "hidden", "num_ranks", "num_experts"]
+    assert names(Buffer.get_low_latency_rdma_size_hint, 4) == hint
+    assert names(deep_ep_cpp.get_low_latency_rdma_size_hint, 4) == hint
+    assert names(Buffer.clean_low_latency_buffer, 4) == ["self", *hint[:2], "num_experts"]
 
 
 @pytest.mark.parametrize("name", LATER_IN_PACKAGE)
@@ -93,8 +107,6 @@ def test_a_name_that_never_was():
             with pytest.raises(AttributeError, match="has no attribute 'nothing'") as info:
                 _ = owner.nothing
             assert not isinstance(info.value, LaterError)
-        with pytest.raises(LaterError, match="^deep_ep_cpp.get_low_latency_rdma_size_hint: low"):
-            deep_ep_cpp.get_low_latency_rdma_size_hint(1, 2, 3, 4)
 
     alone(main)
 
@@ -155,7 +167,6 @@ def test_arguments_that_change_nothing():
 @pytest.mark.parametrize(("argument", "value", "error"), [
     ("enable_shrink", True, NotImplementedError),
     ("use_fabric", True, NotImplementedError),
-    ("low_latency_mode", True, NotImplementedError),
     ("num_rdma_bytes", 128, NotImplementedError),
     ("num_nvl_bytes", -1, ValueError),
     ("num_nvl_bytes", 1.5, TypeError),
@@ -169,6 +180,20 @@ def test_arguments_that_ask_for_more(argument, value, error):
             Buffer(comm, **{argument: value})
 
     run_ranks(main, 1, executor="emu")
+
+
+def test_low_latency_mode():
+    """As vLLM and SGLang construct a buffer for it."""
+    def main(comm):
+        size = Buffer.get_low_latency_rdma_size_hint(8, 256, comm.size, 6)
+        assert size == deep_ep_cpp.get_low_latency_rdma_size_hint(8, 256, comm.size, 6) > 0
+        with Buffer(comm, 0, size, True, 3, allow_nvlink_for_low_latency_mode=True,
+                    enable_shrink=False) as buffer:
+            assert buffer.low_latency_mode is True and buffer.num_rdma_bytes == size
+            buffer.clean_low_latency_buffer(8, 256, 6)
+            round_trip(comm, buffer, make_inputs(np.random.default_rng(0), [8, 5], 256, 6, 3), 6, 8)
+
+    run_ranks(main, 2, executor="emu")
 
 
 def test_a_communicator_in_place_of_a_group():

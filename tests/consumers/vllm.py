@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """vLLM's high throughput mode: keywords only, a group of CPUs, micro-batches on a stream of their
-own."""
+own.  And its low latency mode: every call with a hook, which the other micro-batch may be there to
+call."""
 
 import contextlib
 
@@ -162,10 +163,119 @@ def micro_batches(place, is_fp8=False):
     buffer.destroy()
 
 
+# -- low latency ------------------------------------------------------------------------------
+
+MAX_TOKENS_PER_RANK = 16
+FEW_HIDDEN = 512                # UE8M0 packs four scales of 128 values
+CASTS = {
+    "bf16": {"use_fp8": False, "round_scale": False, "use_ue8m0": False},
+    "fp8": {"use_fp8": True, "round_scale": False, "use_ue8m0": False},
+    "ue8m0": {"use_fp8": True, "round_scale": True, "use_ue8m0": True},
+}
+
+
+class Turns:
+    """Micro-batches that take turns: a call of one is made when the hook of the other's has been
+    called."""
+
+    def __init__(self):
+        self.hook = None
+
+    def register(self, hook):
+        self.hook = hook
+
+    def maybe_run(self):
+        hook, self.hook = self.hook, None
+        if hook is not None:
+            hook()
+
+
+class FewPrepareAndFinalize:
+    """Dispatch and combine of a layer of few tokens."""
+
+    def __init__(self, buffer: deep_ep.Buffer, place, cast):
+        self.buffer, self.place, self.cast = buffer, place, cast
+        self.handles = [None, None]     # by micro-batch
+
+    def prepare(self, x, topk_ids, number=0):
+        """Starts; returns the hook, and what is there behind it."""
+        assert len(x) <= MAX_TOKENS_PER_RANK
+        expert_x, num_tokens, handle, _, hook = self.buffer.low_latency_dispatch(
+            x, topk_ids, MAX_TOKENS_PER_RANK, self.place.num_experts, **self.cast,
+            async_finish=False, return_recv_hook=True)
+        self.handles[number] = handle
+        return hook, (expert_x, num_tokens)
+
+    def finalize(self, output, expert_y, topk_ids, topk_weights, number=0, with_hook=False):
+        """Starts; returns the hook or None."""
+        _, _, hook = self.buffer.low_latency_combine(
+            expert_y, topk_ids, topk_weights, self.handles[number], async_finish=False,
+            zero_copy=False, return_recv_hook=with_hook, out=output)
+        return hook
+
+
+def make_few_buffer(place):
+    num_rdma_bytes = deep_ep.Buffer.get_low_latency_rdma_size_hint(
+        num_max_dispatch_tokens_per_rank=MAX_TOKENS_PER_RANK, hidden=FEW_HIDDEN,
+        num_ranks=place.size, num_experts=place.num_experts)
+    return deep_ep.Buffer(
+        group=place.group, num_nvl_bytes=NUM_NVL_BYTES, num_rdma_bytes=num_rdma_bytes,
+        low_latency_mode=True, num_qps_per_rank=place.num_experts // place.size,
+        allow_nvlink_for_low_latency_mode=True, allow_mnnvl=False, explicitly_destroy=True,
+        enable_shrink=False)
+
+
+def few_forward(place, cast):
+    """One batch after another: the hook of a dispatch at once, combine without one."""
+    buffer = make_few_buffer(place)
+    layer = FewPrepareAndFinalize(buffer, place, CASTS[cast])
+    for seed in range(4):
+        batch = common.FewBatch(place, seed, FEW_HIDDEN, MAX_TOKENS_PER_RANK, **CASTS[cast])
+        x, topk_ids, topk_weights = batch.inputs()
+        hook, received = layer.prepare(x, topk_ids)
+        hook()
+        output = torch.empty_like(x)
+        assert layer.finalize(output, batch.experts(*received), topk_ids, topk_weights) is None
+        batch.check(output, buffer.reduce)
+    buffer.destroy()
+
+
+def few_micro_batches(place, cast):
+    """Two: the rows of one are under way while the other is computed on."""
+    buffer, turns = make_few_buffer(place), Turns()
+    layer = FewPrepareAndFinalize(buffer, place, CASTS[cast])
+    for seed in range(3):
+        batches = [common.FewBatch(place, 10 * seed + number, FEW_HIDDEN, MAX_TOKENS_PER_RANK,
+                                   **CASTS[cast]) for number in range(2)]
+        given = [batch.inputs() for batch in batches]
+        received, outputs = [], [torch.empty_like(x) for x, _, _ in given]
+        for number, (x, topk_ids, _) in enumerate(given):
+            turns.maybe_run()
+            hook, results = layer.prepare(x, topk_ids, number)
+            turns.register(hook)
+            received.append(results)
+        for number, batch in enumerate(batches):
+            turns.maybe_run()
+            rows = batch.experts(*received[number])
+            _, topk_ids, topk_weights = given[number]
+            turns.maybe_run()
+            turns.register(layer.finalize(outputs[number], rows, topk_ids, topk_weights, number,
+                                          True))
+        turns.maybe_run()
+        for batch, output in zip(batches, outputs, strict=True):
+            batch.check(output, buffer.reduce)
+    buffer.destroy()
+
+
 PROGRAMS = {
     "forward": forward,
     "forward async": lambda place: forward(place, is_async=True),
     "forward fp8": lambda place: forward(place, is_async=True, is_fp8=True),
     "micro-batches": micro_batches,
     "micro-batches fp8": lambda place: micro_batches(place, is_fp8=True),
+    "low latency": lambda place: few_forward(place, "fp8"),
+    "low latency bf16": lambda place: few_forward(place, "bf16"),
+    "low latency ue8m0": lambda place: few_forward(place, "ue8m0"),
+    "low latency micro-batches": lambda place: few_micro_batches(place, "fp8"),
+    "low latency micro-batches ue8m0": lambda place: few_micro_batches(place, "ue8m0"),
 }
