@@ -5,6 +5,7 @@ What needs a GPU is a few lines of `measure.machine.Gpu`; here the CPU executor 
 with times that are made up.
 """
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -24,6 +25,11 @@ from deepep_ptx.cli.bench import (
     figures,
     intranode,
     launch,
+    ll,
+    ll_case,
+    ll_peers,
+    ll_report,
+    ll_session,
     overlap,
     overlap_report,
     peers,
@@ -33,7 +39,7 @@ from deepep_ptx.cli.bench import (
 )
 from deepep_ptx.cli.bench.case import FP8_WHATS, WHATS, Case
 from deepep_ptx.cli.measure.inputs import Job, Shape, random_rows
-from deepep_ptx.cli.measure.machine import Emu, Gpu, Timing, TorchGpu
+from deepep_ptx.cli.measure.machine import Emu, Gpu, Timing, TorchGpu, own_stream
 from deepep_ptx.errors import DeepEPError, RankError
 
 SHAPE = {"tokens": 5, "hidden": 128, "topk": 2, "experts": 8}
@@ -62,6 +68,9 @@ class Timed(Emu):
 
     def host_us(self, call):
         return call(), 30.0 + self.executor.rank
+
+    def captured(self, work):
+        return work
 
     def beside(self, align, call, work):
         align()
@@ -554,6 +563,84 @@ def test_tensors_there_and_back():
             assert not gpu.same(longer, want)
 
 
+class FakeCuda:
+    """`torch.cuda`, of which each use is noted."""
+
+    def __init__(self):
+        self.log = []
+        self.stream_now = "another"
+
+    def set_device(self, device):
+        self.log.append(("device", device))
+
+    def Stream(self, device):
+        return f"stream of {device}"
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before, self.stream_now = self.stream_now, stream
+        yield
+        self.stream_now = before
+
+    def current_stream(self, device):
+        return self.stream_now
+
+    def graph_pool_handle(self):
+        self.log.append("pool")
+        return 7
+
+    def CUDAGraph(self):
+        return types.SimpleNamespace(replay=lambda: self.log.append("replay"))
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream, capture_error_mode):
+        self.log.append(("begin", pool, stream, capture_error_mode))
+        yield
+        self.log.append("end")
+
+
+def torch_gpu(torch, device=3):
+    gpu = object.__new__(TorchGpu)
+    gpu.torch, gpu.device, gpu._pool = torch, f"cuda:{device}", None
+    gpu.executor = types.SimpleNamespace(device=device)
+    return gpu
+
+
+def test_graphs_are_captured_on_a_stream_of_their_own():
+    cuda = FakeCuda()
+    gpu = torch_gpu(types.SimpleNamespace(cuda=cuda))
+    with own_stream(gpu.executor, gpu.torch):
+        first = gpu.captured(lambda: cuda.log.append("work") or "result")
+        second = gpu.captured(lambda: None)
+    captured = ("begin", 7, "stream of 3", "thread_local")
+    assert cuda.log == [("device", 3), "pool", captured, "work", "end", captured, "end"]
+    assert cuda.stream_now == "another" and first() == "result" and second() is None
+    assert cuda.log[-2:] == ["replay"] * 2
+    with own_stream(gpu.executor):
+        assert len(cuda.log) == 9, "nothing without torch"
+
+
+def test_reserved_memory_is_held_all_at_once():
+    class Held:
+        now, most = set(), 0
+
+        def __init__(self, size, dtype, device):
+            assert (dtype, device) == ("uint8", "cuda:3") and size > 0
+            self.size = size
+            Held.now.add(id(self))
+            Held.most = max(Held.most, len(Held.now))
+            sizes.append(size)
+
+        def __del__(self):
+            Held.now.discard(id(self))
+
+    for nbytes in (0, 10 ** 9):
+        sizes = []
+        torch_gpu(types.SimpleNamespace(empty=Held, uint8="uint8")).reserve(nbytes)
+        assert Held.most == len(sizes) > 10 and not Held.now
+        assert max(sizes) == max(nbytes, 1 << 20)
+
+
 # -- launching --------------------------------------------------------------------------------
 
 class TwoProcesses:
@@ -770,12 +857,8 @@ def test_a_peer_that_fails_later_is_an_error_and_what_was_found_is_written(timed
     assert len(json.loads(path.read_text())["cases"]) == 9
 
 
-def test_nccl_beside_ours(timed):
-    torch = pytest.importorskip("torch")
-    fake = types.SimpleNamespace(
-        cat=torch.cat, uint8=torch.uint8, equal=torch.equal,
-        cuda=types.SimpleNamespace(nccl=types.SimpleNamespace(version=lambda: (2, 28))))
-
+def tensors(torch):
+    """`Timed` with torch's tensors."""
     class Tensors(Timed):
         def give(self, array):
             data = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
@@ -795,6 +878,15 @@ def test_nccl_beside_ours(timed):
         def spoil(self, array):
             """Tensors of the CPU executor are spoiled elsewhere."""
 
+    return Tensors
+
+
+def test_nccl_beside_ours(timed):
+    torch = pytest.importorskip("torch")
+    fake = types.SimpleNamespace(
+        cat=torch.cat, uint8=torch.uint8, equal=torch.equal,
+        cuda=types.SimpleNamespace(nccl=types.SimpleNamespace(version=lambda: (2, 28))))
+
     cases = [Case("cached", dtype, sms=sms, **SHAPE) for dtype in ("bf16", "fp8")
              for sms in (4, 7)]
     planned = types.SimpleNamespace(cases=cases, devices=(0, 1), rounds=5, warmup=1, host_rounds=0)
@@ -809,7 +901,7 @@ def test_nccl_beside_ours(timed):
             is_nccl_available=lambda: True, new_group=lambda backend: backend,
             all_to_all_single=all_to_all_single))
         with rounds.Session(comm, cases) as session:
-            session.machine = Tensors(comm.executor)
+            session.machine = tensors(torch)(comm.executor)
             session.machine.torch = fake_of_rank
             session.check()
             assert not session.wrong
@@ -897,3 +989,304 @@ def test_the_arena_has_room_for_what_stays_and_three_results():
     with_handle = calls.arena_bytes(cases, 2)
     assert with_handle % 128 == 0
     assert with_handle - calls.arena_bytes(cases[1:], 2) >= 2 * 100 * 7168 * 2
+
+
+# -- low latency --------------------------------------------------------------------------------
+
+LL_OPTIONS = ["--ranks", "2", "--hidden", "256", "--topk", "3", "--experts", "8"]
+LL_EMU = ["bench", "ll", "--executor", "emu", "--tokens", "3,35", *LL_OPTIONS]
+LL_GPU = ["bench", "ll", "--executor", "cuda", "--arch", "sm_90", "--layout", "threads",
+          "--tokens", "1,5", "--rounds", "5", "--warmup", "1", *LL_OPTIONS]
+IDX = [np.array([[0, 1, 4], [5, 6, 7]]), np.array([[0, 4, -1], [7, 5, 6], [1, 2, 3]])]
+
+
+@pytest.fixture
+def timed_ll(timed, monkeypatch):
+    """`timed`, with graphs, of two calls each."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(launch, "torch_with_cuda", lambda: (torch, None))
+    for module in (ll, ll_session):
+        monkeypatch.setattr(module, "PER_GRAPH", 2)
+    monkeypatch.setattr(ll, "own_stream", lambda executor, torch: contextlib.nullcontext())
+
+
+def ll_case_of(dtype="fp8", reduce="exact", tokens=3, **more):
+    return ll_case.Case(dtype, reduce, tokens, 256, 3, 8, **more)
+
+
+def test_tokens_and_choices_that_cross():
+    tokens, choices = ll_case.crossings(IDX, 8)
+    assert tokens.tolist() == [[1, 2], [2, 2]] and choices.tolist() == [[2, 4], [4, 4]]
+
+
+@pytest.mark.parametrize(("dtype", "reduce", "there", "back"), [
+    ("fp8", "exact", 2 * (256 + 8), 4 * 512), ("bf16", "rank", 2 * 512, 2 * 1024),
+    ("bf16", None, 4 * 512, 4 * 512)])
+def test_bytes_that_cross(dtype, reduce, there, back):
+    made = ll_case.payload(ll_case_of(dtype, reduce), IDX, (0, 0))
+    assert made["dispatch"] == {"peers": there, "wire": 0, "total": 2 * there}
+    assert made["combine"] == {"peers": back, "wire": 0, "total": 2 * back}
+    assert made["pair"] == {"peers": there + back, "wire": 0, "total": 2 * (there + back)}
+    apart = ll_case.payload(ll_case_of(dtype, reduce), IDX, (0, 1))
+    assert apart["pair"]["wire"] == apart["pair"]["peers"] == there + back
+
+
+def test_bandwidths_of_low_latency():
+    assert ll_case.bandwidths(50_000, 2.0, LINKS) == {
+        "floor_us": 0.5, "wire_gb_s": 25.0, "wire_of_link": 0.25, "of_floor": 4.0}
+    assert set(ll_case.bandwidths(0, 2.0, {}).values()) == {None}
+
+
+def test_memory_and_results_are_those_of_the_calls():
+    case = ll_case_of("bf16", "rank", tokens=35)
+
+    def main(comm):
+        job = ll_case.Job(ll_case.shape_of(case, 2), 0, ["bf16"], ["rank"])
+        with ll_session.Session(comm, [case], {35: job}) as session:
+            session.check()
+            got, handle = session.calls[0].dispatch()
+            arrays = [*got.values(), session.calls[0].combine(handle)]
+            return session.wrong, session.low_latency_bytes, sum(a.nbytes for a in arrays)
+
+    for wrong, memory, nbytes in run_ranks(main, 2, executor="emu"):
+        assert wrong == [] and memory == case.memory(2) and 0 < nbytes <= case.result_bytes(2)
+
+
+def test_low_latency_counts_on_the_cpu_executor(tmp_path, capsys):
+    path = tmp_path / "out.json"
+    assert cli.main([*LL_EMU, "--out", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "counts of the CPU executor" in out and " us" not in out and "not executed" in out
+    made = json.loads(path.read_text())
+    assert made["machine"] is None and made["program"] == "deepep-ptx bench ll"
+    assert len(made["cases"]) == 2 * 2 * 2 * 2 and set(made["low_latency_bytes"]) == {"exact",
+                                                                                      "rank"}
+    for case in made["cases"]:
+        assert case["compared"] and case["sms"] == 2 and len(case["counts"]) == 2
+        assert case["launched"] == [f"ep_ll_{case['what']}"]
+        assert all(rank["warp_instructions"] > 0 for rank in case["counts"])
+        stored = sum(rank["peer_store_bytes"] for rank in case["counts"])
+        assert case["bytes"]["total"] < stored, "rows, and what tells that they are there"
+        assert case["memory"] <= made["low_latency_bytes"][case["reduce"]]
+    assert ll_report.text(made) == out.rstrip("\n")
+
+
+def test_large_cases_are_called_and_not_compared(monkeypatch, capsys):
+    monkeypatch.setattr(ll_case, "COMPARED_TOKENS", 3)
+    monkeypatch.setattr(ll_report, "COMPARED_TOKENS", 3)
+    assert cli.main(LL_EMU) == 0
+    assert "for every case of up to 3 tokens" in capsys.readouterr().out
+
+
+def test_the_record_of_timed_low_latency_calls(timed_ll, tmp_path, capsys):
+    path = tmp_path / "out.json"
+    assert cli.main([*LL_GPU, "--out", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and "low-latency memory of a rank, reduce rank" in captured.out
+    made = json.loads(path.read_text())
+    assert len(made["cases"]) == 2 * 2 * 2 * 3 and made["peers"] == []
+    assert {(c["what"], c["dtype"], c["reduce"], c["tokens"]) for c in made["cases"]} == {
+        (what, dtype, reduce, tokens) for what in ll_case.WHATS for dtype in ll_case.DTYPES
+        for reduce in ("exact", "rank") for tokens in (1, 5)}
+    for case in made["cases"]:
+        assert case["graph"]["median_us"] == 65.0, "of two in a replay, the slower rank's"
+        assert case["eager"]["median_us"] == 130.0 and case["host"]["median_us"] == 31.0
+        assert case["late"] == {"graph": 0.0, "eager": 0.0}
+        assert {name: len(us) for name, us in case["rounds_us"].items()} == {"graph": 5,
+                                                                             "eager": 5}
+        assert case["wire_gb_s"] == pytest.approx(case["bytes"]["wire"] / 65e3, abs=0.1)
+        assert (case["sms"] is None) == (case["what"] == "pair")
+    assert ll_report.text(made) == captured.out.rstrip("\n")
+
+
+@pytest.mark.parametrize("executor", ["emu", "cuda"])
+def test_the_bar_of_low_latency_ends(executor, request, monkeypatch):
+    if executor == "cuda":
+        request.getfixturevalue("timed_ll")
+    steps = []
+    monkeypatch.setattr(ll, "bar_of", lambda comm, total: contextlib.nullcontext(
+        types.SimpleNamespace(update=lambda: steps.append(total), close=lambda: None)))
+    options = [*(LL_EMU if executor == "emu" else LL_GPU), "--dtype", "fp8", "--tokens", "2"]
+    assert cli.main(options) == 0 and len(steps) == steps[0]
+
+
+def test_graphs_hold_ten_calls_and_their_results_are_compared(timed_ll, monkeypatch):
+    made, compared = [], []
+    honest = ll_session.Session.compared
+    for what in ll_case.WHATS:
+        honest_call = getattr(ll_session.Calls, what)
+        monkeypatch.setattr(ll_session.Calls, what, lambda self, *args, what=what, run=honest_call:
+                            (made.append(what), run(self, *args))[1])
+    monkeypatch.setattr(ll_session.Session, "compared", lambda self, case, what, result: (
+        compared.append(what), honest(self, case, what, result))[1])
+    case = ll_case_of(tokens=2)
+
+    def main(comm):
+        job = ll_case.Job(ll_case.shape_of(case, 2), 0, ["fp8"], ["exact"])
+        with ll_session.Session(comm, [case], {2: job}) as session:
+            session.check()
+            graphs = session.graphs(session.calls)
+            assert not session.wrong
+            return [graph.what for graph in graphs]
+
+    assert run_ranks(main, 2, executor="emu")[0] == list(ll_case.WHATS)
+    assert made.count("pair") == 2 * ll_session.PER_GRAPH, "of both ranks"
+    assert made.count("dispatch") == 2 * (1 + 2 * ll_session.PER_GRAPH)
+    assert sorted(compared) == sorted(2 * ["dispatch", "combine", *ll_case.WHATS])
+
+
+@pytest.mark.parametrize(("dtype", "array"), [
+    ("bfloat16", "recv_x"), ("float8_e4m3fn", "recv_x"), ("float32", "recv_scales"),
+    ("int64", "layout_range")])
+def test_a_wrong_low_latency_row_is_reported_and_nothing_else(dtype, array, timed_ll, monkeypatch,
+                                                             tmp_path, capsys):
+    honest = Emu.get
+
+    def get(self, given):
+        got = honest(self, given)
+        if self.executor.rank == 1 and got.dtype == dtype:
+            got.view("u1")[...] ^= 1
+        return got
+
+    monkeypatch.setattr(Emu, "get", get)
+    path = tmp_path / "out.json"
+    kind = "bf16" if dtype == "bfloat16" else "fp8"
+    assert cli.main([*LL_GPU, "--dtype", kind, "--out", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert f"WRONG  dispatch {kind}, exact, 1 tokens" in out and "graph us" not in out
+    assert f"rank 1: {array}: first bad row " in out and "is not worth a time" in out
+    made = json.loads(path.read_text())
+    assert made["wrong"][0]["array"] == array and "cases" not in made
+
+
+def test_a_wrong_sum_of_a_graph_is_reported(timed_ll, monkeypatch, capsys):
+    def captured(self, work):
+        def wrong():
+            result = work()
+            if not isinstance(result, tuple) and self.executor.rank == 1:
+                result.view("u1")[0, 5] ^= 1
+            return result
+
+        return wrong
+
+    monkeypatch.setattr(Timed, "captured", captured)
+    assert cli.main(LL_GPU) == 1
+    out = capsys.readouterr().out
+    assert "the buffer's SMs, graph of pair: rank 1: combined_x: first bad row 0" in out
+    assert "graph us" not in out
+
+
+@pytest.mark.parametrize(("options", "start"), [
+    (["--tokens", "0"], "--tokens: must be 1.."),
+    (["--hidden", "200"], "--hidden: must be a multiple of 128, got 200"),
+    (["--hidden", "0"], "--hidden: must be 128.."),
+    (["--dtype", "fp4"], "--dtype: must be of fp8, bf16, got 'fp4'"),
+    (["--reduce", "sum"], "--reduce: must be of exact, rank, got 'sum'"),
+    (["--reduce", ""], "--reduce: must not be empty"),
+    (["--topk", "9"], "--topk: must be 1..8, got 9"),
+    (["--experts", "9"], "--experts: must be a multiple of --ranks (2), got 9"),
+    (["--num-sms", "0"], "--sms: must be at least 1, got 0"),
+    (["--num-sms", "1000"], "--sms: must be in [1, "),
+    (["--rounds", "9"], "--rounds: only on GPUs"),
+    (["--layout", "threads"], "--layout: only on GPUs"),
+    (["--out", "no/such/x.json"], "--out: cannot write no/such/x.json"),
+])
+def test_bad_input_of_low_latency(options, start, capsys):
+    assert cli.main([*LL_EMU, *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith(f"deepep-ptx: {start}")
+    assert captured.err.count("\n") == 1
+
+
+def test_low_latency_on_gpus_needs_torch(timed, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "torch_with_cuda", lambda: (None, "torch is not installed"))
+    assert cli.main(LL_GPU) == 1
+    assert capsys.readouterr().err == ("deepep-ptx: bench ll: its graphs need torch with CUDA: "
+                                       "torch is not installed\n")
+
+
+def test_defaults_of_low_latency(monkeypatch):
+    monkeypatch.setattr(launch, "torch_with_cuda", lambda: (object(), None))
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: object())
+    made = ll.make(executor="cuda", arch="sm_90", num_gpus=2)
+    assert made.layout == "processes" and len(made.cases) == 5 * 2 * 2
+    assert {(c.hidden, c.topk, c.experts) for c in made.cases} == {(7168, 8, 288)}
+    assert ll.make(executor="cuda", arch="sm_90", num_gpus=5).cases[0].experts == 290
+    shared = ll.make(executor="cuda", arch="sm_90", num_gpus=1)
+    assert shared.layout == "threads" and shared.devices == (0, 0)
+
+
+# -- DeepEP's low-latency calls -----------------------------------------------------------------
+
+class TheirLowLatency(Buffer):
+    """DeepEP's `Buffer`, with its one way to add up."""
+
+    def __init__(self, group, num_nvl_bytes, num_rdma_bytes, low_latency_mode, num_qps_per_rank):
+        assert low_latency_mode and num_qps_per_rank == 4 and num_nvl_bytes == 0 < num_rdma_bytes
+        super().__init__(group, num_nvl_bytes, num_rdma_bytes, low_latency_mode, reduce="exact")
+
+
+def with_deep_ep_ll(cases):
+    """What `ll_peers` finds on two ranks, from both, and whose calls it has timed."""
+    torch = pytest.importorskip("torch")
+    planned = types.SimpleNamespace(rounds=5, warmup=1, host_rounds=2, devices=(0, 1))
+
+    def main(comm):
+        jobs = {tokens: ll_case.Job(ll_case.Shape(2, tokens, 256, 3, 8), 0, ["fp8", "bf16"],
+                                    ["exact"]) for tokens in {case.tokens for case in cases}}
+        session = ll_session.Session(comm, cases, jobs)
+        session.machine = tensors(torch)(comm.executor)
+        session.machine.torch = types.SimpleNamespace(
+            zeros_like=torch.zeros_like, distributed=types.SimpleNamespace(
+                group=types.SimpleNamespace(WORLD=comm)))
+        with session:
+            session.check()
+            assert not session.wrong
+            found, made, times = ll_peers.measured(comm, planned, session, jobs)
+            if times:
+                found["cases"] = ll.figures_of(made, times, jobs, planned, LINKS)
+            return found
+
+    return run_ranks(main, 2, executor="emu")
+
+
+LL_CASES = [ll_case_of("fp8", sms=None), ll_case_of("fp8", sms=3), ll_case_of("bf16", tokens=1)]
+
+
+@pytest.fixture
+def deep_ep_ll(monkeypatch):
+    monkeypatch.setitem(peers.importlib.sys.modules, "deep_ep", types.SimpleNamespace(
+        Buffer=TheirLowLatency, __version__="1.2.3", __spec__=object()))
+
+
+def test_deep_ep_beside_our_low_latency_calls(timed_ll, deep_ep_ll):
+    first, second = with_deep_ep_ll(LL_CASES)
+    assert first == second and first["version"] == "1.2.3"
+    assert [(c["what"], c["dtype"], c["reduce"], c["tokens"], c["sms"]) for c in first["cases"]] \
+        == [(what, dtype, reduce, tokens, None) for reduce in ("exact", None)
+            for dtype, tokens in (("fp8", 3), ("bf16", 1)) for what in ll_case.WHATS]
+    ours, theirs = first["cases"][0], first["cases"][6]
+    assert theirs["bytes"]["total"] > ours["bytes"]["total"], "they send a row for each choice"
+    assert theirs["graph"]["median_us"] == 65.0
+    text = ll_report.peers_text(first)
+    assert "beside deep_ep 1.2.3, interleaved" in text and text.count("dispatch  fp8") == 2
+
+
+def test_deep_ep_that_computes_something_else_is_not_timed(timed_ll, deep_ep_ll, monkeypatch):
+    def wrong(self, *args, **options):
+        out, *rest = Buffer.low_latency_combine(self, *args, **options)
+        if self.rank == 1:
+            out[1] *= 2
+        return out, *rest
+
+    monkeypatch.setattr(TheirLowLatency, "low_latency_combine", wrong, raising=False)
+    first, second = with_deep_ep_ll(LL_CASES[:1])
+    assert first == second == {"name": "deep_ep", "missing": "its combine of what its dispatch "
+                                                             "gave is not the weighted sum"}
+
+
+def test_deep_ep_of_our_own_is_no_peer_of_low_latency(timed_ll, deep_ep_ll, monkeypatch):
+    monkeypatch.setattr(peers.importlib.sys.modules["deep_ep"], "__version__", "1.2.1+ptx")
+    first, _ = with_deep_ep_ll(LL_CASES[:1])
+    assert ll_report.peers_text(first) == ("deep_ep: not timed: the module deep_ep that is "
+                                           "installed is ours, of compat/")

@@ -58,6 +58,29 @@ def test_overlap(tmp_path):
         assert pair["comm_alone"]["median_us"] > 0 and pair["gemm_alone"]["median_us"] > 100
 
 
+@pytest.mark.parametrize("layout", ["shared", "threads", "processes"])
+def test_low_latency(layout, request, tmp_path):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU")
+    if layout != "shared":
+        request.getfixturevalue("two_gpus")
+    where = ["--devices", "0,0"] if layout == "shared" else ["--ranks", "2", "--layout", layout]
+    made = record_of(tmp_path, "ll", *where, "--executor", "cuda", "--tokens", "1,40", "--hidden",
+                     "1024", "--experts", "16", "--topk", "4", "--rounds", "6", "--warmup", "1")
+    assert len(made["cases"]) == 2 * 2 * 2 * 3
+    assert {case["what"] for case in made["cases"]} == {"pair", "dispatch", "combine"}
+    for case in made["cases"]:
+        assert case["compared"] and case["bytes"]["peers"] > 0
+        for spread in case["graph"], case["eager"]:
+            assert 0 < spread["p10_us"] <= spread["median_us"] <= spread["p90_us"]
+        assert case["host"]["median_us"] > 0
+        assert (case["floor_us"] is None) == (layout == "shared")
+    assert set(made["low_latency_bytes"]) == {"exact", "rank"}
+    assert [peer["name"] for peer in made["peers"]] == (["deep_ep"] if layout == "processes"
+                                                        else [])
+
+
 def test_too_many_sms_are_bad_input(tmp_path, capfd):
     assert cli.main(["bench", "intranode", *SMALL, "--sms", "1000"]) == 2
     assert "--sms: must be in [1, " in capfd.readouterr().err

@@ -5,7 +5,7 @@ import os
 
 from deepep_ptx import _cuda
 from deepep_ptx.cli import picture
-from deepep_ptx.cli.bench import intranode, launch, overlap, plan
+from deepep_ptx.cli.bench import intranode, launch, ll, ll_case, overlap, plan
 from deepep_ptx.cli.bench.case import WHATS
 from deepep_ptx.cli.measure import options, settings
 from deepep_ptx.cli.measure.inputs import DTYPES, ROUTINGS
@@ -17,10 +17,12 @@ _WHATS = "; ".join(f"{name}: {does}" for name, does in WHATS.items())
 def add(commands):
     """Add `bench` to the subparsers `commands`."""
     bench = commands.add_parser(
-        "bench", help="times of dispatch and combine, alone and beside a GEMM")
+        "bench", help="times of dispatch and combine, alone and beside a GEMM, and of the "
+                      "low-latency calls")
     benches = bench.add_subparsers(required=True, metavar="WHAT")
     _add_intranode(benches)
     _add_overlap(benches)
+    _add_ll(benches)
 
 
 def _add_intranode(benches):
@@ -43,22 +45,30 @@ def _add_intranode(benches):
     options.add_sizes(run, "hidden", "topk", "experts", "ranks",
                       ranks="one for each GPU, or threads")
     _add_run(run)
-    run.add_argument("--layout", choices=launch.LAYOUTS,
-                     help="of ranks (default: processes where torch has CUDA and each rank a GPU); "
-                          "under torchrun, its processes")
-    options.add_executor(run, HELP["executor"], "kernels")
-    run.add_argument("--no-peers", action="store_true",
-                     help="leave out NCCL and, where it is installed, deep_ep")
+    _add_plot(run)
+    _add_where(run, "NCCL and, where it is installed, deep_ep")
     run.set_defaults(command=_intranode)
 
 
 def _add_run(run):
-    """What both benchmarks take."""
+    """What all benchmarks take."""
     options.add_rounds(run, plan.ROUNDS, plan.WARMUP)
     options.add_run(run, "data and order")
     run.add_argument("--out", metavar="FILE", help="write the record (JSON)")
+
+
+def _add_plot(run):
     run.add_argument("--plot", metavar="FILE",
                      help="draw the times (.png, .svg, .pdf); needs matplotlib")
+
+
+def _add_where(run, peers):
+    """Of benchmarks that run on both executors; peers: what `--no-peers` leaves out."""
+    run.add_argument("--layout", choices=launch.LAYOUTS,
+                     help="of ranks (default: processes where torch has CUDA and each rank a GPU); "
+                          "under torchrun, its processes")
+    options.add_executor(run, HELP["executor"], "kernels")
+    run.add_argument("--no-peers", action="store_true", help=f"leave out {peers}")
 
 
 def _intranode(args):
@@ -66,17 +76,52 @@ def _intranode(args):
     check_files(args)
     if executor == "emu" and args.plot:
         raise ValueError("--plot: only on GPUs: there are no times to draw")
+    return _run(args, executor, intranode.rank_main, plan.make, "what", "routing", "policy", "plot")
+
+
+def _run(args, executor, main, make, *more):
+    """`main` on every rank of the plan that `make` makes of the options that both take, and of
+    `more`."""
     given = {name: getattr(args, name) for name in (
-        "what", "dtype", "tokens", "routing", "policy", "sms", "hidden", "topk", "experts",
-        "ranks", "devices", "rounds", "warmup", "seed", "timeout_s", "layout", "out", "plot")}
+        "dtype", "tokens", "sms", "hidden", "topk", "experts", "ranks", "devices", "rounds",
+        "warmup", "seed", "timeout_s", "layout", "out", *more)}
     if launch.in_torchrun():
         given |= torchrun_options(args.devices)
     settings.require(executor)
-    planned = plan.make(executor=executor, arch=settings.arch_of(args.arch, executor),
-                        num_gpus=_cuda.device_count(), peers=not args.no_peers, **given)
+    planned = make(executor=executor, arch=settings.arch_of(args.arch, executor),
+                   num_gpus=_cuda.device_count(), peers=not args.no_peers, **given)
     if args.arch and planned.layout == "processes":
         raise ValueError("--arch: only with --layout threads; processes run the GPU's target")
-    return launch.run(intranode.rank_main, planned)
+    return launch.run(main, planned)
+
+
+def _add_ll(benches):
+    run = benches.add_parser(
+        "ll", help="low-latency calls: in graphs, and one by one",
+        description="Results are compared bit for bit first.  Then, on GPUs, interleaved rounds of "
+                    "graphs and of single calls; on the CPU executor, counts.  Cases are the "
+                    "product of the lists.  On GPUs it needs torch with CUDA.",
+        epilog=settings.EXIT_CODES)
+    gpu, emu = (",".join(map(str, ll.TOKENS[name])) for name in ("cuda", "emu"))
+    options.add_list(run, "tokens", numbers, f"per rank (default: {gpu}; emu: {emu})")
+    options.add_list(run, "dtype", names, "of the rows that dispatch sends, of "
+                                          f"{', '.join(ll_case.DTYPES)} (default: all)")
+    options.add_list(run, "reduce", names, "how combine adds up, of "
+                                           f"{', '.join(ll.REDUCTIONS)} (default: all)")
+    run.add_argument("--sms", "--num-sms", type=numbers, metavar="A,B[,...]",
+                     help="CTAs of the calls (default: the buffer's own choice; "
+                          f"emu: {settings.EMU_SMS})")
+    options.add_sizes(run, "hidden", "topk", "experts", "ranks", shapes=ll.SHAPES,
+                      ranks="one for each GPU, or threads")
+    _add_run(run)
+    _add_where(run, "deep_ep, where it is installed")
+    run.set_defaults(command=_ll)
+
+
+def _ll(args):
+    executor = settings.executor_of(args.executor)
+    settings.check_out("out", args.out)
+    return _run(args, executor, ll.rank_main, ll.make, "reduce")
 
 
 def _add_overlap(benches):
@@ -97,6 +142,7 @@ def _add_overlap(benches):
     options.add_sizes(run, "tokens", "hidden", "topk", "experts", "ranks", on_emu=False,
                       ranks="one for each GPU")
     _add_run(run)
+    _add_plot(run)
     run.set_defaults(command=_overlap)
 
 

@@ -51,11 +51,11 @@ def bandwidths(case, median_us, rows, devices, links):
     wire_gb_s = wire / median_us / 1e3 if wire else None
     return {
         "bytes": {"row": size, "wire": wire, "logical": logical} if moves else None,
-        "floor_us": _rounded(floor, 2),
-        "wire_gb_s": _rounded(wire_gb_s, 1),
-        "logical_gb_s": _rounded(logical / median_us / 1e3 if logical else None, 1),
-        "wire_of_link": _rounded(wire_gb_s / rate if floor else None, 3),
-        "of_floor": _rounded(median_us / floor if floor else None, 3),
+        "floor_us": rounded(floor, 2),
+        "wire_gb_s": rounded(wire_gb_s, 1),
+        "logical_gb_s": rounded(logical / median_us / 1e3 if logical else None, 1),
+        "wire_of_link": rounded(wire_gb_s / rate if floor else None, 3),
+        "of_floor": rounded(median_us / floor if floor else None, 3),
     }
 
 
@@ -68,5 +68,6 @@ def counts_of(case, counts, rows, sms):
         "per_row": {name: round(count / max(1, num_rows), 3) for name, count in total.items()}}
 
 
-def _rounded(value, digits):
+def rounded(value, digits):
+    """`round`, of None too."""
     return None if value is None else round(value, digits)

@@ -34,7 +34,7 @@ def measured(kind, comm, plan, session, links):
     if not bases:
         return {"name": kind.name, "missing": f"it has none of these calls, only "
                                               f"{', '.join(kind.whats)}"}
-    made, why_not = _attempt(comm, make)
+    made, why_not = attempt(comm, make)
     if why_not:
         return {"name": kind.name, "missing": why_not}
     peer, calls = made
@@ -63,7 +63,7 @@ def _bases(kind, plan, session):
     return {number: session.calls[number] for number in found.values()}
 
 
-def _attempt(comm, step):
+def attempt(comm, step):
     """(what `step()` returned, None), or (None, why not) where it failed on any rank."""
     result = failure = None
     try:
@@ -128,6 +128,21 @@ class Nccl:
         return self.torch.cat([part.contiguous().view(self.torch.uint8) for part in x], dim=1)
 
 
+def deep_ep():
+    """(the module, its version).
+
+    Raises:
+        DeepEPError: it is not there, or it is our own.
+    """
+    if importlib.util.find_spec("deep_ep") is None:
+        raise DeepEPError("the module deep_ep is not installed")
+    module = importlib.import_module("deep_ep")
+    version = getattr(module, "__version__", "of unknown version")
+    if version.endswith("+ptx"):
+        raise DeepEPError("the module deep_ep that is installed is ours, of compat/")
+    return module, version
+
+
 class DeepEP:
     """DeepEP's `Buffer`, of its first API, with the numbers of SMs of our cases, made even."""
 
@@ -136,13 +151,8 @@ class DeepEP:
     takes_sms = True
 
     def __init__(self, torch, ranks, cases):
-        if importlib.util.find_spec("deep_ep") is None:
-            raise DeepEPError("the module deep_ep is not installed")
         self.torch = torch
-        self.module = importlib.import_module("deep_ep")
-        self.version = getattr(self.module, "__version__", "of unknown version")
-        if self.version.endswith("+ptx"):
-            raise DeepEPError("the module deep_ep that is installed is ours, of compat/")
+        self.module, self.version = deep_ep()
         self.default_sms = self.module.Buffer.num_sms
         hidden_bytes = max(case.hidden for case in cases) * 2
         num_bytes = 0

@@ -56,10 +56,10 @@ def make(*, executor, arch, num_gpus=0, layout=None, what=None, dtype=None, toke
     Raises:
         ValueError: the text begins with the option.
     """
-    whats = _known("what", what, WHATS)
-    dtypes = _known("dtype", dtype, DTYPES)
-    routings = _known("routing", routing, ROUTINGS, ["uniform"])
-    policies = _unique("policy", policy, [select.DEFAULT_POLICY])
+    whats = known("what", what, WHATS)
+    dtypes = known("dtype", dtype, DTYPES)
+    routings = known("routing", routing, ROUTINGS, ["uniform"])
+    policies = unique("policy", policy, [select.DEFAULT_POLICY])
     for name in policies:
         select.choose(name, arch, origin="--policy")
     on_gpu = executor == "cuda"
@@ -67,13 +67,13 @@ def make(*, executor, arch, num_gpus=0, layout=None, what=None, dtype=None, toke
         settings.refuse("the ranks of the CPU executor are threads", layout=layout)
     shape = settings.shape_of(executor, num_gpus, devices, hidden=hidden, topk=topk,
                               experts=experts, ranks=ranks)
-    all_tokens = _unique("tokens", tokens, [shape.pop("tokens")])
+    all_tokens = unique("tokens", tokens, [shape.pop("tokens")])
     for number in all_tokens:
         settings.check_shape(tokens=number, dtypes=dtypes, **shape)
     ranks = shape.pop("ranks")
     if "local" in routings:
         settings.check("topk", shape["topk"], 1, shape["experts"] // ranks)
-    all_sms = _unique("sms", sms, [settings.EMU_SMS if executor == "emu" else None])
+    all_sms = unique("sms", sms, [settings.EMU_SMS if executor == "emu" else None])
     for number in all_sms:
         if number is not None:
             settings.check("sms", number, 1)
@@ -115,14 +115,19 @@ def layout_of(layout, devices):
     return "threads" if torch is None else "processes"
 
 
-def _known(name, given, known, default=None):
+def known(name, given, known, default=None):
     """The names given, each once, all of them known."""
-    names = _unique(name, given, default or list(known))
+    names = unique(name, given, default or list(known))
     settings.check_names(name, names, known)
     return names
 
 
-def _unique(name, given, default):
+def unique(name, given, default):
+    """What option `name` lists, each once; None: the default.
+
+    Raises:
+        ValueError: it lists nothing.
+    """
     if given is None:
         return default
     if not given:

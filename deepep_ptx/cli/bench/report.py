@@ -50,13 +50,13 @@ def write(made, path):
 def text(made):
     """What the record holds, in lines for people."""
     if made.get("wrong"):
-        return "\n".join([*_head_lines(made), "", *(f"WRONG  {one['text']}"
+        return "\n".join([*head_lines(made), "", *(f"WRONG  {one['text']}"
                                                     for one in made["wrong"]),
                           "no figures: a wrong result is not worth a time"])
     if made["executor"] == "emu":
-        return "\n".join([*_head_lines(made), "", *_counts_table(made["cases"]), "",
+        return "\n".join([*head_lines(made), "", *_counts_table(made["cases"]), "",
                           *paragraphs({"": made["not_executed"]})])
-    return "\n".join([*_head_lines(made), *_rules(made), "", *times_table(made["cases"])])
+    return "\n".join([*head_lines(made), *_rules(made), "", *times_table(made["cases"])])
 
 
 def peers_text(peer):
@@ -74,14 +74,15 @@ def times_table(cases):
              "of floor")]
     rows += [(case["what"], "-" if case["what"] == "layout" else case["dtype"], case["routing"],
               "-" if case["what"] == "layout" else case["policy"], str(case["tokens"]),
-              _cell(case["sms"], "d"), *_time_cells(case, "kernel"), *_time_cells(case, "call"),
-              _spread_cells(case["host"])[0], _cell(case["wire_gb_s"], ".1f"),
-              _cell(case["logical_gb_s"], ".1f"), _cell(case["wire_of_link"], ".2f"),
-              _cell(case["of_floor"], ".2f")) for case in cases]
+              cell(case["sms"], "d"), *_time_cells(case, "kernel"), *_time_cells(case, "call"),
+              spread_cells(case["host"])[0], cell(case["wire_gb_s"], ".1f"),
+              cell(case["logical_gb_s"], ".1f"), cell(case["wire_of_link"], ".2f"),
+              cell(case["of_floor"], ".2f")) for case in cases]
     return table(rows, left=4)
 
 
-def _head_lines(made):
+def head_lines(made):
+    """What ran, where and on which shapes."""
     options = made["options"]
     if made["executor"] == "emu":
         yield f"counts of the CPU executor, {made['arch']}; they are not times"
@@ -99,7 +100,11 @@ def _rules(made):
     yield (f"{made['rounds']} rounds of all cases after {made['warmup']}, each in an order of its "
            f"own; kernel and call of calls of their own; {FLUSH_BYTES >> 20} MiB written before "
            "each; ranks begin together; the slower rank's time")
-    links = made["links"]
+    yield from link_lines(made["links"])
+
+
+def link_lines(links):
+    """What the copy engine does, and what the floor is made of."""
     if not links:
         yield "copy engine: not measured, all ranks share one GPU"
         return
@@ -114,7 +119,7 @@ def _counts_table(cases):
     rows = [("call", "dtype", "routing", "policy", "tokens", "SMs", "rows", "warp instr", "loads",
              "stores", "peer load B", "peer store B")]
     rows += [(case["what"], case["dtype"], case["routing"], case["policy"], str(case["tokens"]),
-              _cell(case["sms"], "d"), str(case["rows"]),
+              cell(case["sms"], "d"), str(case["rows"]),
               *(f"{case['per_row'][name]:,.1f}" for name in names)) for case in cases]
     return [*table(rows, left=4), "per row (layout: per token), all ranks, waits included; loads "
                                   "and stores of global memory in transactions of 32 bytes"]
@@ -124,14 +129,16 @@ def _time_cells(case, name):
     late = "-"          # where the host waits, it is late by its nature
     if name in case["late"] and case["what"] != "dispatch-wait":
         late = f"{100 * case['late'][name]:.0f} %"
-    return *_spread_cells(case[name]), late
+    return *spread_cells(case[name]), late
 
 
-def _spread_cells(spread):
+def spread_cells(spread):
+    """(median, "p10 .. p90") of a spread; "-" where there is none."""
     if spread is None:
         return "-", "-"
     return f"{spread['median_us']:.1f}", f"{spread['p10_us']:.1f} .. {spread['p90_us']:.1f}"
 
 
-def _cell(value, form):
+def cell(value, form):
+    """`value` in a form of `format`; "-" for None."""
     return "-" if value is None else format(value, form)

@@ -2,6 +2,7 @@
 """Where the calls of one rank run: arrays, what goes before a measured call, and what is measured
 of it."""
 
+import contextlib
 import time
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ FLUSHES = 2                     # before a call: half a millisecond for the host
 FLUSHES_BESIDE = 6              # before a call and a GEMM: in half a millisecond hosts came late
 PER_THREAD_STREAM = 2           # CU_STREAM_PER_THREAD: of the rank's thread alone
 MAX_LAUNCHES = 16               # of one call, and of what goes before it
+SMALL_BYTES, SMALL_ARRAYS = 1 << 20, 16     # what torch's allocator keeps apart from larger arrays
 
 
 def machine_of(executor, torch=None):
@@ -24,6 +26,18 @@ def machine_of(executor, torch=None):
     if not executor.keeps_time:
         return Emu(executor)
     return Gpu(executor) if torch is None else TorchGpu(executor, torch)
+
+
+@contextlib.contextmanager
+def own_stream(executor, torch=None):
+    """In the block this thread's GPU is the executor's, and its current stream of torch one that
+    can be captured; nothing without torch."""
+    if torch is None:
+        yield
+        return
+    torch.cuda.set_device(executor.device)
+    with torch.cuda.stream(torch.cuda.Stream(executor.device)):
+        yield
 
 
 @dataclass(frozen=True)
@@ -164,6 +178,7 @@ class TorchGpu(Gpu):
         self.stream = torch.cuda.current_stream(executor.device).cuda_stream
         self.device = f"cuda:{executor.device}"
         self.wanted = {}        # id -> the array, which keeps the id, and its copy on the GPU
+        self._pool = None       # of graphs
         super().__init__(executor)
 
     def give(self, array):
@@ -193,6 +208,37 @@ class TorchGpu(Gpu):
     def address(self, array):
         """Of its first byte."""
         return array.data_ptr()
+
+    def reserve(self, nbytes):
+        """Have torch's allocator hold memory for so many bytes of arrays, and for small ones.
+
+        Before ranks meet for a call: it asks the driver for none then, which would wait for the
+        kernels of ranks that share the GPU, and these for the call.
+        """
+        sizes = [SMALL_BYTES] * SMALL_ARRAYS + [max(1, nbytes)]
+        held = [self.torch.empty(size, dtype=self.torch.uint8, device=self.device)
+                for size in sizes]
+        del held
+
+    def captured(self, work):
+        """A function that queues a graph of what `work` queues, and returns what `work` returned.
+        It may not run beside another one of this machine.  The current stream is `own_stream`'s.
+
+        Waits for the GPU: no rank that shares it may be in a call.
+        """
+        if self._pool is None:
+            self._pool = self.torch.cuda.graph_pool_handle()
+        graph = self.torch.cuda.CUDAGraph()
+        with self.torch.cuda.graph(graph, pool=self._pool,
+                                   stream=self.torch.cuda.current_stream(self.executor.device),
+                                   capture_error_mode="thread_local"):
+            result = work()
+
+        def replay():
+            graph.replay()
+            return result
+
+        return replay
 
     def _bytes(self, tensor):
         return tensor.contiguous().reshape(-1).view(self.torch.uint8)
@@ -225,6 +271,9 @@ class Emu:
     def store(self, array, rows):
         """Copy `rows` over `array`."""
         array[...] = rows
+
+    def reserve(self, nbytes):
+        """Nothing: an allocation waits for nobody."""
 
     def spoil(self, array):
         """Overwrite a right result, if it can be."""

@@ -19,12 +19,13 @@ def add_number(parser, name, does):
     parser.add_argument(f"--{name}", type=int, metavar="N", help=does)
 
 
-def add_sizes(parser, *names, on_emu=True, **says):
-    """Sizes of a call, of `settings.SHAPES`; on_emu: whether the CPU executor's are named too."""
+def add_sizes(parser, *names, on_emu=True, shapes=SHAPES, **says):
+    """Sizes of a call, with defaults of `shapes`; on_emu: whether the CPU executor's are named
+    too."""
     for name in names:
-        default = f"{SHAPES['cuda'].get(name, 'GPUs, at least 2')}"
+        default = f"{shapes['cuda'].get(name, 'GPUs, at least 2')}"
         if on_emu:
-            default += f"; emu: {SHAPES['emu'][name]}"
+            default += f"; emu: {shapes['emu'][name]}"
         add_number(parser, name, f"{says.get(name, _SIZES[name])} (default: {default})")
 
 

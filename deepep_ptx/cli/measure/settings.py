@@ -47,18 +47,18 @@ def arch_of(asked, executor):
     return asked or ARCHS[-1]
 
 
-def shape_of(executor, num_gpus, devices, **given):
+def shape_of(executor, num_gpus, devices, shapes=SHAPES, **given):
     """ranks, hidden, topk and experts as given, None for the executor's default; tokens likewise.
 
-    ranks: as many as `devices` names, else as many as GPUs and at least two.  experts: the default
-    is rounded up to a multiple of ranks.
+    shapes: executor -> defaults.  ranks: as many as `devices` names, else as many as GPUs and at
+    least two.  experts: the default is rounded up to a multiple of ranks.
 
     Raises:
         ValueError: the text begins with the option.
     """
     if executor == "emu":
         refuse("the CPU executor has a device of its own for each rank", devices=devices)
-    shape = SHAPES[executor] | {name: v for name, v in given.items() if v is not None}
+    shape = shapes[executor] | {name: v for name, v in given.items() if v is not None}
     shape["ranks"] = _ranks(shape.get("ranks"), devices, num_gpus)
     check("ranks", shape["ranks"], 1, MAX_RANKS)
     if given.get("experts") is None:        # the default's are for a power of two
