@@ -54,8 +54,9 @@ def test_the_program_of_the_readme(tmp_path):
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_the_numpy_example(num_ranks):
-    rank_main = runpy.run_path(str(ROOT / "examples/numpy_layer.py"))["rank_main"]
+@pytest.mark.parametrize("example", ["numpy_layer.py", "numpy_decode.py"])
+def test_the_numpy_examples(example, num_ranks):
+    rank_main = runpy.run_path(str(ROOT / "examples" / example))["rank_main"]
     results = run_ranks(rank_main, num_ranks, executor="emu")
     assert all(rows > 0 and same for rows, same in results) and len(results) == num_ranks
 
