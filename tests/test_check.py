@@ -131,6 +131,12 @@ def test_what_is_used_by_default_is_clean(arch, capsys):
     assert {line.split()[4] for line in printed(capsys)[3:-3]} == shipped
 
 
+def test_no_limit_passes_while_a_store_becomes_visible(capsys):
+    """Nothing moves but time, which must not jump over the store to the time limit of its wait."""
+    assert check("ll_combine", "--case", "ll-hook-sums", "--scheduler", "rr", "--seeds", "3:9",
+                 "--memory", "weak", "--jobs", "1") == 0, capsys.readouterr().out
+
+
 def test_and_right_under_weak_visibility(capsys):
     assert check("--arch", "sm_90", "--policy", "fast,bulk", "--seeds", "7:8", "--jobs", "1",
                  "--case", "mixed,many,cached,rings,worst", "--memory", "weak") == 0, \
