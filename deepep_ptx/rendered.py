@@ -30,7 +30,7 @@ def read_index(path):
     for name, alias in index["aliases"].items():
         check_fields(alias, {"policies": list, "undefined": bool}, f"alias {name}")
         _check_names(alias["policies"], f"alias {name}", "policies")
-    kernels = {row["kernel"] for row in index["variants"] if row["path"]}
+    kernels = {row["kernel"] for row in index["variants"] if row["path"] is not None}
     uses = kernels | {use for use, kernel in index["uses"].items() if kernel in kernels}
     check_fields(index["paths"], dict.fromkeys(uses, list), "paths")
     for kernel, order in index["paths"].items():
