@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/buffer.h"
 #include "core/gather.h"
 
 #define HIDDEN 128
@@ -403,6 +404,22 @@ static int make_low_latency(struct rank *r)
                                              NULL);
     uint64_t bytes = ep_buffer_ll_bytes(r->buffer);
     NEED(rc == EP_OK ? bytes >= needed + (R - 1) * EP_SLOT_ALIGN : bytes == before);
+    return rc;
+}
+
+/* Memory of no shape, then a shape for which it is enough: the device's table has its areas. */
+static int divide_low_latency(struct rank *r)
+{
+    struct ep_ll_shape none = {.reduce = EP_LL_REDUCE_EXACT};
+    int rc = ep_symmetric_ensure_low_latency(r->symmetric, &none, 1 << 20, NULL);
+    if (rc == EP_OK)
+        rc = make_low_latency(r);
+    if (rc == EP_OK) {
+        const struct ep_peers *table = (void *)(uintptr_t)r->buffer->comm.peers;
+        NEED(ep_buffer_ll_bytes(r->buffer) == 1 << 20);
+        NEED(table->words_at && table->words_at == r->buffer->ll.areas.numbers);
+        NEED(table->half_bytes == 1 << 19);
+    }
     return rc;
 }
 
@@ -829,6 +846,7 @@ int main(void)
     failures_of("growth", grow, 2, EP_ERR_MEMORY);
     failures_of("growth that recycles", grow, EP_MAX_SEGMENTS - 1, EP_ERR_ABORTED);
     failures_of("making room", make_room, 1, EP_ERR_EXECUTOR);
+    failures_of("areas of low-latency memory", divide_low_latency, 0, EP_ERR_MEMORY);
     failures_of("low-latency memory", make_more_low_latency, 0, EP_ERR_MEMORY);
     failures_of("reset", reset_twice, 1, EP_ERR_EXECUTOR);
     a_full_device();

@@ -127,7 +127,7 @@ static int begin(struct ep_buffer *b, const struct ep_ll_args *a)
         return EP_ERR_ARGUMENT;
     TRY(ep_call_begin(b, &a->call));
     TRY(ep_order_begin(b, &a->call));
-    b->num_calls += a->phases & EP_LL_SEND;
+    b->num_calls += (a->phases & EP_LL_SEND) != 0;
     return EP_OK;
 }
 

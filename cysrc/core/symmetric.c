@@ -346,7 +346,7 @@ static int replace_memory(struct ep_symmetric *s, uint64_t bytes, const struct e
         rc = ep_gather(s, EP_IN_MEMORY_MAPPING, open_memory(s), &mapped);
     if (rc != EP_OK && b->ll.base != before) {
         ep_ll_memory_swap(b);
-        ep_buffer_publish(b);
+        ep_buffer_publish(b);    /* a device that takes no copies runs no kernels either        */
     }
     ep_ll_memory_unmap(b, &b->next_ll);
     if (s->group.barrier(s->group.self) != EP_OK) {
@@ -370,7 +370,10 @@ static int make_areas(struct ep_symmetric *s, const struct ep_ll_areas *areas, u
     if (same)
         return EP_OK;
     ep_ll_memory_divide(b, areas);
-    return ep_gather(s, EP_IN_MEMORY_MAPPING, ep_buffer_publish(b), &divided);
+    int rc = ep_gather(s, EP_IN_MEMORY_MAPPING, ep_buffer_publish(b), &divided);
+    if (rc != EP_OK)             /* some rank's device may not know: to be done again            */
+        b->ll.areas = (struct ep_ll_areas){0};
+    return rc;
 }
 
 /* Kernels that nobody has waited for may use what goes: those of calls, and of replays, which are on

@@ -300,8 +300,8 @@ cdef extern from "deepep_ptx/symmetric.h" nogil:
         const char *place
 
     struct ep_heard:
-        uint64_t least[5]
-        uint64_t most[5]
+        uint64_t *least         # arrays of EP_NUM_SAID, as C has them
+        uint64_t *most
 
     int ep_symmetric_create(const ep_executor *exec, const ep_group *group, const ep_hooks *hooks,
                             ep_symmetric **out)
