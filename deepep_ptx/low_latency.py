@@ -517,10 +517,8 @@ def _take_stats(call, stats, dtype, name, length):
 def _take_written(call, value, name, dtype, shape, align=1):
     """The `Array` of an argument that the call writes to."""
     array = call.take(value, name, (dtype,), shape, align)
-    for protocol in "__array_interface__", "__cuda_array_interface__":
-        interface = getattr(value, protocol, None)
-        if isinstance(interface, dict) and interface["data"][1]:
-            raise ValueError(f"{name}: must be writable, the call stores to it")
+    if call.library.is_read_only(value):
+        raise ValueError(f"{name}: must be writable, the call stores to it")
     return array
 
 

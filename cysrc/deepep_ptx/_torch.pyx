@@ -206,6 +206,10 @@ cdef class Torch:
         """See `library.Library`."""
         return array.owner.transpose(-2, -1)
 
+    def is_read_only(self, value):
+        """Tensors cannot be."""
+        return False
+
     def freeze(self, tensor):
         """Tensors cannot be read-only."""
 

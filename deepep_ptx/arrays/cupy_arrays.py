@@ -56,6 +56,10 @@ class CuPy:
         """See `library.Library`."""
         return array.owner.swapaxes(-2, -1)
 
+    def is_read_only(self, value):
+        """CuPy arrays cannot be."""
+        return False
+
     def freeze(self, array):
         """CuPy arrays cannot be read-only."""
 

@@ -160,6 +160,11 @@ class Device:
         return DeviceArray(whole._owner, whole._executor, whole.address, _swapped(whole.shape),
                            whole.dtype, whole.stream, True)
 
+    def is_read_only(self, value):
+        """See `library.Library`."""
+        return type(value) is not DeviceArray and dlpack.is_read_only(
+            getattr(value, "__cuda_array_interface__", None))
+
     def freeze(self, array):
         """Device memory cannot be read-only."""
 

@@ -66,6 +66,11 @@ def check_claim(value, name, protocol, address, shape, strides, itemsize):
                         f"{error}") from error
 
 
+def is_read_only(interface):
+    """Of `__array_interface__` or `__cuda_array_interface__`; None: there is none."""
+    return isinstance(interface, dict) and bool(interface["data"][1])
+
+
 def export(owner, address, shape, dtype, device, versioned=False, swapped=False):
     """A capsule over C-contiguous memory that `owner` keeps; swapped: of which the last two
     dimensions lie in the other order."""

@@ -61,6 +61,9 @@ class Library(Protocol):
         """The library's array of an `Array` of its own, with the last two dimensions swapped, in
         the same memory."""
 
+    def is_read_only(self, value):
+        """Whether an array that `take` takes says that it must not be written to."""
+
     def freeze(self, array):
         """Make the library's array read-only, if it can be."""
 

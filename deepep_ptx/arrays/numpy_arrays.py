@@ -69,6 +69,10 @@ class NumPy:
         """See `library.Library`."""
         return array.owner.swapaxes(-2, -1)
 
+    def is_read_only(self, value):
+        """See `library.Library`."""
+        return dlpack.is_read_only(getattr(value, "__array_interface__", None))
+
     def freeze(self, array):
         """Make it read-only, as far as the library can."""
         array.flags.writeable = False
