@@ -714,7 +714,7 @@ class Buffer(LowLatencyCalls):
         if launch.detached:
             flight.keep(copying)
             event = self._in_flight.announce(flight, call, [pos, rank_prefix, *results])
-        handle = EPHandle._of(rank_prefix, {
+        handle = EPHandle._of((rank_prefix,), {
             "rank": self.rank, "executor": core.executor.name, "recv_src_idx": recv_src_idx,
             "is_token_in_rank": is_token_in_rank, "num_tokens": num_tokens,
             "num_recv": received.rows, "num_worst_tokens": num_worst_tokens, "num_topk": num_topk,

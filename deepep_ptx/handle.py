@@ -23,25 +23,81 @@ class _Single:
 
 
 class _Sent(_Single):
-    """A handle's second item: its dispatch.
+    """A handle's last item: its dispatch.
 
     Code that takes tuples apart and makes new ones of their items (FSDP, DDP, accelerate, copies)
     passes on what it does not know, so the items are where a handle has to keep everything.  No
     tuple itself, and unknown to such code, it is never taken apart; it does not refer to the
     handle, which so dies with its last reference.
+
+    of: the class of the handle.  items: those before this one.
     """
 
-    __slots__ = ("attributes", "rank_prefix_matrix")
+    __slots__ = ("attributes", "items", "of")
 
-    def __init__(self, rank_prefix_matrix, attributes):
-        self.rank_prefix_matrix = rank_prefix_matrix
+    def __init__(self, of, items, attributes):
+        self.of = of
+        self.items = items
         self.attributes = attributes
 
     def __repr__(self):
         return "<rows sent>"
 
 
-class EPHandle(_Single, tuple):
+class _Handle(_Single, tuple):
+    """A tuple whose last item is its dispatch, which the others are taken from again."""
+
+    _made_by = None         # the method
+    _length = None          # of the tuple, in words
+
+    def __new__(cls, items):
+        return cls._again(items, "items")
+
+    @classmethod
+    def _of(cls, items, attributes):
+        """A handle with `attributes`, a dict that is its own from then on.
+
+        Passing it costs a dispatch half as much as a dozen arguments by name.
+        """
+        handle = tuple.__new__(cls, (*items, _Sent(cls, items, attributes)))
+        object.__setattr__(handle, "__dict__", attributes)
+        return handle
+
+    @classmethod
+    def _again(cls, items, name):
+        """The handle of `items`, which are argument `name`."""
+        kind = type(items).__name__
+        if not hasattr(items, "dtype") and isinstance(items, Iterable):
+            items = tuple(items)
+            sent = items[-1] if items else None
+            if type(sent) is _Sent and sent.of is cls and len(items) == len(sent.items) + 1:
+                return cls._of(sent.items, sent.attributes)
+            kind += f" of {len(items)}"
+        raise TypeError(f"{name}: must be what {cls._made_by} returned, or a tuple of its "
+                        f"{cls._length} items, got {kind}")
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")
+
+    def __delattr__(self, name):
+        raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")
+
+    def __eq__(self, other):
+        if not isinstance(other, tuple):
+            return NotImplemented
+        # Arrays are not to be compared element by element.
+        return (len(other) == len(self) and type(other[-1]) is _Sent
+                and other[-1].attributes is self[-1].attributes)
+
+    def __ne__(self, other):
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else not equal
+
+    def __hash__(self):
+        return id(self[-1].attributes)
+
+
+class EPHandle(_Handle):
     """Where the rows of one dispatch went: opaque, immutable, made by `Buffer.dispatch`.
 
     `handle[0]` is rank_prefix_matrix int32 [R, R]: [s, d] = rows that ranks 0..s send to rank d.
@@ -72,31 +128,7 @@ class EPHandle(_Single, tuple):
         TypeError: not the items of a handle, or pickled.
     """
 
-    def __new__(cls, items):
-        return cls._again(items, "items")
-
-    @classmethod
-    def _of(cls, rank_prefix_matrix, attributes):
-        """A handle with `attributes`, a dict that is its own from then on.
-
-        Passing it costs a dispatch half as much as a dozen arguments by name.
-        """
-        sent = _Sent(rank_prefix_matrix, attributes)
-        handle = tuple.__new__(cls, (rank_prefix_matrix, sent))
-        object.__setattr__(handle, "__dict__", attributes)
-        return handle
-
-    @classmethod
-    def _again(cls, items, name):
-        """The handle of `items`, which are argument `name`."""
-        kind = type(items).__name__
-        if not hasattr(items, "dtype") and isinstance(items, Iterable):
-            items = tuple(items)
-            if len(items) == 2 and type(items[1]) is _Sent:
-                return cls._of(items[1].rank_prefix_matrix, items[1].attributes)
-            kind += f" of {len(items)}"
-        raise TypeError(f"{name}: must be what dispatch returned, or a tuple of its two items, got "
-                        f"{kind}")
+    _made_by, _length = "dispatch", "two"
 
     @property
     def recv_count(self):
@@ -104,33 +136,13 @@ class EPHandle(_Single, tuple):
         at = self.placement
         return at.library.entry(at.rank_prefix, (at.num_ranks - 1) * at.num_ranks + self.rank)
 
-    def __setattr__(self, name, value):
-        raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")
-
-    def __delattr__(self, name):
-        raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")
-
-    def __eq__(self, other):
-        if not isinstance(other, tuple):
-            return NotImplemented
-        # Arrays are not to be compared element by element.
-        return (len(other) == 2 and type(other[1]) is _Sent
-                and other[1].attributes is self[1].attributes)
-
-    def __ne__(self, other):
-        equal = self.__eq__(other)
-        return equal if equal is NotImplemented else not equal
-
-    def __hash__(self):
-        return id(self[1].attributes)
-
     def __repr__(self):
         known = vars(self)
         return (f"<EPHandle of rank {known.get('rank')}: {known.get('num_tokens')} tokens, "
                 f"{known.get('num_recv')} rows received>")
 
 
-class LowLatencyHandle(_Single, tuple):
+class LowLatencyHandle(_Handle):
     """What `Buffer.low_latency_dispatch` hands to `low_latency_combine`: opaque, immutable.
 
     Its items are DeepEP's: src_info int32 [local_experts, R * max], layout_range int64
@@ -152,46 +164,7 @@ class LowLatencyHandle(_Single, tuple):
         TypeError: not the items of a handle, or pickled.
     """
 
-    def __new__(cls, items):
-        return cls._again(items, "items")
-
-    @classmethod
-    def _of(cls, items, attributes):
-        """A handle with `attributes`, a dict that is its own from then on."""
-        handle = tuple.__new__(cls, (*items, _Sent(items[0], attributes)))
-        object.__setattr__(handle, "__dict__", attributes)
-        return handle
-
-    @classmethod
-    def _again(cls, items, name):
-        """The handle of `items`, which are argument `name`."""
-        kind = type(items).__name__
-        if not hasattr(items, "dtype") and isinstance(items, Iterable):
-            items = tuple(items)
-            if len(items) == 6 and type(items[5]) is _Sent:
-                return cls._of(items[:5], items[5].attributes)
-            kind += f" of {len(items)}"
-        raise TypeError(f"{name}: must be what low_latency_dispatch returned, or a tuple of its "
-                        f"six items, got {kind}")
-
-    def __setattr__(self, name, value):
-        raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")
-
-    def __delattr__(self, name):
-        raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")
-
-    def __eq__(self, other):
-        if not isinstance(other, tuple):
-            return NotImplemented
-        return (len(other) == 6 and type(other[5]) is _Sent
-                and other[5].attributes is self[5].attributes)
-
-    def __ne__(self, other):
-        equal = self.__eq__(other)
-        return equal if equal is NotImplemented else not equal
-
-    def __hash__(self):
-        return id(self[5].attributes)
+    _made_by, _length = "low_latency_dispatch", "six"
 
     def __repr__(self):
         return f"<LowLatencyHandle of rank {self.rank}: at most {self[2]} tokens of each rank>"

@@ -62,7 +62,7 @@ class NumpyBuffer:
         inputs = map(list, zip(*self.comm.allgather((x, topk_idx, topk_weights)), strict=True))
         received = reference.dispatch(*inputs, self.num_experts, num_worst_tokens)
         mine = received[self.comm.rank]
-        handle = EPHandle._of(mine.rank_prefix_matrix, {"recv_src_idx": mine.recv_src_idx,
+        handle = EPHandle._of((mine.rank_prefix_matrix,), {"recv_src_idx": mine.recv_src_idx,
                                                         "received": received})
         return (copy.deepcopy(mine.recv_x), mine.recv_topk_idx, mine.recv_topk_weights,
                 mine.num_recv_tokens_per_expert_list, handle, None)

@@ -257,7 +257,7 @@ def test_it_dies_with_its_last_reference():
 
         kept = Kept()
         watched = weakref.ref(kept)
-        handle = EPHandle._of(sent.handle[0], vars(sent.handle) | {"kept": kept})
+        handle = EPHandle._of((sent.handle[0],), vars(sent.handle) | {"kept": kept})
         again = type(handle)(v for v in handle)
         del kept
         gc.disable()

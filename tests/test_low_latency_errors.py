@@ -12,8 +12,9 @@ import pytest
 
 from deepep_ptx import Buffer, low_latency, reference, run_ranks
 from deepep_ptx.errors import DeepEPError, DeepEPTimeoutError, RankMismatchError
-from deepep_ptx.handle import LowLatencyHandle
+from deepep_ptx.handle import EPHandle, LowLatencyHandle
 from tests.low_latency import assert_received, expert_output, make_inputs, round_trip
+from tests.test_buffer_life import raised
 
 BF16 = ml_dtypes.bfloat16
 R, M, H, K, E = 2, 4, 128, 2, 4     # ranks, most tokens, hidden, choices, experts
@@ -48,12 +49,16 @@ def sent(comm, buffer, seed=0, **options):
     return buffer.low_latency_dispatch(xs[comm.rank], idxs[comm.rank], M, E, **options)
 
 
-def raised(call, *args, **kwargs):
-    try:
-        call(*args, **kwargs)
-    except Exception as error:
-        return error
-    raise AssertionError("nothing was raised")
+def assert_passed_on(out, made, rank, reduce, left=None):
+    """A rank's combined_x is the reference's, of experts that pass bfloat16 rows on.
+
+    made: inputs of all ranks.  left: their indices in combine, where these are others.
+    """
+    xs, idxs, weights = made
+    received = reference.low_latency_dispatch(xs, idxs, M, E, use_fp8=False)
+    want = reference.low_latency_combine([r.recv_x for r in received], received,
+                                         idxs if left is None else left, weights, reduce)[rank]
+    np.testing.assert_array_equal(out.view(np.uint16), want.view(np.uint16))
 
 
 # -- arguments --------------------------------------------------------------------------------
@@ -202,10 +207,7 @@ def test_bad_arguments_of_combine(changes, error, text):
                  "handle": handle}
         refused(lambda: buffer.low_latency_combine(**given | changes), error, text)
         out, _, _ = buffer.low_latency_combine(**given)
-        received = reference.low_latency_dispatch(xs, idxs, M, E, use_fp8=False)
-        want = reference.low_latency_combine([r.recv_x for r in received], received, idxs, weights,
-                                             buffer.reduce)[comm.rank]
-        np.testing.assert_array_equal(out.view(np.uint16), want.view(np.uint16))
+        assert_passed_on(out, (xs, idxs, weights), comm.rank, buffer.reduce)
 
     on_ranks(main)
 
@@ -551,10 +553,7 @@ def test_a_handle_of_another_buffer():
         with Buffer(comm, low_latency_mode=True) as other:
             recv_x, _, handle, _, _ = sent(comm, other, use_fp8=False)
         out, _, _ = buffer.low_latency_combine(recv_x, idxs[comm.rank], weights[comm.rank], handle)
-        received = reference.low_latency_dispatch(xs, idxs, M, E, use_fp8=False)
-        want = reference.low_latency_combine([r.recv_x for r in received], received, idxs, weights,
-                                             buffer.reduce)[comm.rank]
-        np.testing.assert_array_equal(out.view(np.uint16), want.view(np.uint16))
+        assert_passed_on(out, (xs, idxs, weights), comm.rank, buffer.reduce)
 
     on_ranks(main)
 
@@ -571,9 +570,12 @@ def test_what_a_handle_is():
         assert isinstance(raised(setattr, handle, "rank", 3), AttributeError)
         assert LowLatencyHandle(handle) == handle and copy.deepcopy(handle) is handle
         refused(lambda: pickle.dumps(handle), TypeError, "handle: cannot be pickled")
+        refused(lambda: EPHandle(handle), TypeError, "items: must be what dispatch returned")
+        refused(lambda: EPHandle(handle[4:]), TypeError, "items: must be what dispatch returned")
         outs = [buffer.low_latency_combine(recv_x, idxs[comm.rank], weights[comm.rank], same)[0]
                 for same in (handle, tuple(handle), list(handle), LowLatencyHandle(list(handle)),
-                             LowLatencyHandle((None, *handle[1:])))]
+                             LowLatencyHandle((None, *handle[1:])),
+                             (*handle[:2], 2 * M, 2 * H, 2 * E, handle[5]))]
         for out in outs[1:]:
             np.testing.assert_array_equal(out.view(np.uint16), outs[0].view(np.uint16))
 
@@ -965,9 +967,7 @@ class Static:
         xs, idxs, weights = self.all
         received = reference.low_latency_dispatch(xs, idxs, M, E, use_fp8=False)
         assert_received(*results[:3], received[self.rank])
-        want = reference.low_latency_combine([r.recv_x for r in received], received, idxs, weights,
-                                             buffer.reduce)[self.rank]
-        np.testing.assert_array_equal(results[3].view(np.uint16), want.view(np.uint16))
+        assert_passed_on(results[3], self.all, self.rank, buffer.reduce)
 
 
 @pytest.mark.parametrize("hook", [False, True])
@@ -1112,10 +1112,34 @@ def test_choices_that_combine_leaves_out(reduce):
         recv_x, _, handle, _, _ = buffer.low_latency_dispatch(xs[comm.rank], idxs[comm.rank], M, E,
                                                               use_fp8=False)
         out, _, _ = buffer.low_latency_combine(recv_x, left[comm.rank], weights[comm.rank], handle)
-        received = reference.low_latency_dispatch(xs, idxs, M, E, use_fp8=False)
-        want = reference.low_latency_combine([r.recv_x for r in received], received, left, weights,
-                                             reduce)[comm.rank]
-        np.testing.assert_array_equal(out.view(np.uint16), want.view(np.uint16))
+        assert_passed_on(out, (xs, idxs, weights), comm.rank, reduce, left)
         works(comm, buffer)
 
     on_ranks(main, reduce=reduce)
+
+
+def test_torch_is_not_asked_for_an_array_interface(monkeypatch):
+    """For tensors on a GPU it is a dict of microseconds, and an error where they require a
+    gradient, or in older versions are of bfloat16."""
+    torch = pytest.importorskip("torch")
+
+    def refuses(tensor):
+        raise RuntimeError("no interface of this tensor")
+
+    monkeypatch.setattr(torch.Tensor, "__cuda_array_interface__", property(refuses))
+
+    def main(comm, buffer):
+        def give(array):
+            if array.dtype == BF16:
+                return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+            return torch.from_numpy(array)
+
+        x, idx, weights = (give(arrays[comm.rank]) for arrays in inputs(tokens=(M, M)))
+        waits = torch.zeros(R, dtype=torch.int64)
+        recv_x, _, handle, _, _ = buffer.low_latency_dispatch(
+            x, idx, M, E, use_fp8=False, dispatch_wait_recv_cost_stats=waits)
+        out = torch.zeros(M, H, dtype=torch.bfloat16)
+        assert buffer.low_latency_combine(recv_x, idx, weights, handle, out=out)[0] is out
+        assert bool(out.any())
+
+    on_ranks(main)
