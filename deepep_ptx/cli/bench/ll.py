@@ -14,13 +14,13 @@ from deepep_ptx.cli.bench.figures import spread_of
 from deepep_ptx.cli.bench.intranode import bar_of, links_of
 from deepep_ptx.cli.bench.ll_case import DTYPES, WHATS, Case, Job, bandwidths, payload, shape_of
 from deepep_ptx.cli.bench.ll_session import PER_GRAPH, Session, num_steps
-from deepep_ptx.cli.bench.plan import HOST_ROUNDS, ROUNDS, known, layout_of, unique
-from deepep_ptx.cli.bench.rounds import WARMUP
+from deepep_ptx.cli.bench.plan import Setup, known, refuse_layout, setup_of, sms_of, unique
 from deepep_ptx.cli.measure import settings
 from deepep_ptx.cli.measure.machine import own_stream
 from deepep_ptx.comm import RankComm
 from deepep_ptx.emu.coverage import not_executed
 from deepep_ptx.errors import DeepEPError
+from deepep_ptx.low_latency import WORD_TOKENS
 from deepep_ptx.reference.low_latency import REDUCTIONS
 
 SHAPES = {
@@ -28,30 +28,17 @@ SHAPES = {
     "emu": {"ranks": 4, "hidden": 1920, "topk": 4, "experts": 16},
 }
 # On the CPU executor one number on each side of where rows stop to cross as words.
-TOKENS = {"cuda": (1, 8, 32, 128, 512), "emu": (8, 40)}
+TOKENS = {"cuda": (1, 8, 32, 128, 512), "emu": (8, WORD_TOKENS + 8)}
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Setup):
     """All that fixes a run of `bench ll`; see `make`.
 
-    devices: GPU of each rank; None on the CPU executor, which makes no rounds.
     options: the options as they were given, for the record.
     """
 
     cases: tuple[Case, ...]
-    executor: str
-    layout: str
-    arch: str
-    devices: tuple[int, ...] | None
-    ranks: int
-    rounds: int
-    warmup: int
-    host_rounds: int
-    seed: int
-    timeout_s: float
-    peers: bool
-    out: str | None
     options: dict
 
     @property
@@ -72,9 +59,7 @@ def make(*, executor, arch, num_gpus=0, layout=None, tokens=None, dtype=None, re
     """
     dtypes = known("dtype", dtype, DTYPES)
     reductions = known("reduce", reduce, REDUCTIONS)
-    on_gpu = executor == "cuda"
-    if not on_gpu:
-        settings.refuse("the ranks of the CPU executor are threads", layout=layout)
+    refuse_layout(executor, layout)
     shape = settings.shape_of(executor, num_gpus, devices, SHAPES, hidden=hidden, topk=topk,
                               experts=experts, ranks=ranks)
     all_tokens = unique("tokens", tokens, list(TOKENS[executor]))
@@ -85,27 +70,20 @@ def make(*, executor, arch, num_gpus=0, layout=None, tokens=None, dtype=None, re
         settings.check("tokens", number, 1, MAX_TOKENS)
         settings.check_shape(tokens=number, **shape)
     ranks = shape.pop("ranks")
-    all_sms = unique("sms", sms, [settings.EMU_SMS if executor == "emu" else None])
-    for number in all_sms:
-        if number is not None:
-            settings.check("sms", number, 1)
-    settings.check_run(seed, timeout_s)
-    rounds, warmup = settings.rounds_of(executor, rounds, warmup, (ROUNDS, WARMUP))
-    devices = settings.devices_of(executor, devices, ranks, num_gpus)
-    if on_gpu:
+    all_sms = sms_of(executor, sms)
+    setup = setup_of(executor=executor, arch=arch, ranks=ranks, seed=seed, layout=layout,
+                     devices=devices, num_gpus=num_gpus, rounds=rounds, warmup=warmup,
+                     timeout_s=timeout_s, peers=peers, out=out)
+    if executor == "cuda":
         torch, why_not = launch.torch_with_cuda()
         if torch is None:
             raise DeepEPError(f"bench ll: its graphs need torch with CUDA: {why_not}")
     cases = [Case(one_dtype, one_reduce, number, sms=count, **shape)
              for one_reduce, number, one_dtype, count in itertools.product(
                  reductions, all_tokens, dtypes, all_sms)]
-    return Plan(
-        cases=tuple(cases), executor=executor, arch=arch, ranks=ranks, seed=seed,
-        layout=layout_of(layout, devices) if on_gpu else "threads", devices=devices,
-        rounds=rounds, warmup=warmup, host_rounds=min(HOST_ROUNDS, rounds), timeout_s=timeout_s,
-        peers=peers, out=out, options={"tokens": all_tokens, "dtype": dtypes,
-                                       "reduce": reductions, "sms": all_sms, "ranks": ranks,
-                                       **shape})
+    return Plan(**setup, cases=tuple(cases),
+                options={"tokens": all_tokens, "dtype": dtypes, "reduce": reductions,
+                         "sms": all_sms, "ranks": ranks, **shape})
 
 
 def rank_main(comm, plan):

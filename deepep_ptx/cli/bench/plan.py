@@ -16,14 +16,12 @@ ROUNDS, HOST_ROUNDS = 30, 10
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that fixes a run of `bench intranode`; see `make`.
+class Setup:
+    """What plans of `bench intranode` and `bench ll` have in common; see `setup_of`.
 
     devices: GPU of each rank; None on the CPU executor, which makes no rounds.
-    options: the options as they were given, for the record.
     """
 
-    cases: tuple[Case, ...]
     executor: str
     layout: str
     arch: str
@@ -36,6 +34,16 @@ class Plan:
     timeout_s: float
     peers: bool
     out: str | None
+
+
+@dataclass(frozen=True)
+class Plan(Setup):
+    """All that fixes a run of `bench intranode`; see `make`.
+
+    options: the options as they were given, for the record.
+    """
+
+    cases: tuple[Case, ...]
     plot: str | None
     options: dict
 
@@ -62,9 +70,7 @@ def make(*, executor, arch, num_gpus=0, layout=None, what=None, dtype=None, toke
     policies = unique("policy", policy, [select.DEFAULT_POLICY])
     for name in policies:
         select.choose(name, arch, origin="--policy")
-    on_gpu = executor == "cuda"
-    if not on_gpu:
-        settings.refuse("the ranks of the CPU executor are threads", layout=layout)
+    refuse_layout(executor, layout)
     shape = settings.shape_of(executor, num_gpus, devices, hidden=hidden, topk=topk,
                               experts=experts, ranks=ranks)
     all_tokens = unique("tokens", tokens, [shape.pop("tokens")])
@@ -73,13 +79,10 @@ def make(*, executor, arch, num_gpus=0, layout=None, what=None, dtype=None, toke
     ranks = shape.pop("ranks")
     if "local" in routings:
         settings.check("topk", shape["topk"], 1, shape["experts"] // ranks)
-    all_sms = unique("sms", sms, [settings.EMU_SMS if executor == "emu" else None])
-    for number in all_sms:
-        if number is not None:
-            settings.check("sms", number, 1)
-    settings.check_run(seed, timeout_s)
-    rounds, warmup = settings.rounds_of(executor, rounds, warmup, (ROUNDS, WARMUP))
-    devices = settings.devices_of(executor, devices, ranks, num_gpus)
+    all_sms = sms_of(executor, sms)
+    setup = setup_of(executor=executor, arch=arch, ranks=ranks, seed=seed, layout=layout,
+                     devices=devices, num_gpus=num_gpus, rounds=rounds, warmup=warmup,
+                     timeout_s=timeout_s, peers=peers, out=out)
     cases = [
         Case(one, one_dtype, number, routing=of, policy=name, sms=count, **shape)
         for one, one_dtype, number, of, name, count in itertools.product(
@@ -87,12 +90,46 @@ def make(*, executor, arch, num_gpus=0, layout=None, what=None, dtype=None, toke
         if (one_dtype in dtypes if one in FP8_WHATS else one_dtype == "bf16")
         and (one != "layout" or name == policies[0])]
     return Plan(
-        cases=tuple(cases), executor=executor, arch=arch, ranks=ranks, seed=seed,
-        layout=layout_of(layout, devices) if on_gpu else "threads",
-        devices=devices, rounds=rounds, warmup=warmup, host_rounds=min(HOST_ROUNDS, rounds),
-        timeout_s=timeout_s, peers=peers, out=out, plot=plot,
+        **setup, cases=tuple(cases), plot=plot,
         options={"what": whats, "dtype": dtypes, "tokens": all_tokens, "routing": routings,
                  "policy": policies, "sms": all_sms, "ranks": ranks, **shape})
+
+
+def refuse_layout(executor, layout):
+    """ValueError for a layout of ranks that is asked for on the CPU executor."""
+    if executor != "cuda":
+        settings.refuse("the ranks of the CPU executor are threads", layout=layout)
+
+
+def sms_of(executor, sms):
+    """Numbers of SMs, as asked for; None among them: the buffer's own choice.
+
+    Raises:
+        ValueError: none of them, or below 1.
+    """
+    numbers = unique("sms", sms, [settings.EMU_SMS if executor == "emu" else None])
+    for number in numbers:
+        if number is not None:
+            settings.check("sms", number, 1)
+    return numbers
+
+
+def setup_of(*, executor, seed, timeout_s, rounds, warmup, ranks, devices, num_gpus, layout,
+             **given):
+    """The fields of a `Setup`, checked, where None is the default.  given: those that are as they
+    were given.
+
+    Raises:
+        ValueError: the text begins with the option.
+    """
+    settings.check_run(seed, timeout_s)
+    rounds, warmup = settings.rounds_of(executor, rounds, warmup, (ROUNDS, WARMUP))
+    devices = settings.devices_of(executor, devices, ranks, num_gpus)
+    return given | {
+        "executor": executor, "ranks": ranks, "seed": seed, "devices": devices,
+        "layout": layout_of(layout, devices) if executor == "cuda" else "threads",
+        "rounds": rounds, "warmup": warmup, "host_rounds": min(HOST_ROUNDS, rounds),
+        "timeout_s": timeout_s}
 
 
 def layout_of(layout, devices):

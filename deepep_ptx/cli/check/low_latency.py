@@ -9,8 +9,8 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from deepep_ptx import Buffer, low_latency, reference, run_ranks
-from deepep_ptx.cli.check.rounds import TIMEOUT_S, Calls, Round, counts_of, with_holes
-from deepep_ptx.cli.measure.inputs import Shape, choices, random_rows
+from deepep_ptx.cli.check.rounds import TIMEOUT_S, Calls, Round, drawn, weights_of
+from deepep_ptx.cli.measure.inputs import random_rows
 
 CASTS = {"bf16": {"use_fp8": False}, "fp8": {}, "round": {"round_scale": True},
          "ue8m0": {"round_scale": True, "use_ue8m0": True}}
@@ -82,15 +82,9 @@ class Inputs:
     def __init__(self, calls, ranks, number, seed):
         self.calls = calls
         self.num_experts = ranks * calls.experts
-        rngs = [np.random.default_rng([seed, number, rank]) for rank in range(ranks)]
-        counts = counts_of(calls.tokens, ranks, number)
-        shapes = [Shape(ranks, count, calls.hidden, calls.topk, self.num_experts)
-                  for count in counts]
-        self.topk_idxs = [
-            _with_twins(rng, with_holes(rng, choices(rng, shape, rank))).astype(calls.idx_dtype)
-            for rank, (rng, shape) in enumerate(zip(rngs, shapes, strict=True))]
-        self.topk_weights = [rng.random(idx.shape, np.float32)
-                             for rng, idx in zip(rngs, self.topk_idxs, strict=True)]
+        rngs, counts, topk_idxs = drawn(calls, ranks, number, seed)
+        self.topk_idxs = [_with_twins(rng, idx) for rng, idx in zip(rngs, topk_idxs, strict=True)]
+        self.topk_weights = weights_of(rngs, self.topk_idxs)
         self.xs = [random_rows(rng, count, calls.hidden, "bf16")
                    for rng, count in zip(rngs, counts, strict=True)]
         self.received = reference.low_latency_dispatch(

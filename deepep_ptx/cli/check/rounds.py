@@ -78,16 +78,10 @@ class Inputs:
     def __init__(self, calls, ranks, number, seed):
         self.calls = calls
         self.num_experts = ranks * calls.experts
-        rngs = [np.random.default_rng([seed, number, rank]) for rank in range(ranks)]
-        counts = counts_of(calls.tokens, ranks, number)
-        shapes = [Shape(ranks, count, calls.hidden, calls.topk, self.num_experts)
-                  for count in counts]
-        self.topk_idxs = [with_holes(rng, choices(rng, shape, rank).astype(calls.idx_dtype))
-                          for rank, (rng, shape) in enumerate(zip(rngs, shapes, strict=True))]
+        rngs, counts, self.topk_idxs = drawn(calls, ranks, number, seed)
         if calls.only_layout:
             return
-        self.topk_weights = [rng.random(idx.shape, np.float32)
-                             for rng, idx in zip(rngs, self.topk_idxs, strict=True)]
+        self.topk_weights = weights_of(rngs, self.topk_idxs)
         self.xs, self.others = ([random_rows(rng, count, calls.hidden, calls.dtype)
                                  for rng, count in zip(rngs, counts, strict=True)]
                                 for _ in range(2))
@@ -116,9 +110,20 @@ class Inputs:
                     layouts, self.received, self.again, combined, strict=True)]
 
 
-def counts_of(tokens, ranks, number):
-    """Tokens of each rank in a round."""
-    return list(itertools.islice(itertools.cycle(tokens), number, number + ranks))
+def drawn(calls, ranks, number, seed):
+    """(generators, numbers of tokens, topk_idxs) of the ranks in a round, of calls of any kind."""
+    rngs = [np.random.default_rng([seed, number, rank]) for rank in range(ranks)]
+    counts = list(itertools.islice(itertools.cycle(calls.tokens), number, number + ranks))
+    topk_idxs = []
+    for rank, (rng, count) in enumerate(zip(rngs, counts, strict=True)):
+        shape = Shape(ranks, count, calls.hidden, calls.topk, ranks * calls.experts)
+        topk_idxs.append(with_holes(rng, choices(rng, shape, rank).astype(calls.idx_dtype)))
+    return rngs, counts, topk_idxs
+
+
+def weights_of(rngs, topk_idxs):
+    """topk_weights of the ranks."""
+    return [rng.random(idx.shape, np.float32) for rng, idx in zip(rngs, topk_idxs, strict=True)]
 
 
 def with_holes(rng, idx):
