@@ -78,19 +78,10 @@ def per_token_cast_to_fp8(x, round_scale=False):
 def low_latency_cast_to_fp8(x, round_scale=False):
     """bfloat16 rows as FP8 E4M3, as low-latency dispatch casts them.
 
-    As `per_token_cast_to_fp8`, but for the scale, which is a product: amax * float32(1/448), and
-    with round_scale the least power of two that is not below that.  An infinity among 128 elements
-    makes their scale infinite; itself it becomes 0x7f, the others 0.
-
-    Args:
-        x: bfloat16 [T, H], H a multiple of 128.
-        round_scale: scales that are powers of two.
-
-    Returns:
-        float8_e4m3fn [T, H], float32 scales [T, H / 128].
-
-    Raises:
-        ValueError: another dtype or shape.
+    It takes, returns and raises what `per_token_cast_to_fp8` does, and differs in the scale, which
+    is a product: amax * float32(1/448), and with round_scale the least power of two that is not
+    below that.  An infinity among 128 elements makes their scale infinite; itself it becomes 0x7f,
+    the others 0.
     """
     groups, amax = _groups(x)
     return _cast_groups(groups, amax, amax * FP8_MAX_RECIPROCAL, round_scale)
