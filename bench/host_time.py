@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """What a call costs the host: how long each call of a buffer takes to return.
 
-One process per GPU.  Calls are small and made in short series, so that no queue is full; between
+One process per rank.  Calls are small and made in short series, so that no queue is full; between
 two series the GPUs come to rest.  A call's time has the end of the results of the call before it in
 it, which it replaces.  `dispatch, waiting` has the GPU's part in it, for which the host waits.
 
@@ -91,7 +91,7 @@ def on_null(args):
     from deepep_ptx._cuda import CudaExecutor
 
     null_gpu.pretend(torch)
-    with Buffer(null_gpu.Copies(args.ranks, CudaExecutor(0)),
+    with Buffer(null_gpu.Copies(args.ranks, CudaExecutor(0)), low_latency_mode=True,
                 arena_limit_bytes=arena_bytes(args)) as buffer:
         calls = make_calls(buffer, args, "cpu")
         del calls["dispatch, waiting"]          # nobody writes the totals
@@ -132,7 +132,7 @@ def on_gpus(args):
 
 
 def gpu_main(rank, args, results):
-    torch.cuda.set_device(rank)
+    torch.cuda.set_device(rank % torch.cuda.device_count())
     torch.distributed.init_process_group("gloo", rank=rank, world_size=args.ranks)
     comm = as_comm(torch.distributed.group.WORLD)
 
@@ -140,7 +140,7 @@ def gpu_main(rank, args, results):
         torch.cuda.synchronize()
         comm.barrier()
 
-    with Buffer(comm, arena_limit_bytes=arena_bytes(args)) as buffer:
+    with Buffer(comm, low_latency_mode=True, arena_limit_bytes=arena_bytes(args)) as buffer:
         calls = make_calls(buffer, args, "cuda")
         times = {name: measure.spread(time_call(call, args, rest)) for name, call in calls.items()}
         del calls
@@ -168,6 +168,20 @@ def make_calls(buffer, args, device):
     layout = {"num_tokens_per_rank": per_rank, "is_token_in_rank": in_rank,
               "num_tokens_per_expert": per_expert, "topk_idx": topk_idx, "topk_weights": weights}
     recv_x, _, recv_weights, _, handle, _ = buffer.dispatch(x, num_worst_tokens=worst, **layout)
+
+    def low_latency_pair(return_recv_hook=False):
+        _, _, handle, _, hook = buffer.low_latency_dispatch(
+            x, topk_idx, args.tokens, args.experts, return_recv_hook=return_recv_hook)
+        if hook is not None:
+            hook()
+        out, _, hook = buffer.low_latency_combine(y, topk_idx, weights, handle,
+                                                  return_recv_hook=return_recv_hook)
+        if hook is not None:
+            hook()
+        return out
+
+    y = torch.ones((args.experts // args.ranks, worst, args.hidden), dtype=torch.bfloat16)
+    y = y.to(device)
     return {
         "layout": lambda: buffer.get_dispatch_layout(topk_idx, args.experts),
         "dispatch, cached": lambda: buffer.dispatch(x, handle=handle),
@@ -175,6 +189,8 @@ def make_calls(buffer, args, device):
         "dispatch, waiting": lambda: buffer.dispatch(x, **layout),
         "combine": lambda: buffer.combine(recv_x, handle),
         "combine, weights": lambda: buffer.combine(recv_x, handle, topk_weights=recv_weights),
+        "low-latency pair": low_latency_pair,
+        "low-latency pair, hooks": lambda: low_latency_pair(return_recv_hook=True),
     }
 
 
