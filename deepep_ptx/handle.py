@@ -159,6 +159,7 @@ class LowLatencyHandle(_Handle):
         library: of these.
         number, buffer_number: of the call, and of its buffer.
         was_reset: `threading.Event`, set when its buffer is reset: combine takes it no more.
+        combine_buffer: once `Buffer.get_next_low_latency_combine_buffer` was asked for it.
 
     Raises:
         TypeError: not the items of a handle, or pickled.

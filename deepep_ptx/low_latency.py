@@ -171,10 +171,14 @@ class LowLatencyCalls:
             return self._fitting_sms(num_sms)
         return max(1, min(self._max_sms, units))
 
-    def _check_low_latency(self):
+    def _low_latency_core(self):
         core = self._live_core()
         if not self.low_latency_mode:
             raise ValueError("low_latency_mode: must be True for low-latency calls")
+        return core
+
+    def _check_low_latency(self):
+        core = self._low_latency_core()
         self._check_no_hook()
         return core
 
@@ -202,15 +206,28 @@ class LowLatencyCalls:
         _shape(num_max_dispatch_tokens_per_rank, hidden, self.group_size, num_experts, 1, None)
 
     def get_next_low_latency_combine_buffer(self, handle):
-        """Not in this release: combine has no `zero_copy`, and takes its x from any array.
+        """The array that `low_latency_combine` reads with `zero_copy` and this handle.
+
+        Made by the first call for the handle, which keeps it, as memory of its library for that
+        one's current stream; later calls give the same array.  Local.
+
+        Args:
+            handle: of `low_latency_dispatch`.
+
+        Returns:
+            bfloat16 [local_experts, R * num_max_dispatch_tokens_per_rank, hidden], rows as in
+            recv_x, of no values yet.
 
         Raises:
-            NotImplementedError: always.
+            ValueError, TypeError, DeepEPError: the handle, as `low_latency_combine`.
         """
-        self._live_core()
-        raise NotImplementedError("get_next_low_latency_combine_buffer: zero_copy of "
-                                  "low_latency_combine is not in this release, which takes x from "
-                                  "any array")
+        core = self._low_latency_core()
+        handle = self._check_ll_handle(handle)
+        kept = vars(handle)             # of all that have its items
+        if "combine_buffer" not in kept:
+            call = Call.of_library(core.executor, handle.library, "handle")
+            kept.setdefault("combine_buffer", call.empty(self._rows_of(handle), BFLOAT16).owner)
+        return handle.combine_buffer
 
     def low_latency_update_mask_buffer(self, rank_to_mask, mask=False):
         """Not in this release: ranks cannot be masked.
@@ -374,7 +391,10 @@ class LowLatencyCalls:
             topk_idx: of the dispatch, of as many tokens.
             topk_weights: float32 [num_tokens, num_topk].
             handle: of the dispatch.
-            use_logfmt, zero_copy: False in this release.
+            use_logfmt: False in this release.
+            zero_copy: the rows are read from the array of
+                `get_next_low_latency_combine_buffer(handle)`, which must have been called; x is
+                looked at for its shape alone.  Not with use_logfmt.
             async_finish, return_recv_hook, num_sms, stream: as in `low_latency_dispatch`.
             out: bfloat16 [num_tokens, hidden] to fill, or None.
             combine_wait_recv_cost_stats: as dispatch_wait_recv_cost_stats.
@@ -393,7 +413,10 @@ class LowLatencyCalls:
         if not (use_logfmt is zero_copy is overlap is False
                 and packed_recv_count is comp_signal is src_signals is None
                 and block_m is BLOCK_M and threshold is src_signal_expect_value is NO_SIGNAL):
-            _check_off(use_logfmt=use_logfmt, zero_copy=zero_copy, overlap=overlap)
+            zero_copy = as_bool(zero_copy, "zero_copy")
+            if zero_copy and as_bool(use_logfmt, "use_logfmt"):
+                raise ValueError("zero_copy: must be False with use_logfmt")
+            _check_off(use_logfmt=use_logfmt, overlap=overlap)
             _check_absent(packed_recv_count=packed_recv_count, comp_signal=comp_signal,
                           src_signals=src_signals)
             _check_default(BLOCK_M, block_m=block_m)
@@ -403,10 +426,16 @@ class LowLatencyCalls:
         max_tokens, hidden, num_experts = handle[2:5]
         call = Call(core.executor, x, "x", stream)
         combined = Combined()
-        num_ranks, num_topk = self.group_size, handle.num_topk
-        slots = num_ranks * max_tokens
-        combined.x = call.take(x, "x", (BFLOAT16,), (num_experts // num_ranks, slots, hidden),
-                               ROW_ALIGN)
+        num_topk = handle.num_topk
+        rows = self._rows_of(handle)
+        combined.x = call.take(x, "x", (BFLOAT16,), rows, ROW_ALIGN)
+        buffer = None
+        if zero_copy:
+            buffer = vars(handle).get("combine_buffer")
+            if buffer is None:
+                raise ValueError("zero_copy: must be False where "
+                                 "get_next_low_latency_combine_buffer(handle) was not called")
+            combined.x = call.take(buffer, "zero_copy", (BFLOAT16,), rows, ROW_ALIGN)
         combined.x_row_bytes = hidden * combined.x.itemsize
         topk = combined.topk_idx = take_indices(call, topk_idx)
         num_tokens = topk.shape[0]
@@ -429,7 +458,7 @@ class LowLatencyCalls:
         combined.rows_of, combined.source_tokens = handle.rows_of, handle.source_tokens
         call.take_again(combined.rows_of, handle.library, "handle")
         combined.handle = self._room.number_of(handle.number, handle.buffer_number)
-        arguments = [x, topk_idx, topk_weights, combine_wait_recv_cost_stats, handle]
+        arguments = [x, topk_idx, topk_weights, combine_wait_recv_cost_stats, handle, buffer]
 
         def run(phases, launch):
             return None, core_calls.combine(core, shape, combined, phases, launch)
@@ -454,6 +483,11 @@ class LowLatencyCalls:
             flight = self._in_flight.depart(launch, call, mappings, arguments)
             event = self._in_flight.announce(flight, call, results)
         return number, event, None
+
+    def _rows_of(self, handle):
+        """Shape of a handle's rows."""
+        max_tokens, hidden, num_experts = handle[2:5]
+        return num_experts // self.group_size, self.group_size * max_tokens, hidden
 
     def _check_ll_handle(self, handle):
         if not isinstance(handle, LowLatencyHandle):

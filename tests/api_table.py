@@ -271,6 +271,18 @@ def later(name, *arguments):
     return run
 
 
+def get_next_low_latency_combine_buffer(side, row):
+    """Of the library of the dispatch, and the same one each time."""
+    handle = side.ll_sent()
+    made = side.buffer.get_next_low_latency_combine_buffer(handle)
+    assert made is side.buffer.get_next_low_latency_combine_buffer(tuple(handle))
+    want = side.job.ll_output(side.rank)
+    side.arrays.finish()
+    side.arrays.store(made, want)
+    side.check(made, want, "get_next_low_latency_combine_buffer")
+    side.low_latency_combine({"zero_copy": True}, tuple(handle))
+
+
 def ll_rebuilt_handle(side, row):
     handle = side.ll_sent()
     again = LowLatencyHandle(value for value in handle)
@@ -539,6 +551,7 @@ TABLE = {
     ], {"use_ue8m0": {"round_scale"}}),
     "Buffer.low_latency_combine": Member(Side.low_latency_combine, [
         {}, OUT, COMBINE_WAITS, {"out": None}, {"use_logfmt": False}, {"zero_copy": False},
+        {"zero_copy": True}, {"zero_copy": True, "return_recv_hook": True, "stream": stream},
         *FEW_LATER, {"overlap": False}, {"packed_recv_count": None}, {"comp_signal": None},
         {"block_m": 64}, {"threshold": 0}, {"src_signals": None}, {"src_signal_expect_value": 0},
         {"combine_wait_recv_cost_stats": zeros(np.int64, group_size, group_size)},
@@ -553,8 +566,7 @@ TABLE = {
     ]),
     "Buffer.clean_low_latency_buffer": Member(clean_low_latency_buffer),
     "Buffer.reduce": Member(reduce),
-    "Buffer.get_next_low_latency_combine_buffer": Member(
-        later("get_next_low_latency_combine_buffer", None)),
+    "Buffer.get_next_low_latency_combine_buffer": Member(get_next_low_latency_combine_buffer),
     "Buffer.low_latency_update_mask_buffer": Member(
         later("low_latency_update_mask_buffer", 0), [{}, {"mask": True}]),
     "Buffer.low_latency_query_mask_buffer": Member(later("low_latency_query_mask_buffer", None)),

@@ -61,10 +61,11 @@ def keep(array):
 
 
 def round_trip(comm, buffer, inputs, num_experts, max_tokens, *, hook=False, async_finish=False,
-               num_sms=None, give=keep, get=keep, **cast):
+               num_sms=None, zero_copy=False, give=keep, get=keep, **cast):
     """One dispatch and one combine of this rank, compared with the reference.
 
-    give, get: an array of NumPy as one of another library, and back.
+    zero_copy: of combine, whose x is zeros then.  give, get: an array of NumPy as one of another
+    library, and back.
     """
     xs, idxs, weights = inputs
     rank = comm.rank
@@ -77,8 +78,12 @@ def round_trip(comm, buffer, inputs, num_experts, max_tokens, *, hook=False, asy
     recv_x = tuple(map(get, recv_x)) if isinstance(recv_x, tuple) else get(recv_x)
     assert_received(recv_x, get(count), tuple(map(get, handle[:2])), want[rank])
     ys = [expert_output(w.recv_x, w) for w in want]
-    out, event, receive = buffer.low_latency_combine(give(ys[rank]), idx, give(weights[rank]),
-                                                     handle, **keywords)
+    y = ys[rank]
+    if zero_copy:
+        buffer.get_next_low_latency_combine_buffer(handle)[...] = give(y)
+        y = np.zeros_like(y)
+    out, event, receive = buffer.low_latency_combine(give(y), idx, give(weights[rank]), handle,
+                                                     zero_copy=zero_copy, **keywords)
     finish(event, receive, hook, async_finish)
     expected = reference.low_latency_combine(ys, want, idxs, weights, buffer.reduce)[rank]
     np.testing.assert_array_equal(get(out).view(np.uint16), expected.view(np.uint16))

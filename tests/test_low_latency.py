@@ -19,6 +19,7 @@ AXES = {
     "word_tokens": [32, 0, 3],      # ranks with more tokens: rows cross as they are, behind flags
     "hook": [False, True],
     "finish": ["wait", "event"],
+    "zero_copy": [False, True],
     "idx_dtype": ["int64", "int32"],
     "arch": ["sm_90", "sm_80"],
     "num_sms": [2, 1, 5],
@@ -64,7 +65,7 @@ def test_round_trip(case, monkeypatch):
                                      case["routing"], case["idx_dtype"])
                 round_trip(comm, buffer, inputs, NUM_EXPERTS, MAX_TOKENS, hook=case["hook"],
                            async_finish=case["finish"] == "event", num_sms=case["num_sms"],
-                           **CASTS[case["cast"]])
+                           zero_copy=case["zero_copy"], **CASTS[case["cast"]])
 
     run_ranks(rank_main, case["num_ranks"], executor="emu", arch=case["arch"], seed=seed,
               scheduler=case["scheduler"])

@@ -184,7 +184,11 @@ BAD_COMBINES = [
      "return_recv_hook: must be False with async_finish"),
     ({"num_sms": 0}, ValueError, "num_sms: must be at least 1, got 0"),
     ({"use_logfmt": True}, NotImplementedError, "use_logfmt: must be False in this release"),
-    ({"zero_copy": True}, NotImplementedError, "zero_copy: must be False in this release"),
+    ({"zero_copy": True}, ValueError,
+     "zero_copy: must be False where get_next_low_latency_combine_buffer(handle) was not called"),
+    ({"zero_copy": True, "use_logfmt": True}, ValueError,
+     "zero_copy: must be False with use_logfmt"),
+    ({"zero_copy": zeros(2)}, TypeError, "zero_copy: must be True or False, got ndarray"),
     ({"overlap": True}, NotImplementedError, "overlap: must be False in this release"),
     ({"packed_recv_count": zeros(2)}, NotImplementedError, "packed_recv_count: must be None in"),
     ({"comp_signal": zeros(2)}, NotImplementedError, "comp_signal: must be None in this release"),
@@ -269,9 +273,7 @@ def test_sizes():
 
 def test_what_is_not_there_yet():
     def main(comm, buffer):
-        _, _, handle, _, _ = sent(comm, buffer)
-        for name, arguments in (("get_next_low_latency_combine_buffer", (handle,)),
-                                ("low_latency_update_mask_buffer", (0, True)),
+        for name, arguments in (("low_latency_update_mask_buffer", (0, True)),
                                 ("low_latency_query_mask_buffer", (zeros(R, np.int32),)),
                                 ("low_latency_clean_mask_buffer", ())):
             error = raised(getattr(buffer, name), *arguments)

@@ -18,7 +18,6 @@ LATER_IN_PACKAGE = {
 }
 
 LATER_IN_BUFFER = {
-    "get_next_low_latency_combine_buffer": "zero_copy of low_latency_combine",
     "internode_combine": "RDMA",
     "internode_dispatch": "RDMA",
     "low_latency_clean_mask_buffer": "masking of ranks",

@@ -64,6 +64,7 @@ FEW_SENT = reference.low_latency_dispatch([good["x"] for good in FEW_GOOD],
                                           [good["topk_idx"] for good in FEW_GOOD], MOST, EXPERTS)
 FEW_OUTPUTS = [np.random.default_rng([rank, 3]).standard_normal((LOCAL_EXPERTS, SLOTS, FEW_HIDDEN))
                .astype(BF16) for rank in range(RANKS)]
+ZERO_COPIED = [-rows for rows in FEW_OUTPUTS]       # what the array for `zero_copy` has
 
 
 # -- arguments ------------------------------------------------------------------------------------
@@ -246,11 +247,12 @@ METHODS = {
         "use_ue8m0": NEVER, "x_global_scale": ABSENT, "use_nvfp4": NEVER, **FEW_CALL},
     "low_latency_combine": {
         "x": ROWS_OF_BF16, "topk_idx": INDICES, "topk_weights": WEIGHTS, "handle": LL_HANDLES,
-        "use_logfmt": NEVER, "zero_copy": NEVER, "out": written(BF16),
+        "use_logfmt": NEVER, "zero_copy": BOOLS, "out": written(BF16),
         "combine_wait_recv_cost_stats": written(np.int64), "overlap": NEVER,
         "packed_recv_count": ABSENT, "comp_signal": ABSENT, "block_m": values.integers(64, 64),
         "threshold": values.integers(0, 0), "src_signals": ABSENT,
         "src_signal_expect_value": values.integers(0, 0), **FEW_CALL},
+    "get_next_low_latency_combine_buffer": {"handle": LL_HANDLES},
     "clean_low_latency_buffer": {
         "num_max_dispatch_tokens_per_rank": values.integers(1, (1 << 25) - 1),
         "hidden": values.integers(128, (1 << 24) - 1, 128),
@@ -298,6 +300,8 @@ class Rank:
             return {"x": FEW_OUTPUTS[self.rank], "topk_idx": GOOD[self.rank]["topk_idx"],
                     "topk_weights": GOOD[self.rank]["topk_weights"], "handle": self.ll_handle,
                     "num_sms": 2}
+        if method == "get_next_low_latency_combine_buffer":
+            return {"handle": self.ll_handle}
         if method == "clean_low_latency_buffer":
             return {"num_max_dispatch_tokens_per_rank": MOST, "hidden": FEW_HIDDEN,
                     "num_experts": EXPERTS}
@@ -344,6 +348,8 @@ class Rank:
         results = self.call("low_latency_dispatch", self.right("low_latency_dispatch"))
         check_ll_dispatch(self, results, [{} for _ in range(RANKS)])
         self.ll_handle = results[2]
+        array = self.buffer.get_next_low_latency_combine_buffer(self.ll_handle)
+        array[...] = ZERO_COPIED[self.rank]
 
 
 def is_named(error, method):
@@ -429,13 +435,18 @@ def check_ll_dispatch(side, results, meant):
 
 
 def check_ll_combine(side, results, meant):
-    ys = [meant[rank].get("x", FEW_OUTPUTS[rank]) for rank in range(RANKS)]
+    ys = [ZERO_COPIED[rank] if meant[rank].get("zero_copy") else meant[rank].get(
+        "x", FEW_OUTPUTS[rank]) for rank in range(RANKS)]
     idxs, weights = ([meant[rank].get(name, GOOD[rank][name]) for rank in range(RANKS)]
                      for name in ("topk_idx", "topk_weights"))
     want = reference.low_latency_combine(ys, FEW_SENT, idxs, weights, side.buffer.reduce)
     got = results[0]
     assert_same(got if isinstance(got, np.ndarray) else np.asarray(got.array).view(BF16),
                 want[side.rank], "combined_x")
+
+
+def check_next_combine_buffer(side, array, meant):
+    assert_same(array, ZERO_COPIED[side.rank], "get_next_low_latency_combine_buffer")
 
 
 def check_combine_buffer(side, array, meant):
@@ -456,6 +467,7 @@ CHECKS = {
     "get_dispatch_layout": check_layout, "dispatch": check_dispatch,
     "cached dispatch": check_cached, "combine": check_combine,
     "low_latency_dispatch": check_ll_dispatch, "low_latency_combine": check_ll_combine,
+    "get_next_low_latency_combine_buffer": check_next_combine_buffer,
     "clean_low_latency_buffer": lambda side, nothing, meant: None,
     "get_combine_buffer": check_combine_buffer, "get_local_buffer_tensor": check_local_buffer,
     "count_received": lambda side, count, meant: count == SENT[side.rank].num_recv,

@@ -27,13 +27,14 @@ TIMEOUT_S = 20.0
 
 
 def rounds(comm, buffer, number_of_rounds, **library):
-    """Of changing tokens, casts and routings, every third with hooks."""
+    """Of changing tokens, casts and routings, every third with hooks, every second two with
+    `zero_copy`."""
     rng = np.random.default_rng(5)                  # the same on all ranks
     for number in range(number_of_rounds):
         inputs = make_inputs(rng, rng.integers(0, M + 1, comm.size), H, E, K,
                              ("random", "holes")[number % 2])
-        round_trip(comm, buffer, inputs, E, M, hook=number % 3 == 2, **library,
-                   **CASTS[number % len(CASTS)])
+        round_trip(comm, buffer, inputs, E, M, hook=number % 3 == 2,
+                   zero_copy=number % 4 >= 2, **library, **CASTS[number % len(CASTS)])
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4, 8])
@@ -133,13 +134,16 @@ class Layer:
         self.idx.masked_fill_(holes, -1)
 
     def run(self, hook=False):
-        """What its experts, which pass rows on, make of x: x times the experts that there are."""
+        """What its experts, which pass rows on, make of it: x times the experts that there are.
+        With a hook they are passed on by `zero_copy`."""
         rows, _, handle, _, receive = self.buffer.low_latency_dispatch(
             self.x, self.idx, M, E, use_fp8=False, return_recv_hook=hook)
         if hook:
             receive()
-        out, _, receive = self.buffer.low_latency_combine(rows, self.idx, self.weights, handle,
-                                                          return_recv_hook=hook)
+            self.buffer.get_next_low_latency_combine_buffer(handle).copy_(rows)
+            rows.zero_()
+        out, _, receive = self.buffer.low_latency_combine(
+            rows, self.idx, self.weights, handle, zero_copy=hook, return_recv_hook=hook)
         if hook:
             receive()
         return out
