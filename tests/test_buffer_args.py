@@ -53,7 +53,7 @@ def handle_of(num_ranks, rank=0):
     prefix[:, 0] = T
     pos = np.zeros((T, num_ranks), np.int32)
     take = partial(NUMPY.take, name="handle", stream=0)
-    return EPHandle._of(prefix, {
+    return EPHandle._of((prefix,), {
         "recv_src_idx": np.arange(T, dtype=np.int32),
         "is_token_in_rank": np.zeros((T, num_ranks), np.bool_), "num_tokens": T, "num_recv": T,
         "num_topk": K, "num_worst_tokens": 0, "hidden": H, "pos": pos, "executor": "emu",
