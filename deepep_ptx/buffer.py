@@ -9,7 +9,6 @@ import warnings
 from . import config as configs
 from . import leaving, select, tuning_files
 from ._arguments import (
-    Launch,
     Placement,
     check_experts,
     check_handle,
@@ -24,12 +23,12 @@ from ._arguments import (
     take_weights,
 )
 from ._call import Call
-from ._executor import Event
+from ._launcher import Launcher
 from ._limits import MAX_CHOICE_ROWS, MAX_CTAS, MAX_HIDDEN, SLOT_ALIGN
 from ._results import Part, Results
 from ._slots import Region
 from ._symmetric import Symmetric
-from .arguments import check_config, checked_group, event_of, timeout_ns
+from .arguments import check_config, checked_group, timeout_ns
 from .arrays import BFLOAT16, BOOL, FLOAT32, INT32
 from .arrays.library import default_library, library_of, library_of_dtype
 from .arrays.streams import Stream
@@ -179,8 +178,6 @@ class Buffer(LowLatencyCalls):
         self.timeout_s = timeout_s
         self.zero_copy = None if zero_copy is None else bool(zero_copy)
         self.arena_limit_bytes = arena_limit_bytes
-        self._library = None            # of the newest call
-        self.last_num_sms = None        # likewise, what it was given
         kernels = {name: (variant, select.read_text(variant))
                    for name, variant in self.variants.items()}
         self._ranks_here = self._symmetric.connect(self.num_nvl_bytes, self.arena_limit_bytes or 0,
@@ -196,20 +193,20 @@ class Buffer(LowLatencyCalls):
                              f"{resident} do")
         self._choice = LaunchChoice(group.executor.device_name, group.size, self._ranks_here,
                                     self._max_sms, self.variants, self.tuning, knobs)
-        self._is_thread = getattr(group.executor, "world", None) is not None
         self._room = Room(self._symmetric, group.size, self.arena_limit_bytes or 0)
         self._results = Results(core, self.zero_copy)
-        self._init_low_latency(reduce)
         self._core = core
         self._in_flight = Flights(core)
-        if low_latency_mode:
-            self._start_low_latency(num_rdma_bytes)
+        is_thread = getattr(group.executor, "world", None) is not None
+        self._launcher = Launcher(core, self._in_flight, self._results, self._max_sms,
+                                  self._ranks_here, is_thread)
+        self._start_low_latency(reduce, num_rdma_bytes)
 
     def __repr__(self):
         known = vars(self)
         of = f"rank {known.get('rank')} of {known.get('group_size')}"
         if known.get("low_latency_mode"):
-            of += f", low latency, reduce={known.get('_reduce')!r}"
+            of += f", low latency, reduce={self.reduce if '_agreement' in known else None!r}"
         return f"<{type(self).__name__} of {of}>"
 
     # -- growth, end ---------------------------------------------------------------------------
@@ -357,7 +354,7 @@ class Buffer(LowLatencyCalls):
         """The stream on which the kernels run: a `torch.cuda.Stream` where torch is loaded, else
         an object with `cuda_stream` and `__cuda_stream__`."""
         core = self._live_core()
-        library = self._library or default_library(core.executor)
+        library = self._launcher.library or default_library(core.executor)
         if not (core.executor.takes_streams and hasattr(library, "stream")):
             return Stream(core.stream)
         core.keep_stream()
@@ -411,7 +408,7 @@ class Buffer(LowLatencyCalls):
         hidden = check_int(hidden, "hidden", 1, MAX_HIDDEN)
         if hidden % 8:
             raise ValueError(f"hidden: must be a multiple of 8, got {hidden}")
-        library = self._library or default_library(core.executor)
+        library = self._launcher.library or default_library(core.executor)
         if like is not None:
             library = library_of(like, "like")
         if not (core.executor.in_host_memory or library.on_gpu):
@@ -452,6 +449,11 @@ class Buffer(LowLatencyCalls):
         return count
 
     @property
+    def last_num_sms(self):
+        """CTAs of the newest call; None before the first."""
+        return self._launcher.last_num_sms
+
+    @property
     def last_launch(self):
         """Symbols of the newest call's kernels, in launch order."""
         return self._live_core().launched
@@ -469,51 +471,7 @@ class Buffer(LowLatencyCalls):
             "copied_bytes": self._results.copied_bytes,
         }
 
-    # -- launch and end of a call ----------------------------------------------------------------
-
-    def _launch(self, call, num_sms, ring, previous_event, async_finish, allocate_on_comm_stream,
-                has_start=True):
-        """The `Launch` of a call, whose results `call` then allocates.
-
-        has_start: an asynchronous one has an event of its start.
-        """
-        core = self._core
-        async_finish = as_bool(async_finish, "async_finish")
-        allocate_on_comm_stream = as_bool(allocate_on_comm_stream, "allocate_on_comm_stream")
-        previous = None
-        if previous_event is not None:
-            previous = event_of(previous_event, core.executor)
-        if allocate_on_comm_stream and (previous_event is None or not async_finish):
-            raise ValueError("allocate_on_comm_stream: must be False without previous_event and "
-                             "async_finish")
-        graph = core.look(call.stream)
-        if graph and (call.copies or not call.library.captures):
-            raise ValueError(f"{call.name}: must be an array of torch or CuPy on the GPU while the "
-                             "stream is captured")
-        waits = not graph and self._host_waits(call, async_finish)
-        if allocate_on_comm_stream and not waits:       # the caller's stream is told of them
-            call.allocate_on(core.stream)
-        if not graph:
-            if self._in_flight:
-                self._in_flight.forget_finished()
-            self._results.begin(call, previous is None)
-        self._library = call.library
-        self.last_num_sms = num_sms
-        detached = async_finish and not waits
-        started = Event(core.executor) if detached and has_start else None
-        return Launch(call.stream, previous, num_sms, waits, detached, graph, *ring, started)
-
-    def _host_waits(self, call, async_finish):
-        """Whether the host waits for the end of a call that is not captured."""
-        if call.copies:
-            return True
-        if not call.executor.takes_streams:
-            return not async_finish
-        # A rank that is a thread could keep another one from being served: by an event on a stream
-        # that they share, or by a library's call that waits for a device on which this rank's
-        # kernels wait for the other.
-        return self._is_thread and (call.library.blocks
-                                    or (self._ranks_here > 1 and call.stream == 0))
+    # -- launch of a call ------------------------------------------------------------------------
 
     def _choose(self, op, array, num_tokens, num_topk, num_sms, config):
         """CTAs and `Choice.ring` of a call on the rows of `array`.  Ranks may differ: rows and
@@ -531,9 +489,9 @@ class Buffer(LowLatencyCalls):
                 return min(DEFAULT_SMS, self._max_sms)
             num_sms = config.num_sms
         if num_sms is not None:
-            return self._fitting_sms(num_sms)
+            return self._launcher.fitting_sms(num_sms)
         if not isinstance(self.num_sms, _NobodySet):
-            return self._fitting_sms(self.num_sms)
+            return self._launcher.fitting_sms(self.num_sms)
         return chosen
 
     def _number_of(self, handle):
@@ -543,15 +501,7 @@ class Buffer(LowLatencyCalls):
         """Most CTAs of a layout, which waits for nobody."""
         if isinstance(self.num_sms, _NobodySet):
             return min(DEFAULT_SMS, self._max_sms)
-        return self._fitting_sms(self.num_sms)
-
-    def _fitting_sms(self, num_sms):
-        num_sms = check_int(num_sms, "num_sms", 1)
-        if num_sms > self._max_sms:
-            raise ValueError(
-                f"num_sms: must be in [1, {self._max_sms}], the CTAs per rank that "
-                f"{self._ranks_here} rank(s) on one GPU can have side by side; got {num_sms}")
-        return num_sms
+        return self._launcher.fitting_sms(self.num_sms)
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -585,8 +535,8 @@ class Buffer(LowLatencyCalls):
         topk = take_indices(call, topk_idx)
         num_experts = check_int(num_experts, "num_experts", 1)
         check_experts(num_experts, self.group_size, "num_experts")
-        launch = self._launch(call, self._layout_sms(), OWN_RING, previous_event,
-                              async_finish, allocate_on_comm_stream, has_start=False)
+        launch = self._launcher.launch(call, self._layout_sms(), OWN_RING, previous_event,
+                                       async_finish, allocate_on_comm_stream, has_start=False)
         per_rank = call.empty((self.group_size,), INT32)
         per_expert = call.empty((num_experts,), INT32)
         in_rank = call.empty((topk.shape[0], self.group_size), BOOL)
@@ -675,8 +625,8 @@ class Buffer(LowLatencyCalls):
         topk, weights = take_topk(call, topk_idx, topk_weights, num_tokens)
         num_topk = 0 if topk is None else topk.shape[1]
         num_sms, ring = self._choose("dispatch", rows.array, num_tokens, num_topk, num_sms, config)
-        launch = self._launch(call, num_sms, ring, previous_event, async_finish,
-                              allocate_on_comm_stream)
+        launch = self._launcher.launch(call, num_sms, ring, previous_event, async_finish,
+                                       allocate_on_comm_stream)
         if launch.captured and not num_worst_tokens:
             raise ValueError("num_worst_tokens: must be given while the stream is captured, the "
                              "host cannot wait for the totals then")
@@ -737,8 +687,8 @@ class Buffer(LowLatencyCalls):
         rows = take_rows(call, x, handle.num_tokens)
         num_sms, ring = self._choose("dispatch", rows.array, handle.num_tokens, handle.num_topk,
                                      num_sms, config)
-        launch = self._launch(call, num_sms, ring, previous_event, async_finish,
-                              allocate_on_comm_stream)
+        launch = self._launcher.launch(call, num_sms, ring, previous_event, async_finish,
+                                       allocate_on_comm_stream)
         at = take_placement(call, handle, self._number_of(handle))
         of_row = self._room.for_cached(handle, rows.row_bytes, rows.scale_bytes, launch.captured)
         plan = self._results.plan(call, launch, [*_row_parts(rows), None, None, None],
@@ -794,8 +744,8 @@ class Buffer(LowLatencyCalls):
         is_pulled = core.is_pulled(rows, pulls)
         num_sms, ring = self._choose("combine_pull" if is_pulled else "combine_push", rows,
                                      handle.num_tokens, handle.num_topk, num_sms, config)
-        launch = self._launch(call, num_sms, ring, previous_event, async_finish,
-                              allocate_on_comm_stream)
+        launch = self._launcher.launch(call, num_sms, ring, previous_event, async_finish,
+                                       allocate_on_comm_stream)
         at = take_placement(call, handle, self._number_of(handle))
         out = call.empty((handle.num_tokens, hidden), BFLOAT16)
         if weights is not None:

@@ -59,9 +59,13 @@ class _Handle(_Single, tuple):
 
         Passing it costs a dispatch half as much as a dozen arguments by name.
         """
-        handle = tuple.__new__(cls, (*items, _Sent(cls, items, attributes)))
+        handle = cls._with(items, attributes)
         object.__setattr__(handle, "__dict__", attributes)
         return handle
+
+    @classmethod
+    def _with(cls, items, attributes):
+        return tuple.__new__(cls, (*items, _Sent(cls, items, attributes)))
 
     @classmethod
     def _again(cls, items, name):
@@ -154,18 +158,25 @@ class LowLatencyHandle(_Handle):
         rank, num_ranks, executor: whose it is, and where it was made.
         num_tokens: rows that combine returns.
         num_topk: choices per token.
-        rows_of: `Array` int32 [R, max, num_topk], the row of each rank's choice here, or -1.
-        source_tokens: `Array` int32 [R], tokens of each rank.
-        library: of these.
+        places: `Array` int32: [R, max, num_topk], the row of each rank's choice here, or -1, and
+            behind them [R], tokens of each rank.
+        library: of it.
         number, buffer_number: of the call, and of its buffer.
-        was_reset: `threading.Event`, set when its buffer is reset: combine takes it no more.
-        combine_buffer: once `Buffer.get_next_low_latency_combine_buffer` was asked for it.
+        combine_buffer: what `Buffer.get_next_low_latency_combine_buffer` has given, or None.
 
     Raises:
         TypeError: not the items of a handle, or pickled.
     """
 
     _made_by, _length = "low_latency_dispatch", "six"
+
+    @classmethod
+    def _of(cls, items, attributes):
+        """A handle with what the core keeps of its dispatch, whose attributes are its own."""
+        return cls._with(items, attributes)
+
+    def __getattr__(self, name):
+        return getattr(self[-1].attributes, name)
 
     def __repr__(self):
         return f"<LowLatencyHandle of rank {self.rank}: at most {self[2]} tokens of each rank>"

@@ -36,13 +36,15 @@ def launched(monkeypatch, tmp_path):
     monkeypatch.setattr(Buffer, "num_sms", buffer._NobodySet(20))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("DEEPEP_PTX_TUNING", raising=False)
-    made, make = {}, buffer.Launch
+    made = {}
 
-    def launch(stream, previous, num_sms, *rest):
-        made.setdefault(threading.get_ident(), []).append(num_sms)
-        return make(stream, previous, num_sms, *rest)
+    class Noted(buffer.Launcher):
+        def launch(self, *arguments, **options):
+            launch = super().launch(*arguments, **options)
+            made.setdefault(threading.get_ident(), []).append(launch.num_sms)
+            return launch
 
-    monkeypatch.setattr(buffer, "Launch", launch)
+    monkeypatch.setattr(buffer, "Launcher", Noted)
     return made
 
 

@@ -2,6 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from deepep_ptx._array cimport Array
+from deepep_ptx._call cimport Call
 from deepep_ptx._executor cimport Event
 
 
@@ -15,6 +16,12 @@ cdef class Launch:
     cdef readonly uint32_t stages
     cdef readonly uint32_t stage_bytes
     cdef readonly Event started
+
+
+# What `checks.as_bool` says.
+cdef bint as_flag(value, str name) except -1
+cpdef Array take_indices(Call call, topk_idx, num_tokens=*)
+cpdef Array take_weights(Call call, topk_weights, num_rows, num_topk=*)
 
 
 cdef class Rows:

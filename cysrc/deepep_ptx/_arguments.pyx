@@ -21,6 +21,7 @@ from deepep_ptx.arrays.dtypes import (
     BFLOAT16, BOOL, FLOAT32, INT32, INT64, ROW_CODES, SCALE_ITEMSIZES, code_of, name_of,
     values_of, why_unknown,
 )
+from deepep_ptx.checks import as_bool
 from deepep_ptx.handle import EPHandle
 
 cdef enum:
@@ -61,6 +62,12 @@ cdef class Launch:
     def captured(self):
         """Whether the call runs with a graph."""
         return self.graph != 0
+
+
+cdef bint as_flag(value, str name) except -1:
+    if value is True:
+        return True
+    return False if value is False else as_bool(value, name)
 
 
 # -- rows ---------------------------------------------------------------------------------------
@@ -205,7 +212,7 @@ def check_topk(uint64_t num_topk, str name="topk_idx"):
         raise ValueError(f"{name}: num_topk must be in [1, {EP_MAX_TOPK}], got {num_topk}")
 
 
-def take_indices(Call call not None, topk_idx, num_tokens="num_tokens"):
+cpdef Array take_indices(Call call, topk_idx, num_tokens="num_tokens"):
     """The `Array` of topk_idx."""
     cdef Array array = call.take(topk_idx, "topk_idx", INDICES, (num_tokens, "num_topk"))
     check_topk(array.shape[1])
@@ -213,7 +220,7 @@ def take_indices(Call call not None, topk_idx, num_tokens="num_tokens"):
     return array
 
 
-def take_weights(Call call not None, topk_weights, num_rows, num_topk="num_topk"):
+cpdef Array take_weights(Call call, topk_weights, num_rows, num_topk="num_topk"):
     """The `Array` of topk_weights."""
     cdef Array array = call.take(topk_weights, "topk_weights", WEIGHTS, (num_rows, num_topk))
     check_topk(array.shape[1], "topk_weights")

@@ -16,3 +16,19 @@ cdef class Array:
     cdef readonly bint contiguous
     cdef readonly object stream
     cdef object some_strides            # bytes; None: C order
+
+    # One in C order, with less to do than its constructor has.
+    @staticmethod
+    cdef Array over(owner, uint64_t address, Form form, int device)
+
+
+cdef class Form:
+    cdef readonly tuple shape
+    cdef readonly object dtype
+    cdef readonly bint swapped
+    cdef readonly uint64_t itemsize
+    cdef readonly uint64_t nbytes
+    cdef readonly tuple strides         # elements
+    cdef object prepared                # what a library has made of it for itself
+
+    cdef Py_ssize_t dimension(self, Py_ssize_t i)

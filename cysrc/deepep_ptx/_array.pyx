@@ -37,6 +37,19 @@ cdef class Array:
         self.stream = stream
         self.some_strides = strides
 
+    @staticmethod
+    cdef Array over(owner, uint64_t address, Form form, int device):
+        cdef Array array = Array.__new__(Array)
+        array.owner = owner
+        array.address = address
+        array.shape = form.shape
+        array.dtype = form.dtype
+        array.itemsize = form.itemsize
+        array.nbytes = form.nbytes
+        array.device = device
+        array.contiguous = True
+        return array
+
     @property
     def strides(self):
         """Bytes from one element to the next, per dimension; None where nobody has said."""
@@ -55,6 +68,41 @@ cdef class Array:
     def location(self):
         """"host", or ("cuda", ordinal)."""
         return "host" if self.device == HOST else ("cuda", self.device)
+
+
+@cython.final
+cdef class Form:
+    """An array that is to be made, once or often.
+
+    shape: a tuple.  dtype: NumPy dtype.  swapped: in memory the last two dimensions lie in the
+    other order; else all are in C order.
+    """
+
+    def __init__(self, tuple shape not None, dtype not None, bint swapped=False):
+        cdef Py_ssize_t i
+        cdef uint64_t size = 1
+        cdef list steps = [1] * len(shape)
+        self.shape = shape
+        self.dtype = dtype
+        self.swapped = swapped
+        self.itemsize = dtype.itemsize
+        for i in range(len(shape)):
+            i = self.dimension(i)
+            steps[i] = size
+            size *= <uint64_t>shape[i]
+        self.nbytes = size * self.itemsize
+        self.strides = tuple(steps)
+
+    cdef Py_ssize_t dimension(self, Py_ssize_t i):
+        # That of the i-th smallest step.
+        if self.swapped and i < 2:
+            i = 1 - i
+        return len(self.shape) - 1 - i
+
+    @property
+    def lying(self):
+        """Its shape as it lies in memory."""
+        return tuple([self.shape[self.dimension(i)] for i in reversed(range(len(self.shape)))])
 
 
 def place_name(int device):

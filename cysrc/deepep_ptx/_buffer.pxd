@@ -57,6 +57,7 @@ cdef class CoreBuffer:
     cdef dict views                  # segment -> what keeps the memory that its slots show
     cdef list captured               # mappings of captured calls
 
+    cpdef size_t look(self, size_t stream) except? 0
     cdef int raise_for(self, int code) except -1
     cdef ep_arena_stats stats(self) noexcept
 

@@ -218,7 +218,7 @@ cdef class CoreBuffer:
         check(code, self.executor)
         return made != 0
 
-    def look(self, size_t stream):
+    cpdef size_t look(self, size_t stream) except? 0:
         """The graph into which what is queued on `stream`, a caller's, is being captured, a number;
         0: it is not.  A call begins with it."""
         cdef void *graph = NULL

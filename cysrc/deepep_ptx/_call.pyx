@@ -4,7 +4,8 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
-from deepep_ptx._array cimport IN_HOST_MEMORY, Array
+from deepep_ptx._array cimport IN_HOST_MEMORY, Array, Form
+from deepep_ptx._torch cimport Torch
 
 from deepep_ptx._array import HOST, UNKNOWN, check_memory, place_name
 from deepep_ptx.arrays.dlpack import type_name
@@ -108,7 +109,10 @@ cdef class Call:
         cdef Array array
         if known_types.get(type(value)) is not self.library:
             self.check_library(library_of(value, name), name)
-        array = self.library.take(value, name, self.stream)
+        if type(self.library) is Torch:
+            array = (<Torch>self.library).take(value, name, self.stream)
+        else:
+            array = self.library.take(value, name, self.stream)
         if array.device != self.device:
             self.check_device(array, value, name)
         if dtypes is not None and array.dtype not in dtypes:
@@ -148,6 +152,18 @@ cdef class Call:
     def empty(self, tuple shape not None, dtype):
         """A new array of the library, as an `Array` whose owner it is."""
         return self.library.empty(self.executor, shape, dtype, self.results_on)
+
+    cdef list make(self, tuple forms):
+        # New arrays of the library for `Form`s, as `Array`s whose owners they are.
+        if type(self.library) is Torch:
+            return (<Torch>self.library).make_all(forms, self.device, self.results_on)
+        return [self.make_one(form) for form in forms]
+
+    cdef Array make_one(self, Form form):
+        cdef Array lying = self.library.empty(self.executor, form.lying, form.dtype,
+                                              self.results_on)
+        owner = self.library.swapped(lying) if form.swapped else lying.owner
+        return Array.over(owner, lying.address, form, lying.device)
 
     def show(self, slot):
         """Arrays over `slot` are given to the caller: what comes after its end comes after the
@@ -205,6 +221,13 @@ cdef class Call:
                             f"{needed}, "
                             "or use executor='emu'")
         raise ValueError(f"{name}: {kind}; this rank needs it on {needed}")
+
+
+cdef Call call_of(executor, value, str name, stream):
+    cdef Call call = Call.__new__(Call)
+    library = known_types.get(type(value))
+    call.start(executor, library or library_of(value, name), value, name, stream)
+    return call
 
 
 cdef int check_strides(Array array, str name, bint strided) except -1:

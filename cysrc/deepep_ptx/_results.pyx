@@ -32,6 +32,7 @@ from deepep_ptx.arrays.torch_memory import LentSlots
 
 cdef uint64_t LEAST_BYTES = torch_memory.LEAST_BYTES
 cdef uint64_t SEGMENT_STEP = torch_memory.SEGMENT_STEP
+cdef list LEFT = torch_memory._left
 
 
 @cython.final
@@ -120,7 +121,8 @@ cdef class Results:
 
     def begin(self, Call call not None, bint follows):
         """A call begins that comes after all that its stream has queued, if it `follows` that."""
-        self.lent.collect(call.stream, follows)
+        if self.lent or LEFT:
+            self.lent.collect(call.stream, follows)
 
     def end(self):
         """The buffer is gone; what is lent stays as long as it is used."""

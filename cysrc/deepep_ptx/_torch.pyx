@@ -9,10 +9,11 @@ import functools
 
 cimport cython
 from cpython.exc cimport PyErr_Clear
+from cpython.object cimport PyObject_Call
 from libc.stdint cimport int64_t, uint64_t
 
-from deepep_ptx._array cimport IN_HOST_MEMORY, Array
-from deepep_ptx._dlpack cimport Exchange, Tensor, exchange_of, export
+from deepep_ptx._array cimport IN_HOST_MEMORY, Array, Form
+from deepep_ptx._dlpack cimport Tensor, exchange_of, export
 
 from deepep_ptx import _dlpack
 from deepep_ptx.arrays.dlpack import type_name
@@ -41,20 +42,6 @@ cdef class Torch:
     lends = True
     fp8 = FP8
 
-    cdef object torch
-    cdef dict dtypes                    # of torch -> of NumPy
-    cdef dict codes                     # of NumPy -> (of torch, DLPack's code, bits and lanes)
-    cdef readonly dict devices                   # ordinal -> what torch calls it
-    cdef dict streams                   # ordinal -> a function that gives its current stream
-    cdef dict by_code                   # DLPack's code | bits << 8, of 16 up -> dtype of NumPy
-    cdef const Exchange *exchange       # NULL: torch has none
-    cdef object stream_of
-    cdef object make_empty
-    cdef object from_dlpack
-    cdef object is_deterministic
-    cdef object deterministic           # torch.utils.deterministic
-    cdef int gpu_type                   # of DLPack
-
     def __init__(self, torch):
         self.torch = torch
         self.dtypes = {getattr(torch, name): dtype for name, dtype in BY_NAME.items()
@@ -75,7 +62,7 @@ cdef class Torch:
         self.is_deterministic = torch.are_deterministic_algorithms_enabled
         self.deterministic = torch.utils.deterministic
 
-    def take(self, tensor, str name not None, stream):
+    cpdef Array take(self, tensor, str name, stream):
         """See `library.Library`."""
         cdef Array array = self.read(tensor)
         return self.read_attributes(tensor, name) if array is None else array
@@ -170,13 +157,31 @@ cdef class Torch:
 
     def empty(self, executor, tuple shape not None, dtype, size_t stream):
         """See `library.Library`."""
-        cdef int device = self.device_of(executor)
+        return self.make_all((Form(shape, dtype),), self.device_of(executor), stream)[0]
+
+    cdef list make_all(self, tuple forms, int device, size_t stream):
+        # The caching allocator gives memory to a stream: to the one that the results are for.
         if self.is_current(stream, device):
-            tensor = self.empty_on(device, shape, dtype)
-        else:
-            with self.on(stream, device):
-                tensor = self.empty_on(device, shape, dtype)
-        return Array(tensor, tensor.data_ptr(), shape, dtype, device)
+            return self.on_current(forms, device)
+        with self.on(stream, device):
+            return self.on_current(forms, device)
+
+    cdef list on_current(self, tuple forms, int device):
+        cdef Form form
+        cdef list made = []
+        cdef bint fills = self.is_deterministic() and self.deterministic.fill_uninitialized_memory
+        for form in forms:
+            if fills:
+                # torch would fill it on its current stream, for which the call need not wait.
+                tensor = self.without_values(device, form.shape, form.strides, form.dtype)
+            else:
+                if form.prepared is None:
+                    form.prepared = ((form.shape, form.strides),
+                                     {"dtype": self.codes[form.dtype][0],
+                                      "device": self.known_device(device)})
+                tensor = PyObject_Call(self.make_empty, form.prepared[0], form.prepared[1])
+            made.append(Array.over(tensor, tensor.data_ptr(), form, device))
+        return made
 
     def part(self, executor, slot, uint64_t offset, tuple shape not None, dtype):
         """See `library.Library`."""
@@ -191,7 +196,7 @@ cdef class Torch:
 
     def make(self, tuple shape not None, dtype, int device):
         """A new tensor on GPU `device`, of its current stream."""
-        return self.empty_on(device, shape, dtype)
+        return self.on_current((Form(shape, dtype),), device)[0].owner
 
     def first_rows(self, array, rows):
         """See `library.Library`."""
@@ -240,20 +245,19 @@ cdef class Torch:
     cdef int device_of(self, executor) except? -1:
         return IN_HOST_MEMORY if executor.in_host_memory else executor.device
 
-    cdef object empty_on(self, int device, tuple shape, dtype):
-        cdef object known = self.devices.get(device)
+    cdef object known_device(self, int device):
+        known = self.devices.get(device)
         if known is None:
             known = self.devices[device] = self.torch.device("cuda", device)
-        if self.is_deterministic() and self.deterministic.fill_uninitialized_memory:
-            # torch would fill the tensor on its current stream, for which the call need not wait.
-            nbytes = dtype.itemsize
-            for length in shape:
-                nbytes *= length
-            return self.torch.empty(0, dtype=self.codes[dtype][0], device=known).set_(
-                self.torch.UntypedStorage(nbytes, device=known), 0, shape, c_order(shape))
-        return self.make_empty(shape, c_order(shape), dtype=self.codes[dtype][0], device=known)
+        return known
 
-    # The caching allocator gives memory to a stream: to the one that the results are for.
+    cdef object without_values(self, int device, tuple shape, strides, dtype):
+        nbytes = dtype.itemsize
+        for length in shape:
+            nbytes *= length
+        known = self.known_device(device)
+        return self.torch.empty(0, dtype=self.codes[dtype][0], device=known).set_(
+            self.torch.UntypedStorage(nbytes, device=known), 0, shape, strides)
 
     cdef bint is_current(self, size_t stream, int device) except -1:
         return device == IN_HOST_MEMORY or stream == self.stream_of(device)
@@ -274,12 +278,3 @@ cdef bint in_order(const Tensor *tensor) noexcept:
             return False
         want *= tensor.shape[i]
     return True
-
-
-cdef list c_order(tuple shape):
-    # Strides in elements.
-    cdef Py_ssize_t i
-    cdef list steps = [1] * len(shape)
-    for i in range(len(shape) - 1, 0, -1):
-        steps[i - 1] = steps[i] * shape[i]
-    return steps

@@ -16,9 +16,9 @@ from deepep_ptx.errors import DeepEPError
 from deepep_ptx.toolchain import ptxas
 
 EXTENSIONS = ("_arguments", "_array", "_buffer", "_call", "_calls", "_cuda", "_dlpack", "_emu",
-              "_emu_executor", "_emu_graph", "_emu_image", "_errors", "_executor", "_lending",
-              "_limits", "_low_latency", "_mappings", "_results", "_slots", "_symmetric",
-              "_torch")
+              "_emu_executor", "_emu_graph", "_emu_image", "_errors", "_executor", "_launcher",
+              "_lending", "_limits", "_low_latency", "_low_latency_calls", "_mappings", "_results",
+              "_slots", "_symmetric", "_torch")
 
 # Package -> (its distributions, what it is for).
 _OPTIONAL = {
