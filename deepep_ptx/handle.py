@@ -55,17 +55,15 @@ class _Handle(_Single, tuple):
 
     @classmethod
     def _of(cls, items, attributes):
-        """A handle with `attributes`, a dict that is its own from then on.
+        """A handle with `attributes`: a dict that is its own from then on, or an object that has
+        them.
 
         Passing it costs a dispatch half as much as a dozen arguments by name.
         """
-        handle = cls._with(items, attributes)
-        object.__setattr__(handle, "__dict__", attributes)
+        handle = tuple.__new__(cls, (*items, _Sent(cls, items, attributes)))
+        if type(attributes) is dict:
+            object.__setattr__(handle, "__dict__", attributes)
         return handle
-
-    @classmethod
-    def _with(cls, items, attributes):
-        return tuple.__new__(cls, (*items, _Sent(cls, items, attributes)))
 
     @classmethod
     def _again(cls, items, name):
@@ -170,12 +168,7 @@ class LowLatencyHandle(_Handle):
 
     _made_by, _length = "low_latency_dispatch", "six"
 
-    @classmethod
-    def _of(cls, items, attributes):
-        """A handle with what the core keeps of its dispatch, whose attributes are its own."""
-        return cls._with(items, attributes)
-
-    def __getattr__(self, name):
+    def __getattr__(self, name):        # of `_low_latency_calls.Dispatched`
         return getattr(self[-1].attributes, name)
 
     def __repr__(self):

@@ -17,9 +17,10 @@ cdef class Array:
     cdef readonly object stream
     cdef object some_strides            # bytes; None: C order
 
-    # One in C order, with less to do than its constructor has.
+    # In C order, with less to do than the constructor has.
     @staticmethod
-    cdef Array over(owner, uint64_t address, Form form, int device)
+    cdef Array plain(owner, uint64_t address, tuple shape, dtype, uint64_t itemsize,
+                     uint64_t nbytes, int device)
 
 
 cdef class Form:

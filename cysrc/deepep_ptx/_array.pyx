@@ -38,14 +38,15 @@ cdef class Array:
         self.some_strides = strides
 
     @staticmethod
-    cdef Array over(owner, uint64_t address, Form form, int device):
+    cdef Array plain(owner, uint64_t address, tuple shape, dtype, uint64_t itemsize,
+                     uint64_t nbytes, int device):
         cdef Array array = Array.__new__(Array)
         array.owner = owner
         array.address = address
-        array.shape = form.shape
-        array.dtype = form.dtype
-        array.itemsize = form.itemsize
-        array.nbytes = form.nbytes
+        array.shape = shape
+        array.dtype = dtype
+        array.itemsize = itemsize
+        array.nbytes = nbytes
         array.device = device
         array.contiguous = True
         return array

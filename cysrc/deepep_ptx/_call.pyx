@@ -163,7 +163,8 @@ cdef class Call:
         cdef Array lying = self.library.empty(self.executor, form.lying, form.dtype,
                                               self.results_on)
         owner = self.library.swapped(lying) if form.swapped else lying.owner
-        return Array.over(owner, lying.address, form, lying.device)
+        return Array.plain(owner, lying.address, form.shape, form.dtype, form.itemsize, form.nbytes,
+                           lying.device)
 
     def show(self, slot):
         """Arrays over `slot` are given to the caller: what comes after its end comes after the

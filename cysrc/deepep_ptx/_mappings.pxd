@@ -9,7 +9,7 @@ from deepep_ptx._executor cimport ep_dptr_t
 
 cdef class Mappings:
     cdef CoreBuffer buffer
-    cdef list mapped
+    cdef list mapped            # None: nothing
     cdef list arrays            # keeps what is mapped
 
     cdef object until_end(self, Launch launch)

@@ -23,13 +23,13 @@ cdef class Mappings:
 
     def __cinit__(self, CoreBuffer buffer not None):
         self.buffer = buffer
-        self.mapped = []
-        self.arrays = []
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
+        if self.mapped is None:
+            return
         # All of them, whatever one says; what ended the block counts more than that.
         failure = None
         for dptr in self.mapped:
@@ -37,20 +37,20 @@ cdef class Mappings:
                 self.buffer.executor.unmap(dptr)
             except DeepEPError as unmap_error:
                 failure = failure or unmap_error
-        self.mapped = []
+        self.mapped = None
         if failure is not None and error is None:
             raise failure
 
     def __dealloc__(self):
         # Of a call that nobody waited for, when its run has ended.
-        for dptr in self.mapped:
+        for dptr in self.mapped or ():
             with contextlib.suppress(DeepEPError):
                 self.buffer.executor.unmap(dptr)
 
     cdef object until_end(self, Launch launch):
         # Mappings that must stay until the call has ended; None where it has, or nothing is mapped.
         cdef Mappings rest
-        if launch.wait or not self.mapped:
+        if launch.wait or self.mapped is None:
             return None
         rest = Mappings(self.buffer)
         rest.mapped, self.mapped = self.mapped, rest.mapped
@@ -85,6 +85,8 @@ cdef class Mappings:
             return where.dptr
         if array.device != IN_HOST_MEMORY:
             return address
+        if self.mapped is None:
+            self.mapped, self.arrays = [], []
         dptr = self.buffer.executor.map_array(address, nbytes, writable, name)
         self.mapped.append(dptr)
         self.arrays.append(array)

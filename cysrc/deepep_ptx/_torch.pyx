@@ -103,6 +103,7 @@ cdef class Torch:
         cdef Tensor seen
         cdef Py_ssize_t i
         cdef tuple shape
+        cdef uint64_t itemsize, nbytes
         cdef int device
         if self.exchange == NULL:
             return None
@@ -123,7 +124,11 @@ cdef class Torch:
         else:
             return None
         shape = tuple([seen.shape[i] for i in range(seen.ndim)])
-        return Array(tensor, <uint64_t><size_t>seen.data, shape, dtype, device)
+        itemsize = nbytes = dtype.itemsize
+        for i in range(seen.ndim):
+            nbytes *= <uint64_t>seen.shape[i]
+        return Array.plain(tensor, <uint64_t><size_t>seen.data, shape, dtype, itemsize, nbytes,
+                           device)
 
     cdef Array read_attributes(self, tensor, str name):
         cdef object dtype
@@ -180,7 +185,8 @@ cdef class Torch:
                                      {"dtype": self.codes[form.dtype][0],
                                       "device": self.known_device(device)})
                 tensor = PyObject_Call(self.make_empty, form.prepared[0], form.prepared[1])
-            made.append(Array.over(tensor, tensor.data_ptr(), form, device))
+            made.append(Array.plain(tensor, tensor.data_ptr(), form.shape, form.dtype,
+                                    form.itemsize, form.nbytes, device))
         return made
 
     def part(self, executor, slot, uint64_t offset, tuple shape not None, dtype):
