@@ -5,12 +5,10 @@ interleaved rounds."""
 import contextlib
 import dataclasses
 
-import ml_dtypes
-import numpy as np
-
 from deepep_ptx import Buffer
 from deepep_ptx.cli.bench import rounds
 from deepep_ptx.cli.bench.ll_case import WHATS, named
+from deepep_ptx.cli.measure.align import LowLatencyAligner
 from deepep_ptx.cli.measure.garbage import collected
 from deepep_ptx.comm import RankComm
 
@@ -81,29 +79,6 @@ class Contender:
         return self._run()
 
 
-class Aligner:
-    """As `measure.align.Aligner`, on the buffer of the calls themselves: another one on the GPU
-    could make their launches cooperative, which no caller's are who has one buffer.
-
-    Calling it queues a low-latency dispatch of one token on one SM, to another rank's expert.
-    """
-
-    def __init__(self, comm, machine, buffer):
-        self._buffer = buffer
-        self._x = machine.give(np.zeros((1, 128), ml_dtypes.bfloat16))
-        self._topk_idx = machine.give(np.full((1, 1), (comm.rank + 1) % comm.size, np.int64))
-        self._num_experts = comm.size
-        self._stream = machine.stream
-        machine.reserve(0)
-        comm.barrier()
-        self()
-        self.num_launches = len(buffer.last_launch)
-
-    def __call__(self):
-        self._buffer.low_latency_dispatch(self._x, self._topk_idx, 1, self._num_experts,
-                                          use_fp8=False, num_sms=1, stream=self._stream)
-
-
 class Session(rounds.Session):
     """One rank's buffer and calls for cases of one `reduce`, in a `with` statement.
 
@@ -128,7 +103,7 @@ class Session(rounds.Session):
                 timeout_s=self.timeout_s))
             self.aligner = self.comm.barrier
             if self.machine.times:
-                self.aligner = Aligner(self.comm, self.machine, self.buffer)
+                self.aligner = LowLatencyAligner(self.comm, self.machine, self.buffer)
             self._stack = stack.pop_all()
         return self
 

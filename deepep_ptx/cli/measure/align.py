@@ -52,3 +52,26 @@ class Aligner:
     def __exit__(self, exc_type, exc, traceback):
         self.handle = None
         self.buffer.__exit__(exc_type, exc, traceback)
+
+
+class LowLatencyAligner:
+    """As `Aligner`, on the buffer of the calls themselves: another one on the GPU could make their
+    launches cooperative, which no caller's are who has one buffer.
+
+    Calling it queues a low-latency dispatch of one token on one SM, to another rank's expert.
+    """
+
+    def __init__(self, comm, machine, buffer):
+        self._buffer = buffer
+        self._x = machine.give(np.zeros((1, 128), bfloat16))
+        self._topk_idx = machine.give(np.full((1, 1), (comm.rank + 1) % comm.size, np.int64))
+        self._num_experts = comm.size
+        self._stream = machine.stream
+        machine.reserve(0)
+        comm.barrier()
+        self()
+        self.num_launches = len(buffer.last_launch)
+
+    def __call__(self):
+        self._buffer.low_latency_dispatch(self._x, self._topk_idx, 1, self._num_experts,
+                                          use_fp8=False, num_sms=1, stream=self._stream)

@@ -94,10 +94,14 @@ class Gpu:
         return array.address
 
     def store(self, array, rows):
-        """Queue a copy of `rows` over `array`, which has as many bytes."""
-        if array.nbytes:
-            self.executor.copy_array(self.address(array), self.address(rows), array.nbytes,
+        """Queue a copy of `rows` over the first of `array`."""
+        if rows.nbytes:
+            self.executor.copy_array(self.address(array), self.address(rows), rows.nbytes,
                                      self.stream)
+
+    def reserve(self, nbytes):
+        """Have the pool of arrays hold memory for so many bytes, as `TorchGpu.reserve` does."""
+        Memory(self.executor, nbytes, "measure", self.stream)
 
     def spoil(self, array):
         """Overwrite a right result, so that nobody finds it again in memory used anew."""
@@ -269,8 +273,8 @@ class Emu:
         return False
 
     def store(self, array, rows):
-        """Copy `rows` over `array`."""
-        array[...] = rows
+        """Copy `rows` over the first of `array`."""
+        array[:len(rows)] = rows
 
     def reserve(self, nbytes):
         """Nothing: an allocation waits for nobody."""
