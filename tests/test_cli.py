@@ -22,6 +22,15 @@ def test_demo(capsys):
     assert "2 ranks, 6 tokens" in out
 
 
+@pytest.mark.parametrize("more", [[], ["--compare-dtypes"]])
+def test_demo_of_low_latency_calls(more, capsys):
+    assert cli.main(["demo", *SMALL, "--hidden", "128", "--mode", "ll", "--reduce", "exact",
+                     *more]) == 0
+    out = capsys.readouterr().out
+    assert "mode          low latency" in out and "2 ranks, 6 tokens" in out
+    assert ("dispatch instr" in out) == bool(more) == ("warp instr  wire MB" not in out)
+
+
 def test_every_setting_is_an_option():
     args = cli.parser().parse_args(["demo"])
     assert demo.Settings(**settings_of(args)) == demo.Settings()
@@ -73,6 +82,10 @@ def test_a_wrong_bit_is_exit_code_1(monkeypatch, capsys):
     (["--dtype", "fp8"], "--hidden: must be a multiple of 128 with dtype fp8, got 16"),
     (["--dtype", "fp8", "--hidden", "128", "--combine", "pull"], "--combine: must be push"),
     (["--compare-dtypes"], "--hidden: must be a multiple of 128 with dtype fp8, got 16"),
+    (["--mode", "ll"], "--hidden: must be a multiple of 128 with mode ll, got 16"),
+    (["--mode", "ll", "--worst"], "--worst: must not be set with mode ll"),
+    (["--mode", "ll", "--combine", "push"], "--combine: must not be set with mode ll"),
+    (["--reduce", "exact"], "--reduce: must not be set with mode normal"),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(argv, start, capsys):
     assert cli.main(["demo", *SMALL, *argv]) == 2
@@ -119,7 +132,7 @@ def test_no_matplotlib_is_said_before_anything_runs(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("argv", [["demo", "--ranks", "many"], ["demo", "--arch", "sm_70"],
-                                  ["demo", "--executor", "tpu"],
+                                  ["demo", "--executor", "tpu"], ["demo", "--mode", "fast"],
                                   ["fly"], []])
 def test_unparsable(argv, capsys):
     with pytest.raises(SystemExit) as error:

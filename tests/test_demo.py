@@ -8,16 +8,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deepep_ptx import RankError, reference
+from deepep_ptx import Buffer, RankError, reference, run_ranks
 from deepep_ptx.cli import demo
-from deepep_ptx.cli.demo import corpus, plot, ranks
+from deepep_ptx.cli.demo import corpus, plot, ranks, times
+from deepep_ptx.cli.measure import machine
 from deepep_ptx.handle import EPHandle
+from deepep_ptx.reference.floats import low_latency_cast_to_fp8
 
 SMALL = {"num_ranks": 4, "num_tokens": 6, "hidden": 64, "num_experts": 16, "num_groups": 4,
          "num_topk_groups": 2, "num_topk": 3}
 
 
 FP8 = {**SMALL, "hidden": 256, "dtype": "fp8"}
+LOW_LATENCY = {**SMALL, "hidden": 256, "mode": "ll"}
 
 
 class Bar:
@@ -44,8 +47,13 @@ class NumpyBuffer:
 
     last_launch = ("numpy",)
 
-    def __init__(self, comm, arena_limit_bytes=None, policy=None):
+    get_low_latency_rdma_size_hint = Buffer.get_low_latency_rdma_size_hint
+
+    def __init__(self, comm, arena_limit_bytes=None, policy=None, low_latency_mode=False,
+                 num_rdma_bytes=0, reduce=None):
         self.comm = comm
+        self.reduce = reduce
+        assert low_latency_mode == (num_rdma_bytes > 0)
 
     def __enter__(self):
         return self
@@ -53,12 +61,12 @@ class NumpyBuffer:
     def __exit__(self, *error):
         pass
 
-    def get_dispatch_layout(self, topk_idx, num_experts):
+    def get_dispatch_layout(self, topk_idx, num_experts, stream=None):
         self.num_experts = num_experts
         per_rank, per_expert, in_rank = reference.layout(topk_idx, num_experts, self.comm.size)
         return per_rank, None, per_expert, in_rank, None
 
-    def dispatch(self, x, *, topk_idx, topk_weights, num_worst_tokens, **layout):
+    def dispatch(self, x, *, topk_idx, topk_weights, num_worst_tokens, stream=None, **layout):
         inputs = map(list, zip(*self.comm.allgather((x, topk_idx, topk_weights)), strict=True))
         received = reference.dispatch(*inputs, self.num_experts, num_worst_tokens)
         mine = received[self.comm.rank]
@@ -67,9 +75,21 @@ class NumpyBuffer:
         return (copy.deepcopy(mine.recv_x), mine.recv_topk_idx, mine.recv_topk_weights,
                 mine.num_recv_tokens_per_expert_list, handle, None)
 
-    def combine(self, x, handle, topk_weights):
+    def combine(self, x, handle, topk_weights, stream=None):
         ys, weights = zip(*self.comm.allgather((x, topk_weights)), strict=True)
         return *reference.combine(ys, handle.received, weights)[self.comm.rank], None
+
+    def low_latency_dispatch(self, x, topk_idx, max_tokens, num_experts, *, use_fp8, **options):
+        xs, topk_idxs = zip(*self.comm.allgather((x, topk_idx)), strict=True)
+        self.received = reference.low_latency_dispatch(xs, topk_idxs, max_tokens, num_experts,
+                                                       use_fp8)
+        mine = copy.deepcopy(self.received[self.comm.rank])
+        return mine.recv_x, mine.recv_count, (mine.src_info, mine.layout_range), None, None
+
+    def low_latency_combine(self, x, topk_idx, topk_weights, handle, **options):
+        ys, topk_idxs, weights = zip(*self.comm.allgather((x, topk_idx, topk_weights)), strict=True)
+        combined = reference.low_latency_combine(ys, self.received, topk_idxs, weights, self.reduce)
+        return combined[self.comm.rank], None, None
 
 
 @pytest.fixture
@@ -195,6 +215,9 @@ def test_same_seed_same_job_and_the_load_is_skewed():
     ({"arch": "sm_70"}, "arch"), ({"unit": "letters"}, "unit"), ({"combine": "carry"}, "combine"),
     ({"checks": "some"}, "checks"), ({"dtype": "fp4"}, "dtype"),
     ({"dtype": "fp8", "hidden": 64}, "hidden"), ({"dtype": "fp8", "combine": "pull"}, "combine"),
+    ({"mode": "high"}, "mode"), ({"reduce": "fast", "mode": "ll"}, "reduce"),
+    ({"reduce": "exact"}, "reduce"), ({"mode": "ll", "worst": True}, "worst"),
+    ({"mode": "ll", "combine": "push"}, "combine"), ({"mode": "ll", "hidden": 64}, "hidden"),
 ])
 def test_bad_settings(change, name):
     with pytest.raises(ValueError, match=f"^{name}: must "):
@@ -298,8 +321,13 @@ def reference_outputs(job, settings):
             "num_recv_tokens_per_expert_list": np.array(r.num_recv_tokens_per_expert_list),
             "combined_x": x.copy(), "combined_topk_weights": weights,
         },
-        num_tokens=len(x), num_tokens_per_rank=r.is_token_in_rank.sum(axis=0), seconds={},
-        counters={}, symbols=(), executor="emu", arch="sm_90", virtual_ns=0, not_executed=[],
+        num_tokens=len(x), traffic=demo.Traffic(
+            num_sent=int(r.is_token_in_rank.sum()),
+            recv_from=np.diff(r.rank_prefix_matrix[:, r.rank], prepend=0),
+            expert_load=np.array(r.num_recv_tokens_per_expert_list),
+            payload_from=np.zeros(settings.num_ranks, np.int64)),
+        seconds={}, counters={}, symbols=(), executor="emu", arch="sm_90", virtual_ns=0,
+        not_executed=[],
     ) for r, (x, weights) in zip(received, combined, strict=True)]
 
 
@@ -347,7 +375,7 @@ def test_a_report_without_counters():
     """What a GPU's run gives: nobody counted instructions, and no clock is virtual."""
     report = demo.run(**SMALL)
     job = demo.prepare(demo.Settings(**SMALL))
-    lines_of = [demo.figures(rank, output, report.settings)
+    lines_of = [demo.figures(rank, output)
                 for rank, output in enumerate(reference_outputs(job, report.settings))]
     report = replace(report, executor="cuda", ranks=lines_of, virtual_ns=None)
     lines = str(report).splitlines()
@@ -492,7 +520,11 @@ def test_compared_dtypes(numpy_buffer):
     assert lines[2].split()[:2] == ["rows", "combine"]
     assert lines[3].split()[:2] == ["bf16", "pull"] and lines[4].split()[:2] == ["fp8", "push"]
     assert f"{report.errors['fp8'].rms:.2e}" in lines[4]
-    assert "wall time of the CPU executor, which says nothing about a GPU's" in str(report)
+    for dtype, line in zip(demo.DTYPES, lines[3:], strict=False):
+        one = report.reports[dtype]
+        assert one.instructions.keys() == {"dispatch", "experts", "combine"}
+        assert line.split()[4:8] == ["0.00", f"{one.payload_bytes / 1e6:.2f}", "0", "0"]
+    assert "no times: the CPU executor's say nothing about a GPU's" in str(report)
 
 
 def test_compared_dtypes_of_a_file_of_fp8_rows(tmp_path, numpy_buffer):
@@ -507,12 +539,270 @@ def test_compared_dtypes_end_to_end():
     report = demo.compare_dtypes(**FP8)
     assert report.bit_exact
     assert report.reports["fp8"].wire_bytes < report.reports["bf16"].wire_bytes
+    for one in report.reports.values():
+        assert one.wire_bytes >= one.payload_bytes > 0
+        assert sum(one.instructions.values()) == sum(r.warp_instructions for r in one.ranks)
+
+
+# -- low-latency mode ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("change", [
+    {}, {"reduce": "rank"}, {"reduce": "exact", "num_topk": 1}, {"arch": "sm_80"},
+    {"num_ranks": 1}, {"num_tokens": 1}, {"scheduler": "random", "checks": "off"},
+    {"dtype": "fp8"}, {"dtype": "fp8", "reduce": "rank", "unit": "bytes"}, {"hidden": 128},
+], ids=str)
+def test_low_latency_is_bit_exact(change):
+    report = demo.run(**LOW_LATENCY | change)
+    assert report.bit_exact, [str(m) for m in report.mismatches]
+    assert set(report.symbols) == {"ep_ll_dispatch", "ep_ll_combine"}
+    assert report.settings.reduce in change.values() or "reduce" not in change
+    assert all(r.warp_instructions > 0 for r in report.ranks)
+    assert any(r.wire_bytes for r in report.ranks) == (report.settings.num_ranks > 1)
+    assert "bit-exact     yes" in str(report) and "mode          low latency" in str(report)
+    assert f"combine ({report.settings.reduce})" in str(report)
+
+
+def test_both_modes_send_the_same_rows():
+    normal = demo.run(**SMALL | {"hidden": 256})
+    low_latency = demo.run(**LOW_LATENCY)
+    assert np.array_equal(normal.traffic, low_latency.traffic)
+    assert np.array_equal(normal.expert_load, low_latency.expert_load)
+    assert str(normal).splitlines()[2] == str(low_latency).splitlines()[2]
+    for mine, other in zip(normal.ranks, low_latency.ranks, strict=True):
+        assert replace(mine, warp_instructions=0, wire_bytes=0, logical_bytes=0) == \
+            replace(other, warp_instructions=0, wire_bytes=0, logical_bytes=0)
+
+
+@pytest.mark.parametrize("reduce", ["exact", "rank"])
+@pytest.mark.parametrize("dtype", demo.DTYPES)
+def test_low_latency_bytes_by_hand(numpy_buffer, dtype, reduce):
+    report = demo.run(**LOW_LATENCY, dtype=dtype, reduce=reduce)
+    assert report.bit_exact, [str(m) for m in report.mismatches]
+    job = demo.prepare(demo.Settings(**LOW_LATENCY, dtype=dtype))
+    there = 256 + 4 * 2 if dtype == "fp8" else 2 * 256
+    within = between = 0
+    for source, idx in enumerate(job.topk_idxs):
+        for row in idx // 4:
+            for to in range(4):
+                times = int((row == to).sum())
+                back = times * 2 * 256 if reduce == "exact" else 4 * 256
+                crossed = (there + back) * (times > 0)
+                within, between = ((within + crossed, between) if to == source
+                                   else (within, between + crossed))
+    assert report.payload_bytes == between
+    assert report.logical_bytes == within + between
+
+
+def test_low_latency_wire_bytes_hold_the_payload():
+    for dtype in demo.DTYPES:
+        report = demo.run(**LOW_LATENCY, dtype=dtype)
+        assert report.wire_bytes > report.payload_bytes
+
+
+@pytest.mark.parametrize("reduce", ["exact", "rank"])
+def test_the_default_is_the_buffers_own_way_to_add_up(numpy_buffer, reduce):
+    num_ranks, num_topk = (2, 8) if reduce == "rank" else (8, 8)
+    settings = {"num_ranks": num_ranks, "num_tokens": 2, "hidden": 128, "num_topk": num_topk}
+    assert demo.run(**settings, mode="ll").settings.reduce == reduce
+
+
+@pytest.mark.parametrize("name", ["recv_x", "recv_count", "layout_range", "src_info", "scales"])
+def test_a_wrong_low_latency_dispatch_is_not_combined(monkeypatch, numpy_buffer, name):
+    honest = NumpyBuffer.low_latency_dispatch
+
+    def one_wrong(self, *args, **options):
+        recv_x, recv_count, handle, *rest = honest(self, *args, **options)
+        arrays = {"recv_x": recv_x[0], "scales": recv_x[1], "recv_count": recv_count,
+                  "src_info": handle[0], "layout_range": handle[1]}
+        array, busiest = arrays[name], int(recv_count.argmax())
+        first = (busiest, 0, 0)[:array.ndim]
+        wrong = np.array([array[first]])
+        wrong.view(np.uint8)[0] ^= 1
+        if self.comm.rank == 2:
+            array[first] = wrong[0]
+        return recv_x, recv_count, handle, *rest
+
+    monkeypatch.setattr(NumpyBuffer, "low_latency_dispatch", one_wrong)
+    monkeypatch.setattr(NumpyBuffer, "low_latency_combine",
+                        lambda *args, **options: pytest.fail("it ran"))
+    report = demo.run(**LOW_LATENCY, dtype="fp8")
+    assert {m.rank for m in report.mismatches} == {2}
+    assert any(m.name.endswith(name) for m in report.mismatches)
+    assert "combine       not run" in str(report) and "bit-exact     NO" in str(report)
+
+
+def test_low_latency_of_numbers_that_mean_nothing(monkeypatch, numpy_buffer):
+    """Whatever a dispatch says, it ends in a report."""
+    honest = NumpyBuffer.low_latency_dispatch
+
+    def wild(self, *args, **options):
+        recv_x, recv_count, handle, *rest = honest(self, *args, **options)
+        recv_count[:] = [-5, 1 << 30, 0, 2]
+        handle[1][:] = np.random.default_rng(1).integers(-1 << 63, 1 << 63, handle[1].shape)
+        return recv_x, recv_count, handle, *rest
+
+    monkeypatch.setattr(NumpyBuffer, "low_latency_dispatch", wild)
+    report = demo.run(**LOW_LATENCY)
+    assert not report.bit_exact and "rank 3: recv_count" in str(report)
+
+
+def test_a_wrong_low_latency_sum_is_found(monkeypatch, numpy_buffer):
+    honest = NumpyBuffer.low_latency_combine
+
+    def one_wrong(self, *args, **options):
+        combined_x, *rest = honest(self, *args, **options)
+        if self.comm.rank == 1:
+            combined_x.view(np.uint16)[2, 7] ^= 1
+        return combined_x, *rest
+
+    monkeypatch.setattr(NumpyBuffer, "low_latency_combine", one_wrong)
+    mismatch, = demo.run(**LOW_LATENCY).mismatches
+    assert (mismatch.rank, mismatch.name, mismatch.index) == (1, "combined_x", (2, 7))
+
+
+def test_low_latency_of_a_file_with_idle_ranks_and_experts_named_twice(tmp_path):
+    path = str(tmp_path / "job.npz")
+    rng = np.random.default_rng(4)
+    topk_idx = rng.integers(-1, 6, (7, 4)).astype(np.int32)
+    topk_idx[0] = -1
+    topk_idx[1:] = np.where(rng.random((6, 4)) < 0.7, 5, topk_idx[1:])
+    np.savez(path, x=rng.integers(0, 1 << 16, (7, 128), dtype=np.uint16), dtype="bfloat16",
+             topk_idx=topk_idx, topk_weights=rng.standard_normal((7, 4)).astype(np.float32),
+             num_tokens=[0, 7, 0], num_experts=6)
+    assert demo.prepare(demo.Settings(input=path, mode="ll")).max_tokens == \
+        max(7, (topk_idx == 5).sum()) > 7
+    for dtype in demo.DTYPES:
+        report = demo.run(input=path, mode="ll", dtype=dtype)
+        assert report.bit_exact, [str(m) for m in report.mismatches]
+
+
+def test_low_latency_casts_rows_of_a_file_itself(tmp_path):
+    path = str(tmp_path / "job.npz")
+    fp8 = demo.prepare(demo.Settings(**FP8))
+    fp8.save(path)
+    job = demo.prepare(demo.Settings(input=path, mode="ll"))
+    assert job.settings.dtype == "fp8"
+    for x, pair in zip(job.xs, fp8.xs, strict=True):
+        assert np.array_equal(x, reference.per_token_cast_back(*pair))
+    report = demo.run(input=path, mode="ll", save_input=str(tmp_path / "again.npz"))
+    again = demo.run(input=str(tmp_path / "again.npz"), mode="ll", dtype="fp8")
+    assert report.bit_exact and again.bit_exact and report.ranks == again.ranks
+
+
+def low_latency_by_hand(settings, dtype, reduce):
+    """[T, H] of each rank in float64, what the kernels round being rounded."""
+    job = demo.load(settings)
+    results = []
+    for x, idx, weights in zip(job.xs, job.topk_idxs, job.topk_weights, strict=True):
+        rows = reference.widen(x)
+        if dtype == "fp8":
+            elements, scales = low_latency_cast_to_fp8(x, round_scale=False)
+            rows = reference.per_token_cast_back(elements, scales, np.float32)
+        sums = np.zeros((settings.num_ranks, *x.shape), np.float32)
+        for t, k in np.ndindex(idx.shape):
+            e = idx[t, k]
+            z = job.experts.scale[e] * rows[t] + job.experts.bias[e]
+            y = (z * np.clip(z + np.float32(3), 0, 6) / np.float32(6)).astype(ml_dtypes.bfloat16)
+            rank = e // job.num_local_experts if reduce == "rank" else 0
+            sums[rank, t] = reference.fma_f32(weights[t, k], y.astype(np.float32), sums[rank, t])
+        total = sums[0]
+        for of_rank in sums[1:]:
+            total = total + of_rank
+        results.append(total.astype(ml_dtypes.bfloat16))
+    return results
+
+
+@pytest.mark.parametrize("reduce", ["exact", "rank"])
+def test_low_latency_results_by_hand(reduce):
+    settings = demo.Settings(**LOW_LATENCY, reduce=reduce)
+    for dtype in demo.DTYPES:
+        got = [arrays["combined_x"] for arrays in
+               demo.expected(demo.prepare(replace(settings, dtype=dtype)))]
+        for mine, want in zip(got, low_latency_by_hand(settings, dtype, reduce), strict=True):
+            assert np.array_equal(mine, want)
+
+
+def test_compared_dtypes_of_low_latency():
+    report = demo.compare_dtypes(**LOW_LATENCY, reduce="rank")
+    exact = demo.exact_results(demo.load(demo.Settings(**LOW_LATENCY)), Bar())
+    assert report.bit_exact
+    for dtype, errors in report.errors.items():
+        got = low_latency_by_hand(demo.Settings(**LOW_LATENCY), dtype, "rank")
+        assert errors == demo.errors_of(got, exact)
+    assert report.errors["bf16"].rms < 0.01 < report.errors["fp8"].rms < 0.1
+    bf16, fp8 = report.reports["bf16"], report.reports["fp8"]
+    assert bf16.payload_bytes > fp8.payload_bytes and bf16.wire_bytes > fp8.wire_bytes
+    assert bf16.instructions["combine"] == fp8.instructions["combine"] > 0
+    lines = str(report).splitlines()
+    for line, dtype in zip(lines[3:5], demo.DTYPES, strict=True):
+        one = report.reports[dtype]
+        assert line.split() == [
+            dtype, "rank", f"{report.errors[dtype].rms:.2e}", f"{report.errors[dtype].max:.2e}",
+            f"{one.wire_bytes / 1e6:.2f}", f"{one.payload_bytes / 1e6:.2f}",
+            *(f"{one.instructions[phase]:,}" for phase in ("dispatch", "combine")), "yes"]
+    assert "mode          low latency" in str(report)
+
+
+# -- times, which GPUs alone have ------------------------------------------------------------
+
+class TimedMachine(machine.Emu):
+    """Stands in for a GPU: the CPU executor's arrays, and times that are known before."""
+
+    times = True
+
+    def __init__(self, comm):
+        super().__init__(comm.executor)
+        self.comm, self.num_calls = comm, 0
+
+    def measure_whole(self, align, call):
+        self.comm.barrier()
+        align()
+        result = call()
+        self.num_calls += 1
+        if self.num_calls <= 2 * times.WARMUP:
+            return result, machine.Timing(1e9, False)
+        number = self.num_calls - 2 * times.WARMUP
+        assert result, "the call is made"
+        return result, machine.Timing(100.0 * self.comm.rank + number, False)
+
+
+@pytest.mark.parametrize("settings", [SMALL, SMALL | {"combine": "push"}, SMALL | {"worst": True},
+                                      FP8, LOW_LATENCY, LOW_LATENCY | {"dtype": "fp8"}], ids=str)
+def test_times_are_medians_of_the_slowest_rank(monkeypatch, settings):
+    monkeypatch.setattr(times, "machine_of", lambda executor: TimedMachine(
+        next(comm for comm in comms if comm.executor is executor)))
+    job = demo.prepare(demo.Settings(**settings))
+    wanted, comms = list(demo.expected(job)), []
+
+    def rank_main(comm):
+        comms.append(comm)
+        calls_of = ranks.CALLS[job.settings.mode]
+        with Buffer(comm, **calls_of.buffer_options(job)) as buffer:
+            calls = calls_of(comm, buffer, job, ranks.HostArrays())
+            y = calls.experts(calls.dispatch())
+            return times.measured(comm, buffer, job, calls_of, y, 5)
+
+    of_ranks = run_ranks(rank_main, job.settings.num_ranks, executor="emu")
+    assert of_ranks[1] == {"dispatch": [101.0, 103.0, 105.0, 107.0, 109.0],
+                           "combine": [102.0, 104.0, 106.0, 108.0, 110.0]}
+    outputs = [demo.RankOutput(
+        arrays=arrays, num_tokens=0, traffic=demo.Traffic(0, np.zeros(4, int), np.zeros(4, int),
+                                                          np.zeros(4, int)),
+        seconds={}, counters={}, symbols=(), executor="cuda", arch="sm_90", virtual_ns=None,
+        not_executed=None, rounds_us=us) for arrays, us in zip(wanted, of_ranks, strict=True)]
+    report = demo.make_report(job, outputs, [], 0.0)
+    assert report.median_us == {"dispatch": 305.0, "combine": 306.0}
+    text = str(demo.DtypesReport({job.settings.dtype: report}, {}))
+    assert text.splitlines()[2].split()[-5:] == ["dispatch", "us", "combine", "us", "bit-exact"]
+    assert text.splitlines()[3].split()[-3:] == ["305.0", "306.0", "yes"]
+    assert "median of 20 calls between events, of the slowest rank" in text
 
 
 # -- pictures --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("change", [
     {}, {"num_ranks": 1}, {"num_ranks": 2}, {"num_ranks": 16}, {"num_ranks": 64, "num_experts": 64},
+    {"mode": "ll", "hidden": 128},
 ], ids=str)
 def test_plot_draws_something(tmp_path, change, numpy_buffer):
     image = pytest.importorskip("matplotlib.image", reason="matplotlib is not installed")

@@ -27,10 +27,13 @@ HELP = {
     "arch": "target whose kernels run (default: the best that runs)",
     "text": "file to send around (default: the text that ships)",
     "unit": "what a token is",
+    "mode": "normal, or ll: low-latency dispatch and combine",
     "dtype": "of the rows on their way to the experts: bf16, or fp8 (e4m3) with a float32 scale "
              "per 128 elements (default: the input's, which is bf16 for a text)",
     "combine": "pull: experts write over what they received; push: into arrays of their own "
                "(default: pull; push with fp8, which needs it)",
+    "reduce": "how combine adds up with mode ll: exact, in the order of the choices, or rank, by "
+              "rank first (default: what moves fewer bytes)",
     "checks": "of the CPU executor; off: leave out the check for uninitialised reads",
     "worst": "worst-case mode: results have the size of the worst case, nobody waits for totals",
     "input": "an .npz file with the job in place of a text; it says how many ranks, tokens and so "

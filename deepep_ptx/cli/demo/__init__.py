@@ -2,13 +2,15 @@
 """The main job: a text through a mixture-of-experts layer, its ranks joined by `Buffer`.
 
 text -> tokens -> bfloat16 rows (corpus.py) -> group-limited gating (gating.py) -> layout, dispatch
--> experts -> combine; every array that arrives is compared bit for bit with the reference.  Rows,
+-> experts -> combine (normal.py), or low-latency dispatch -> experts -> low-latency combine
+(low_latency.py); every array that arrives is compared bit for bit with the reference.  Rows,
 choices and weights may come from a file instead (jobfile.py), and rows may travel as FP8.
 
 An expert is the function f_e(x) = h(a_e * x + b_e), h(z) = z * min(max(z + 3, 0), 6) / 6 (hard
 SiLU), elementwise in float32 with two numbers a_e, b_e of its own: only operations that IEEE 754
 rounds exactly, so that its bits depend on neither machine nor array shape.  A rank turns received
-row x into y = bf16(sum over k of w_k * f_e(x)), k ascending over the choices that are its experts.
+row x into y = bf16(sum over k of w_k * f_e(x)), k ascending over the choices that are its experts;
+with low-latency calls each expert its rows into bf16(f_e(x)), and combine weighs them.
 
 settings -> job -> ranks -> verdict -> report (or dtypes, for two runs) -> plot: one module each.
 """
@@ -20,10 +22,16 @@ from tqdm import tqdm
 from deepep_ptx import run_ranks
 from deepep_ptx.cli import picture
 from deepep_ptx.cli.demo import plot
-from deepep_ptx.cli.demo.dtypes import DtypesReport, Errors, errors_of, exact_results
+from deepep_ptx.cli.demo.dtypes import (
+    TIMED_ROUNDS,
+    DtypesReport,
+    Errors,
+    errors_of,
+    exact_results,
+)
 from deepep_ptx.cli.demo.experts import Experts
 from deepep_ptx.cli.demo.job import Job, load, prepare
-from deepep_ptx.cli.demo.ranks import PHASES, RankOutput, rank_main
+from deepep_ptx.cli.demo.ranks import CALLS, PHASES, RankOutput, rank_main
 from deepep_ptx.cli.demo.report import DemoReport, RankFigures, figures, make_report
 from deepep_ptx.cli.demo.settings import (
     ARCHS,
@@ -31,9 +39,11 @@ from deepep_ptx.cli.demo.settings import (
     COMBINE_MODES,
     DTYPES,
     EXECUTORS,
+    MODES,
     Settings,
 )
-from deepep_ptx.cli.demo.verdict import Mismatch, check, compare, expected
+from deepep_ptx.cli.demo.traffic import Traffic
+from deepep_ptx.cli.demo.verdict import Mismatch, check, compare
 
 
 def run(**settings):
@@ -75,20 +85,25 @@ def compare_dtypes(**settings):
         exact = exact_results(source, bar)
         for dtype, job in jobs.items():
             bar.set_description(dtype)
-            reports[dtype], outputs = _run(job, bar)
+            reports[dtype], outputs = _run(job, bar, TIMED_ROUNDS)
             if "combine" in reports[dtype].wall_s:
                 errors[dtype] = errors_of([o.arrays["combined_x"] for o in outputs], exact)
     _draw(reports[chosen])
     return DtypesReport(reports, errors)
 
 
-def _run(job, bar):
+def expected(job):
+    """Each rank's arrays by the reference, name -> array."""
+    return CALLS[job.settings.mode].expected(job)
+
+
+def _run(job, bar, timed_rounds=0):
     """(DemoReport, RankOutput of each rank) of one run."""
     settings = job.settings
     started = time.perf_counter()
     wanted = list(expected(job))
     reference_s = time.perf_counter() - started
-    outputs = run_ranks(rank_main, settings.num_ranks, job, wanted, bar,
+    outputs = run_ranks(rank_main, settings.num_ranks, job, wanted, bar, timed_rounds,
                         executor=settings.executor, arch=settings.arch, seed=settings.seed,
                         scheduler=settings.scheduler, checks=settings.checks)
     started = time.perf_counter()
@@ -118,8 +133,8 @@ def _draw(report):
 
 
 __all__ = [
-    "ARCHS", "CHECKS", "COMBINE_MODES", "DTYPES", "EXECUTORS", "DemoReport", "DtypesReport",
-    "Errors", "Experts", "Job", "Mismatch", "RankFigures", "RankOutput", "Settings", "check",
-    "compare", "compare_dtypes", "errors_of", "exact_results", "expected", "figures", "load",
-    "make_report", "prepare", "run",
+    "ARCHS", "CHECKS", "COMBINE_MODES", "DTYPES", "EXECUTORS", "MODES", "DemoReport",
+    "DtypesReport", "Errors", "Experts", "Job", "Mismatch", "RankFigures", "RankOutput",
+    "Settings", "Traffic", "check", "compare", "compare_dtypes", "errors_of", "exact_results",
+    "expected", "figures", "load", "make_report", "prepare", "run",
 ]

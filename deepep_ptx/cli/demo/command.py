@@ -8,9 +8,11 @@ from deepep_ptx import _emu
 from deepep_ptx.cli import demo
 from deepep_ptx.cli.demo import corpus
 from deepep_ptx.cli.options import HELP, OPTIONS
+from deepep_ptx.reference.low_latency import REDUCTIONS
 
 _CHOICES = {"arch": demo.ARCHS, "unit": corpus.UNITS, "combine": demo.COMBINE_MODES,
-            "checks": demo.CHECKS, "executor": demo.EXECUTORS, "dtype": demo.DTYPES}
+            "checks": demo.CHECKS, "executor": demo.EXECUTORS, "dtype": demo.DTYPES,
+            "mode": demo.MODES, "reduce": REDUCTIONS}
 _COLUMNS = """\
 columns of the report:
   rows sent     rows that this rank's tokens became: one for each rank that a token goes to
@@ -22,7 +24,8 @@ columns of the report:
                 records included, 10**6 bytes (- on GPUs)
   logical MB    payload rows received and given back, also those that stay on the rank: rows recv *
                 (there + back); back 2 * hidden bytes, there the same or, with fp8, hidden bytes
-                and 4 for every 128 of them
+                and 4 for every 128 of them; with --mode ll back are 2 * hidden bytes for each
+                choice (exact) or 4 * hidden for each row (rank)
 """
 
 
@@ -34,7 +37,8 @@ def add(commands):
         _add_option(run, setting)
     run.add_argument("--compare-dtypes", action="store_true",
                      help="run the job with bf16 and with fp8 rows, and print the error of each "
-                          "against float64, its bytes and its time")
+                          "against float64, its bytes, and its time on GPUs or its instructions "
+                          "on the CPU executor")
     run.add_argument("--lines", action="store_true",
                      help="list the source lines of the kernels that were not executed")
     run.set_defaults(command=_demo)

@@ -6,8 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepep_ptx.cli.demo.experts import as_float32
-from deepep_ptx.cli.demo.report import DemoReport, aligned, executor_line, headline, megabytes
+from deepep_ptx.cli.demo.report import (
+    MODE_LINE,
+    DemoReport,
+    aligned,
+    executor_line,
+    headline,
+    megabytes,
+)
 from deepep_ptx.emu.coverage import brief, paragraphs
+
+TIMED_ROUNDS = 20   # of each call, on GPUs
 
 
 @dataclass(frozen=True)
@@ -38,22 +47,20 @@ class DtypesReport:
 
     def __str__(self):
         first = next(iter(self.reports.values()))
-        lines = [("rows", "combine", "rms error", "max error", "wire MB", "logical MB",
-                  "dispatch s", "combine s", "bit-exact")]
-        lines += [(dtype, report.settings.combine, *self._errors(dtype),
-                   megabytes(report.wire_bytes), megabytes(report.logical_bytes),
-                   *(f"{report.wall_s[phase]:.3f}" if phase in report.wall_s else "-"
-                     for phase in ("dispatch", "combine")),
+        unit = "instr" if first.executor == "emu" else "us"
+        lines = [("rows", "combine", "rms error", "max error", "wire MB", "payload MB",
+                  f"dispatch {unit}", f"combine {unit}", "bit-exact")]
+        lines += [(dtype, report.settings.way, *self._errors(dtype),
+                   megabytes(report.wire_bytes), megabytes(report.payload_bytes),
+                   *(_cost(report, phase) for phase in ("dispatch", "combine")),
                    "yes" if report.bit_exact else "NO")
                   for dtype, report in self.reports.items()]
-        clock = ("wall time of the CPU executor, which says nothing about a GPU's"
-                 if first.executor == "emu" else
-                 "wall time of one first call, allocation and the host's wait for its end included")
         return "\n".join([
             headline(first), "", *aligned(lines), "",
             f"executor      {executor_line(first)}",
+            *([MODE_LINE] if first.settings.mode == "ll" else []),
             "errors        of the combined rows against float64, relative to their RMS there",
-            f"seconds       {clock}",
+            *_explained(first),
             *(f"              {dtype}: {mismatch}" for dtype, report in self.reports.items()
               for mismatch in report.mismatches),
             *(f"not executed  {dtype}: {brief(report.not_executed)}"
@@ -67,6 +74,26 @@ class DtypesReport:
         """Lines of text: what each job did not execute; none on GPUs."""
         lines_of = {dtype: report.not_executed for dtype, report in self.reports.items()}
         return [] if None in lines_of.values() else list(paragraphs(lines_of))
+
+
+def _explained(report):
+    """Lines on bytes and costs."""
+    payload = ("payload       rows between different ranks, there and back, without words of the "
+               "protocol")
+    layout = "; dispatch with its layout" if report.settings.mode == "normal" else ""
+    if report.executor == "emu":
+        return ["wire          what kernels stored to, or loaded from, other ranks", payload,
+                f"instr         warp instructions of all ranks, waits included{layout}",
+                "              no times: the CPU executor's say nothing about a GPU's"]
+    return [payload, f"us            median of {TIMED_ROUNDS} calls between events, of the slowest "
+                     f"rank{layout}"]
+
+
+def _cost(report, phase):
+    """Warp instructions, or microseconds on GPUs; "-" for what was not run."""
+    if report.executor == "emu":
+        return f"{report.instructions[phase]:,}" if phase in report.instructions else "-"
+    return f"{report.median_us[phase]:.1f}" if phase in report.median_us else "-"
 
 
 def exact_results(job, bar):

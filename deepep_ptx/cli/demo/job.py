@@ -9,6 +9,7 @@ from deepep_ptx import reference
 from deepep_ptx.cli.demo import corpus, gating, jobfile
 from deepep_ptx.cli.demo.experts import Experts
 from deepep_ptx.cli.demo.settings import Settings
+from deepep_ptx.low_latency import default_reduce
 
 EXPERT_STREAM = 1  # experts have random numbers of their own: a saved job meets them again
 
@@ -17,8 +18,9 @@ EXPERT_STREAM = 1  # experts have random numbers of their own: a saved job meets
 class Job:
     """The input of every rank, as lists in rank order, and the experts.
 
-    settings: with dtype and combine decided, and all that an input file says.
-    xs: bfloat16 [T_r, H], or with dtype fp8 pairs (float8_e4m3fn [T_r, H], scales).
+    settings: with dtype and combine, or reduce, decided, and all that an input file says.
+    xs: bfloat16 [T_r, H], or with dtype fp8 pairs (float8_e4m3fn [T_r, H], scales); in mode ll
+    bfloat16, which the dispatch casts.
     vocabulary_size: of the text; None for a file.
     """
 
@@ -39,22 +41,37 @@ class Job:
         """Rows that hold what a rank could receive at most, or 0 without worst-case mode."""
         return sum(map(len, self.topk_idxs)) if self.settings.worst else 0
 
+    @property
+    def max_tokens(self):
+        """num_max_dispatch_tokens_per_rank of mode ll: the most tokens of a rank, or where its
+        rows name an expert more often than that, so many."""
+        named = max(int(np.bincount(idx[idx >= 0], minlength=1).max()) for idx in self.topk_idxs)
+        return max(1, named, *map(len, self.topk_idxs))
+
     def cast(self, dtype):
         """The job with rows of "bf16" or "fp8"; ValueError where there can be none."""
         settings = replace(self.settings, dtype=dtype)
         settings.check_rows()
-        combine = settings.combine or ("pull" if dtype == "bf16" else "push")
-        settings = replace(settings, combine=combine)
-        if dtype == self.settings.dtype:
-            return replace(self, settings=settings)
-        xs = [reference.per_token_cast_to_fp8(x) if dtype == "fp8"
-              else reference.per_token_cast_back(*x) for x in self.xs]
-        return replace(self, settings=settings, xs=xs)
+        if settings.mode == "ll":
+            reduce = settings.reduce or default_reduce(settings.num_ranks, settings.num_topk)
+            settings = replace(settings, reduce=reduce)
+        else:
+            combine = settings.combine or ("pull" if dtype == "bf16" else "push")
+            settings = replace(settings, combine=combine)
+        return replace(self, settings=settings, xs=[_as_rows(x, settings) for x in self.xs])
 
     def save(self, path):
         """Write rows, choices and weights to a file that `input` takes."""
         jobfile.save(path, jobfile.JobArrays(self.xs, self.topk_idxs, self.topk_weights,
                                              self.settings.num_experts))
+
+
+def _as_rows(x, settings):
+    """Rows of either dtype as the calls of `settings` take them."""
+    wants_pair = settings.dtype == "fp8" and settings.mode == "normal"
+    if isinstance(x, tuple) == wants_pair:
+        return x
+    return reference.per_token_cast_to_fp8(x) if wants_pair else reference.per_token_cast_back(*x)
 
 
 def prepare(settings):

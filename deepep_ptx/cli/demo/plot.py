@@ -4,12 +4,14 @@
 import numpy as np
 
 from deepep_ptx.cli import picture
-from deepep_ptx.cli.demo.ranks import dispatch_row_bytes
 from deepep_ptx.cli.demo.report import counted
+from deepep_ptx.cli.demo.rows import dispatch_row_bytes
 from deepep_ptx.cli.picture import INK
 
 MOST_NUMBERED = 16  # ranks whose cells have their numbers written in
 BAR_COLOURS = ("#35608d", "#7fa6cf")    # of a rank's experts, in turn
+SENT_BACK = {"pull": "as many", "push": "as many", "exact": "a row for each choice",
+             "rank": "as many, of FP32 sums"}
 
 
 def draw(report, path):
@@ -39,7 +41,8 @@ def _traffic(figure, axes, report):
     num_ranks, most = len(rows), max(1, rows.max())
     unit, unit_bytes = ("MB", 1e6) if most * row_bytes >= 1e5 else ("kB", 1e3)
     image = axes.imshow(rows, cmap="viridis", vmin=0, vmax=most)
-    axes.set_title("Rows dispatched (combine sends as many back)", fontsize=11)
+    axes.set_title(f"Rows dispatched (combine sends back {SENT_BACK[report.settings.way]})",
+                   fontsize=11)
     axes.set_xlabel("to rank (framed: rows that stay on their rank)")
     axes.set_ylabel("from rank")
     ticks = np.arange(0, num_ranks, -(-num_ranks // MOST_NUMBERED))

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""What every rank does: layout, dispatch, experts, combine."""
+"""What every rank does: dispatch, experts, combine."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from deepep_ptx import Buffer, reference
-from deepep_ptx.cli.demo.verdict import mismatches, named_rows
+from deepep_ptx import Buffer
+from deepep_ptx.cli.demo import times
+from deepep_ptx.cli.demo.low_latency import LowLatencyCalls
+from deepep_ptx.cli.demo.normal import NormalCalls
+from deepep_ptx.cli.demo.traffic import Traffic
+from deepep_ptx.cli.demo.verdict import mismatches
 from deepep_ptx.emu.coverage import not_executed
 
-ARENA_LINE = 128  # bytes: sizes of the arena are multiples of it
+CALLS = {"normal": NormalCalls, "ll": LowLatencyCalls}      # mode -> calls of a rank
 PHASES = ("dispatch", "experts", "combine")
 
 
@@ -18,12 +22,12 @@ PHASES = ("dispatch", "experts", "combine")
 class RankOutput:
     """What one rank got from the buffer, copied out of the arena, and what it cost.
 
-    seconds: of the phases that were run.
+    seconds, instructions: of the phases that were run; of `PHASES` "dispatch" has the layout.
     """
 
     arrays: dict
     num_tokens: int        # of its own
-    num_tokens_per_rank: np.ndarray
+    traffic: Traffic
     seconds: dict          # phase -> (start, end), time.perf_counter
     counters: dict         # empty on GPUs
     symbols: tuple
@@ -31,57 +35,44 @@ class RankOutput:
     arch: str
     virtual_ns: int | None # None on GPUs
     not_executed: list | None      # lines, of the whole run, on rank 0; see `emu.coverage`
+    instructions: dict = field(default_factory=dict)    # phase -> warp instructions; {} on GPUs
+    rounds_us: dict = field(default_factory=dict)       # phase -> microseconds, see `times`
 
 
-def rank_main(comm, job, wanted, bar):
+def rank_main(comm, job, wanted, bar, timed_rounds):
     """Run one rank of `run_ranks`; returns its `RankOutput`.  `bar` moves once for each phase.
 
     wanted: each rank's arrays by the reference.  Where those of dispatch are wrong on any rank,
     nothing goes on with them: `arrays` are those of dispatch alone then.
+    timed_rounds: how often dispatch and combine are timed on GPUs, behind the rest.
     """
-    settings = job.settings
-    topk_idx = job.topk_idxs[comm.rank]
-    seconds = {}
+    settings, executor = job.settings, comm.executor
+    calls_of = CALLS[settings.mode]
+    seconds, instructions = {}, {}
 
-    def timed(phase, work):
+    def timed(phase, work, *args):
         comm.barrier()
+        before = executor.counters()
         started = time.perf_counter()
-        result = work()
+        result = work(*args)
         seconds[phase] = (started, time.perf_counter())
+        if before:
+            instructions[phase] = (executor.counters()["warp_instructions"]
+                                   - before["warp_instructions"])
         bar.update()
         return result
 
-    with Buffer(comm, arena_limit_bytes=arena_bytes(job) or None,
-                policy=settings.policy) as buffer:
-        def dispatch():
-            num_tokens_per_rank, _, num_tokens_per_expert, is_token_in_rank, _ = \
-                buffer.get_dispatch_layout(topk_idx, settings.num_experts)
-            symbols = buffer.last_launch
-            received = buffer.dispatch(
-                job.xs[comm.rank], num_tokens_per_rank=num_tokens_per_rank,
-                is_token_in_rank=is_token_in_rank, num_tokens_per_expert=num_tokens_per_expert,
-                topk_idx=topk_idx, topk_weights=job.topk_weights[comm.rank],
-                num_worst_tokens=job.num_worst_tokens)
-            return symbols + buffer.last_launch, num_tokens_per_rank, *received
-
-        (symbols, num_tokens_per_rank, recv_x, recv_topk_idx, recv_topk_weights, per_expert,
-         handle, _) = timed("dispatch", dispatch)
-        rows = slice(int(handle[0][-1, comm.rank]))     # those received
-        arrays = {
-            "rank_prefix_matrix": np.array(handle[0]),
-            "recv_src_idx": handle.recv_src_idx[rows].copy(),
-            "recv_topk_idx": recv_topk_idx.copy(),
-            "recv_topk_weights": recv_topk_weights[rows].copy(),
-            **{name: array.copy() for name, array in named_rows(recv_x, rows).items()},
-            "num_recv_tokens_per_expert_list": np.array(per_expert, dtype=np.int64),
-        }
+    with Buffer(comm, policy=settings.policy, **calls_of.buffer_options(job)) as buffer:
+        calls = calls_of(comm, buffer, job, HostArrays())
+        received = timed("dispatch", calls.dispatch)
+        symbols, arrays = received.symbols, calls.arrays(received)
+        traffic, rounds_us = calls.traffic(received, arrays), {}
 
         def output():
-            executor = comm.executor
             return RankOutput(
                 arrays=arrays,
-                num_tokens=len(topk_idx),
-                num_tokens_per_rank=np.array(num_tokens_per_rank),
+                num_tokens=len(job.topk_idxs[comm.rank]),
+                traffic=traffic,
                 seconds=seconds,
                 counters=executor.counters(),
                 symbols=symbols,
@@ -89,54 +80,37 @@ def rank_main(comm, job, wanted, bar):
                 arch=executor.arch,
                 virtual_ns=executor.now,
                 not_executed=not_executed(executor) if comm.rank == 0 else None,
+                instructions=instructions,
+                rounds_us=rounds_us,
             )
 
         if any(comm.allgather(mismatches(comm.rank, arrays, wanted[comm.rank]) != [])):
             return output()
 
         def experts():
-            x = tuple(part[rows] for part in recv_x) if isinstance(recv_x, tuple) else recv_x[rows]
-            y = job.experts.apply(x, recv_topk_idx[rows], arrays["recv_topk_weights"],
-                                  comm.rank * job.num_local_experts)
-            if settings.combine == "pull":
-                recv_x[rows] = y
-                return recv_x, recv_topk_weights
-            pushed = np.zeros((len(recv_topk_idx), settings.hidden), dtype=y.dtype)
-            pushed[rows] = y
-            return pushed, recv_topk_weights.copy()
+            y = calls.experts(received)
+            return y, calls.placed(received, y)
 
-        y, weights = timed("experts", experts)
-        combined_x, combined_topk_weights, _ = timed(
-            "combine", lambda: buffer.combine(y, handle, topk_weights=weights))
-        arrays["combined_x"] = np.array(combined_x)
-        arrays["combined_topk_weights"] = np.array(combined_topk_weights)
+        y, placed = timed("experts", experts)
+        combined = timed("combine", calls.combine, received, placed)
+        arrays |= {name: np.array(array) for name, array in combined.items()}
         symbols += buffer.last_launch
+        if timed_rounds and executor.keeps_time:
+            rounds_us = times.measured(comm, buffer, job, calls_of, y, timed_rounds)
         return output()
 
 
-def dispatch_row_bytes(settings):
-    """Bytes of a row's payload there, scales included."""
-    if settings.dtype == "fp8":
-        return settings.hidden + settings.hidden // reference.FP8_GROUP * 4
-    return combine_row_bytes(settings)
+class HostArrays:
+    """NumPy's arrays as they are, for calls on the default stream."""
 
+    stream = None
 
-def combine_row_bytes(settings):
-    """Bytes of a row's payload back: always bfloat16."""
-    return settings.hidden * reference.BF16_BYTES
+    @staticmethod
+    def give(array):
+        """The array itself."""
+        return array
 
-
-def arena_bytes(job):
-    """The arena of worst-case mode, in which nobody waits for it to grow; else 0: it grows.
-
-    Room for the result and for the rows that combine may be sent, in which a token has one row
-    per rank at most, each array on lines of its own.
-    """
-    settings = job.settings
-    if not settings.worst:
-        return 0
-    extra = 12 * settings.num_topk + 4      # index, weight and source of a row
-    staged = max(map(len, job.topk_idxs)) * min(settings.num_ranks, settings.num_topk)
-    nbytes = (job.num_worst_tokens * (dispatch_row_bytes(settings) + extra)
-              + staged * (combine_row_bytes(settings) + extra))
-    return (-(-nbytes // ARENA_LINE) + 8) * ARENA_LINE
+    @staticmethod
+    def store(array, rows):
+        """Copy `rows` over the first of `array`."""
+        array[:len(rows)] = rows

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
 """What a run did, as numbers and as the table that the command prints."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from deepep_ptx.cli.demo.ranks import PHASES, combine_row_bytes, dispatch_row_bytes
+from deepep_ptx.cli.demo.ranks import PHASES
 from deepep_ptx.cli.demo.settings import Settings
 from deepep_ptx.cli.demo.verdict import Mismatch
 from deepep_ptx.emu.coverage import brief, paragraphs
+
+MODE_LINE = "mode          low latency: low_latency_dispatch and low_latency_combine"
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,11 @@ class RankFigures:
 class DemoReport:
     """What `run` found.  `str(report)` is the table that the command prints.
 
-    traffic: int64 [R, R], [s, d] = rows that rank s sent to rank d; combine sends as many back.
+    traffic: int64 [R, R], [s, d] = rows that rank s sent to rank d.
     expert_load: int64 [E], choices that arrived for each expert.
+    payload_bytes: of rows that went to other ranks and came back from them.
+    instructions: phase -> warp instructions of all ranks; {} on GPUs.
+    median_us: phase -> median of the calls that were timed, of the slowest rank; {} if none was.
     """
 
     settings: Settings
@@ -47,6 +51,9 @@ class DemoReport:
     wall_s: dict                # phase -> seconds, of those that were run
     not_executed: list | None   # lines of the kernels that ran, see `emu.coverage`; None on GPUs
     mismatches: list[Mismatch] = field(default_factory=list)
+    payload_bytes: int = 0
+    instructions: dict = field(default_factory=dict)
+    median_us: dict = field(default_factory=dict)
 
     def lines_not_executed(self):
         """Lines of text; none on GPUs."""
@@ -86,7 +93,6 @@ class DemoReport:
 
 def make_report(job, outputs, mismatches, check_s):
     """The `DemoReport` of a run's outputs."""
-    prefix = outputs[0].arrays["rank_prefix_matrix"].astype(np.int64)
     wall_s = {phase: max(o.seconds[phase][1] for o in outputs)
               - min(o.seconds[phase][0] for o in outputs)
               for phase in PHASES if phase in outputs[0].seconds}
@@ -95,41 +101,37 @@ def make_report(job, outputs, mismatches, check_s):
         executor=outputs[0].executor,
         arch=outputs[0].arch,
         symbols=outputs[0].symbols,
-        ranks=[figures(rank, output, job.settings) for rank, output in enumerate(outputs)],
-        traffic=np.diff(prefix, axis=0, prepend=0),
-        expert_load=np.concatenate([
-            np.bincount(_experts(output, job.settings), minlength=job.num_local_experts)
-            for output in outputs]),
+        ranks=[figures(rank, output) for rank, output in enumerate(outputs)],
+        traffic=np.stack([output.traffic.recv_from for output in outputs], axis=1),
+        expert_load=np.concatenate([output.traffic.expert_load for output in outputs]),
         vocabulary_size=job.vocabulary_size,
         virtual_ns=(None if outputs[0].virtual_ns is None
                     else max(output.virtual_ns for output in outputs)),
         wall_s={**wall_s, "check": check_s},
         not_executed=outputs[0].not_executed,
         mismatches=mismatches,
+        payload_bytes=sum(int(np.delete(output.traffic.payload_from, rank).sum())
+                          for rank, output in enumerate(outputs)),
+        instructions={phase: sum(output.instructions[phase] for output in outputs)
+                      for phase in outputs[0].instructions},
+        median_us={phase: float(np.median(np.max([o.rounds_us[phase] for o in outputs], axis=0)))
+                   for phase in outputs[0].rounds_us},
     )
 
 
-def _experts(output, settings):
-    """What a rank's rows chose of its experts; of a wrong dispatch they may be any numbers."""
-    idx = output.arrays["recv_topk_idx"]
-    return idx[(idx >= 0) & (idx < settings.num_experts // settings.num_ranks)]
-
-
-def figures(rank, output, settings):
+def figures(rank, output):
     """`RankFigures` of a rank's output."""
-    hits = Counter(_experts(output, settings).tolist())
-    num_recv = len(output.arrays["recv_x"])
-    counters = output.counters
+    traffic, counters = output.traffic, output.counters
     return RankFigures(
         rank=rank,
         num_tokens=output.num_tokens,
-        num_sent=int(output.num_tokens_per_rank.sum()),
-        num_recv=num_recv,
-        num_experts_hit=len(hits),
-        busiest_share=max(hits.values(), default=0) / max(1, hits.total()),
+        num_sent=traffic.num_sent,
+        num_recv=int(traffic.recv_from.sum()),
+        num_experts_hit=int(np.count_nonzero(traffic.expert_load)),
+        busiest_share=float(traffic.expert_load.max() / max(1, traffic.expert_load.sum())),
         warp_instructions=counters.get("warp_instructions"),
         wire_bytes=total([counters.get("peer_store_bytes"), counters.get("peer_load_bytes")]),
-        logical_bytes=num_recv * (dispatch_row_bytes(settings) + combine_row_bytes(settings)),
+        logical_bytes=int(traffic.payload_from.sum()),
     )
 
 
@@ -204,7 +206,7 @@ def _summary(report):
     pace = ""
     if report.executor == "emu":
         pace = f"; {report.ns_per_warp_instruction:.1f} ns per warp instruction"
-    took = ", ".join(f"{f'combine ({s.combine})' if phase == 'combine' else phase} {wall:.2f} s"
+    took = ", ".join(f"{f'combine ({s.way})' if phase == 'combine' else phase} {wall:.2f} s"
                      for phase, wall in wall_s.items())
     lines = [
         f"executor      {executor_line(report)}",
@@ -215,6 +217,8 @@ def _summary(report):
     if report.virtual_ns is not None:
         lines.insert(2, f"virtual time  {report.virtual_ns / 1e3:.1f} us (the CPU executor's "
                         "clock, no GPU's)")
+    if s.mode == "ll":
+        lines.insert(1, MODE_LINE)
     if s.dtype == "fp8":
         lines.insert(1, "rows          fp8 (e4m3) with a float32 scale per 128 elements, back in "
                         "bf16")

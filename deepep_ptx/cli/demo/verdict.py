@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepep_ptx import reference
-
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -42,35 +40,6 @@ def mismatches(rank, arrays, wanted):
     """The first `Mismatch` of each of a rank's `arrays` that differs from its like in `wanted`."""
     found = [compare(rank, name, array, wanted[name]) for name, array in arrays.items()]
     return [mismatch for mismatch in found if mismatch]
-
-
-def expected(job):
-    """Each rank's arrays by the reference, name -> array."""
-    received = reference.dispatch(job.xs, job.topk_idxs, job.topk_weights,
-                                  job.settings.num_experts, job.num_worst_tokens)
-    ys = [job.experts.apply(r.recv_x, r.recv_topk_idx, r.recv_topk_weights,
-                            r.rank * job.num_local_experts) for r in received]
-    combined = reference.combine(ys, received, [r.recv_topk_weights for r in received])
-    for r, (combined_x, combined_topk_weights) in zip(received, combined, strict=True):
-        rows = slice(r.num_recv)
-        yield {
-            "rank_prefix_matrix": r.rank_prefix_matrix,
-            "recv_src_idx": r.recv_src_idx[rows],
-            "recv_topk_idx": r.recv_topk_idx,
-            "recv_topk_weights": r.recv_topk_weights[rows],
-            **named_rows(r.recv_x, rows),
-            "num_recv_tokens_per_expert_list":
-                np.array(r.num_recv_tokens_per_expert_list, dtype=np.int64),
-            "combined_x": combined_x,
-            "combined_topk_weights": combined_topk_weights,
-        }
-
-
-def named_rows(recv_x, rows):
-    """Rows of recv_x as {"recv_x": ...}, and "recv_scales" where it is a pair."""
-    if isinstance(recv_x, tuple):
-        return {"recv_x": recv_x[0][rows], "recv_scales": recv_x[1][rows]}
-    return {"recv_x": recv_x[rows]}
 
 
 def compare(rank, name, got, want):
