@@ -7,7 +7,7 @@ import math
 import warnings
 
 from . import config as configs
-from . import leaving, select, tuning_files
+from . import leaving, poison, select, tuning_files
 from ._arguments import (
     Placement,
     check_experts,
@@ -154,6 +154,7 @@ class Buffer(LowLatencyCalls):
             check_int(num_qps_per_rank, "num_qps_per_rank", 1)
             timeout_ns(timeout_s)
             knobs = check_knobs(stages=stages, stage_bytes=stage_bytes)
+            self._poisons = poison.is_asked_for()
             executor = group.executor
             self.tuning = tuning_files.find(tuning, executor.device_name, group.size,
                                             executor.arch)
@@ -184,6 +185,8 @@ class Buffer(LowLatencyCalls):
                                                    timeout_ns(timeout_s), kernels)
         core = self._symmetric.core
         leaving.forget(group)
+        if self._poisons:
+            core.poison_slots()
         # Every CTA of a call may wait for its own grid's and for other ranks, so those of all ranks
         # that share a GPU must fit on it together.
         resident = core.max_ctas()

@@ -49,6 +49,7 @@ struct ep_buffer {
     int       unseen;            /* calls were made since the host last looked                  */
     int       may_grow;          /* the newest call, and no other, found no room                */
     int       lands;             /* it cannot grow: results for which nothing is free land         */
+    int       poisons;           /* slots that die are filled with EP_POISON                    */
     int       wants_room;        /* it grows, and a result had to land since it last did           */
     uint64_t  host_abort;        /* like control.abort, where the device could not be told      */
     void     *graph;             /* of the running call, NULL when it is not captured           */

@@ -112,11 +112,34 @@ static int order_after(struct ep_buffer *b, void *const streams[2])
     return 1;
 }
 
+/* Of a slot whose last use is behind the buffer's stream, with `order` held and the buffer open.  What
+ * a graph keeps is not free.  A device on which the fill fails fails the next call. */
+static void poison(struct ep_buffer *b, const struct ep_block *slot)
+{
+    pthread_mutex_lock(&b->lock);
+    int is_kept = slot->used > 1;
+    ep_dptr_t address = b->arena.segment[slot->segment].base + slot->offset;
+    pthread_mutex_unlock(&b->lock);
+    if (!is_kept)
+        b->exec->fill(b->exec->self, address, EP_POISON, slot->bytes, b->stream);
+}
+
+void ep_buffer_poison_slots(struct ep_buffer *b)
+{
+    b->poisons = 1;
+}
+
 void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const streams[2],
                       int lasting)
 {
     pthread_mutex_lock(&b->order);
-    int ordered = note_last_use(b, streams, lasting) || order_after(b, streams);
+    int ordered = (!b->poisons && note_last_use(b, streams, lasting)) || order_after(b, streams);
+    if (ordered && b->poisons && !b->closed) {
+        poison(b, slot);
+        /* A graph that gets the extent may be replayed there: nothing else orders it behind the fill. */
+        for (int i = 0; i < 2; i++)
+            b->exec->stream_wait(b->exec->self, streams[i], b->stream);
+    }
     if (!ordered) {
         pthread_mutex_lock(&b->lock);
         slot->streams[0] = streams[0];
@@ -128,6 +151,17 @@ void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const st
     pthread_mutex_unlock(&b->order);
     if (ordered)
         ep_slots_release(b, slot);
+}
+
+void ep_buffer_give_back(struct ep_buffer *b, struct ep_block *slot)
+{
+    if (b->poisons) {
+        pthread_mutex_lock(&b->order);
+        if (!b->closed && !is_captured(b, b->stream))
+            poison(b, slot);
+        pthread_mutex_unlock(&b->order);
+    }
+    ep_slots_release(b, slot);
 }
 
 void ep_order_release_retired(struct ep_buffer *b)

@@ -69,11 +69,6 @@ void ep_slots_release(struct ep_buffer *b, struct ep_block *block)
         b->exec->free(b->exec->self, idle, NULL);
 }
 
-void ep_buffer_give_back(struct ep_buffer *b, struct ep_block *slot)
-{
-    ep_slots_release(b, slot);
-}
-
 void ep_slots_close(struct ep_buffer *b)
 {
     for (uint32_t i = 0; i < EP_MAX_SEGMENTS; i++) {

@@ -45,6 +45,7 @@ from deepep_ptx._core cimport (
     ep_buffer_max_ctas,
     ep_buffer_may_grow,
     ep_buffer_most_stage_bytes,
+    ep_buffer_poison_slots,
     ep_buffer_reserve,
     ep_buffer_retire,
     ep_buffer_segment,
@@ -209,6 +210,10 @@ cdef class CoreBuffer:
         """Whether a result for which nothing is free lands, to be copied out, though the host
         waits: in an arena that cannot grow now."""
         ep_buffer_land_results(self.core, lands)
+
+    def poison_slots(self):
+        """From now on slots that die are filled with bytes of 255."""
+        ep_buffer_poison_slots(self.core)
 
     def make_landing(self, uint64_t nbytes):
         """Whether landing has at least `nbytes`, once what is free has been taken for it."""

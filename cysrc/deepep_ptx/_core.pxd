@@ -194,6 +194,7 @@ cdef extern from "deepep_ptx/deepep_ptx.h" nogil:
     void ep_buffer_drop_segment(ep_buffer *b, uint32_t index)
     int ep_buffer_make_landing(ep_buffer *b, uint64_t bytes, int *made)
     void ep_buffer_land_results(ep_buffer *b, int lands)
+    void ep_buffer_poison_slots(ep_buffer *b)
     void ep_buffer_segment(const ep_buffer *b, uint32_t index, ep_extent *out)
     bint ep_buffer_find(const ep_buffer *b, uint64_t view, uint64_t bytes, ep_extent *out)
 

@@ -5,7 +5,7 @@ import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deepep_ptx import select, tuning, tuning_files
+from deepep_ptx import poison, select, tuning, tuning_files
 from deepep_ptx.errors import TuningError
 
 WARNING, PROBLEM = "warning", "problem"
@@ -142,6 +142,14 @@ VARIABLES = (
         "cuda where a GPU is usable, else emu",
         "at each run_ranks; by demo and info",
         _one_of("emu", "cuda")),
+    Variable(
+        poison.VARIABLE,
+        "a debug mode: 1 fills memory of results that have died with bytes of 255, NaN or -1 for "
+        "whoever still reads it",
+        "0 or 1",
+        "0",
+        "when a Buffer is made",
+        _one_of("0", "1")),
     Variable(
         "CUDA_VISIBLE_DEVICES",
         "which GPUs there are, and in which order they are counted",

@@ -164,6 +164,11 @@ void ep_buffer_retire(struct ep_buffer *b, struct ep_block *slot, void *const st
                       int lasting);
 /* Gives a slot back whose last use is behind the buffer's stream already, or over.  Likewise. */
 void ep_buffer_give_back(struct ep_buffer *b, struct ep_block *slot);
+/* A debug mode, before the first call: slots that are given back are filled with bytes of EP_POISON,
+ * behind their last use as far as it was told.  Not those that a graph keeps, or that are given back
+ * while the buffer's stream is captured. */
+#define EP_POISON 0xff           /* NaN of bfloat16 and E4M3, and -1                            */
+void ep_buffer_poison_slots(struct ep_buffer *b);
 
 /* -- state ---------------------------------------------------------------------------------- */
 
