@@ -17,18 +17,21 @@ def measured(comm, buffer, job, calls_of, y, rounds):
     """
     machine = machine_of(comm.executor)
     calls = calls_of(comm, buffer, job, machine)
-    found = {"dispatch": [], "combine": []}
+
+    def times_of(call, align):
+        found = []
+        for _ in range(WARMUP + rounds):
+            comm.barrier()
+            found.append(machine.measure_whole(align, call)[1].us)      # the results are gone
+        return found[WARMUP:]
+
     with collected(), calls.aligner(TIMEOUT_S) as align:
+        found = {"dispatch": times_of(calls.dispatch, align)}
+        # Held from here on only: an arena of worst-case mode has room for one result.
         comm.barrier()
         received = calls.dispatch()
         placed = calls.placed(received, y)
-        work = {"dispatch": calls.dispatch, "combine": lambda: calls.combine(received, placed)}
-        for number in range(WARMUP + rounds):
-            for phase, call in work.items():
-                comm.barrier()
-                us = machine.measure_whole(align, call)[1].us   # the results are gone
-                if number >= WARMUP:
-                    found[phase].append(us)
+        found["combine"] = times_of(lambda: calls.combine(received, placed), align)
         machine.synchronize()
         comm.barrier()      # what frees memory waits for kernels of ranks that share the GPU
     return found
