@@ -732,7 +732,7 @@ def test_compared_dtypes_of_low_latency():
     assert report.errors["bf16"].rms < 0.01 < report.errors["fp8"].rms < 0.1
     bf16, fp8 = report.reports["bf16"], report.reports["fp8"]
     assert bf16.payload_bytes > fp8.payload_bytes and bf16.wire_bytes > fp8.wire_bytes
-    assert bf16.instructions["combine"] == fp8.instructions["combine"] > 0
+    assert bf16.instructions["combine"] > 0 and fp8.instructions["combine"] > 0
     lines = str(report).splitlines()
     for line, dtype in zip(lines[3:5], demo.DTYPES, strict=True):
         one = report.reports[dtype]
@@ -760,7 +760,7 @@ class TimedMachine(machine.Emu):
         result = call()
         self.num_calls += 1
         assert result, "the call is made"
-        is_combine = "combined_x" in result if isinstance(result, dict) else False
+        is_combine = isinstance(result, dict)
         number = self.num_calls - is_combine * (times.WARMUP + 5) - times.WARMUP
         us = 1e9 if number <= 0 else 100.0 * self.comm.rank + number + 20 * is_combine
         return result, machine.Timing(us, False)
