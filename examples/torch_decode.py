@@ -282,7 +282,8 @@ def torchrun_main(path):
     torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl")
     rank, num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    with Buffer(torch.distributed.group.WORLD, low_latency_mode=True) as buffer:
+    with torch.cuda.stream(torch.cuda.Stream()), \
+            Buffer(torch.distributed.group.WORLD, low_latency_mode=True) as buffer:
         tokens, same, found = run(buffer, device, GPU_SIZES)
     torch.distributed.destroy_process_group()
     print(f"rank {rank}: {tokens} tokens, {'bit-exact' if same else 'WRONG'}", flush=True)
