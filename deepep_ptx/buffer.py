@@ -45,6 +45,7 @@ from .room import Room
 from .tuning import tuned_variants
 
 DEFAULT_SMS = configs.DEFAULT_SMS
+_SHRINK = "_shrink"             # kernels in whose calls ranks may be masked, by how they end
 MAX_ARENA_BYTES = 1 << 48       # no address space of a GPU or a process has more
 
 
@@ -92,7 +93,9 @@ class Buffer(LowLatencyCalls):
             effect inside one NVLink domain.
         explicitly_destroy: the user calls `destroy()`; without it an unreachable buffer frees
             what is its own; the others must not be in a call with it any more.
-        enable_shrink: False in this release: ranks cannot be masked.
+        enable_shrink: low-latency calls mask a rank that does not come within `timeout_s`, or has
+            aborted, and go on without it, see `low_latency_update_mask_buffer`; without it they
+            raise.  The same on all ranks; only with low_latency_mode.
         policy: form of payload loads: "fast", "safe", "aggressive", a policy or a variant's
             symbol, or "bulk"; None: DEEPEP_PTX_POLICY, then DISABLE_AGGRESSIVE_PTX_INSTRS, then
             "fast".
@@ -116,9 +119,9 @@ class Buffer(LowLatencyCalls):
     Raises:
         ValueError, TypeError: an argument out of range; the text begins with its name.
         TuningError: a tuning file that was named does not fit.
-        NotImplementedError: num_rdma_bytes without low_latency_mode; enable_shrink.
-        RankMismatchError: one rank limits the arena and another does not; low_latency_mode or
-            reduce differ.
+        NotImplementedError: num_rdma_bytes without low_latency_mode.
+        RankMismatchError: one rank limits the arena and another does not; low_latency_mode,
+            enable_shrink or reduce differ.
         DeepEPError: another rank failed; it is named.
     """
 
@@ -136,16 +139,16 @@ class Buffer(LowLatencyCalls):
 
         def check():
             nonlocal knobs, num_nvl_bytes, num_rdma_bytes, arena_limit_bytes, explicitly_destroy
-            nonlocal low_latency_mode
+            nonlocal low_latency_mode, enable_shrink
             explicitly_destroy = as_bool(explicitly_destroy, "explicitly_destroy")
-            if as_bool(enable_shrink, "enable_shrink"):
-                raise NotImplementedError("enable_shrink: must be False, ranks cannot be masked in "
-                                          "this release")
             num_nvl_bytes, arena_limit_bytes = _checked_arena(num_nvl_bytes, arena_limit_bytes)
             if not (zero_copy is None or isinstance(zero_copy, (bool, int))):
                 raise TypeError("zero_copy: must be True, False or None, got "
                                 f"{type(zero_copy).__name__}")
             low_latency_mode = as_bool(low_latency_mode, "low_latency_mode")
+            enable_shrink = as_bool(enable_shrink, "enable_shrink")
+            if enable_shrink and not low_latency_mode:
+                raise ValueError("enable_shrink: must be False without low_latency_mode")
             num_rdma_bytes = check_int(num_rdma_bytes, "num_rdma_bytes", 0, MAX_ARENA_BYTES)
             if num_rdma_bytes and not low_latency_mode:
                 raise NotImplementedError("num_rdma_bytes: must be 0 without low_latency_mode, all "
@@ -165,22 +168,22 @@ class Buffer(LowLatencyCalls):
             if self.tuning is not None and not select.is_policy_requested(policy):
                 self.variants = tuned_variants(self.variants, self.tuning, choose)
             self._symmetric = Symmetric(group)
-            return low_latency_mode
+            return low_latency_mode, enable_shrink
 
         # No rank waits for one whose arguments were refused.
-        _check_same(group, "low_latency_mode", all_or_none(group, check))
+        _check_same(group, ("low_latency_mode", "enable_shrink"), all_or_none(group, check))
         self.rank = group.rank
         self.group_size = group.size
         self.num_nvl_bytes = num_nvl_bytes
         self.num_rdma_bytes = num_rdma_bytes
         self.low_latency_mode = low_latency_mode
         self.explicitly_destroy = explicitly_destroy
-        self.enable_shrink = False
+        self.enable_shrink = enable_shrink
         self.timeout_s = timeout_s
         self.zero_copy = None if zero_copy is None else bool(zero_copy)
         self.arena_limit_bytes = arena_limit_bytes
-        kernels = {name: (variant, select.read_text(variant))
-                   for name, variant in self.variants.items()}
+        kernels = {place: (variant, select.read_text(variant))
+                   for place, variant in _places(self.variants, enable_shrink).items()}
         self._ranks_here = self._symmetric.connect(self.num_nvl_bytes, self.arena_limit_bytes or 0,
                                                    timeout_ns(timeout_s), kernels)
         core = self._symmetric.core
@@ -203,6 +206,8 @@ class Buffer(LowLatencyCalls):
         is_thread = getattr(group.executor, "world", None) is not None
         self._launcher = Launcher(core, self._in_flight, self._results, self._max_sms,
                                   self._ranks_here, is_thread)
+        if enable_shrink:
+            core.shrink()
         self._start_low_latency(reduce, num_rdma_bytes)
 
     def __repr__(self):
@@ -210,6 +215,8 @@ class Buffer(LowLatencyCalls):
         of = f"rank {known.get('rank')} of {known.get('group_size')}"
         if known.get("low_latency_mode"):
             of += f", low latency, reduce={self.reduce if '_agreement' in known else None!r}"
+        if known.get("enable_shrink"):
+            of += ", enable_shrink"
         return f"<{type(self).__name__} of {of}>"
 
     # -- growth, end ---------------------------------------------------------------------------
@@ -768,15 +775,26 @@ class Buffer(LowLatencyCalls):
         return combined_x, combined_weights, event
 
 
-def _check_same(group, argument, values):
-    """What each rank has given, a bool, is the same; they all raise alike."""
-    for rank, value in enumerate(values):
-        if type(value) is not bool:
-            raise group.refusal(f"{value!r} of rank {rank}, which is in another collective")
-        if value != values[0]:
-            raise RankMismatchError(
-                f"{argument}: rank 0 has {values[0]}, rank {rank} has {value}; it must be equal on "
-                "all ranks", argument=argument, ranks=(0, rank), values=(values[0], value))
+def _places(variants, enable_shrink):
+    """Name of a call's kernel -> the variant that runs there."""
+    plain = {name: variant for name, variant in variants.items() if not name.endswith(_SHRINK)}
+    if not enable_shrink:
+        return plain
+    return plain | {name.removesuffix(_SHRINK): variant for name, variant in variants.items()
+                    if name.endswith(_SHRINK)}
+
+
+def _check_same(group, arguments, everybody):
+    """What each rank has given for each argument, a bool, is the same; they all raise alike."""
+    for rank, values in enumerate(everybody):
+        if not (type(values) is tuple and len(values) == len(arguments)
+                and all(type(value) is bool for value in values)):
+            raise group.refusal(f"{values!r} of rank {rank}, which is in another collective")
+        for argument, first, value in zip(arguments, everybody[0], values, strict=True):
+            if value != first:
+                raise RankMismatchError(
+                    f"{argument}: rank 0 has {first}, rank {rank} has {value}; it must be equal on "
+                    "all ranks", argument=argument, ranks=(0, rank), values=(first, value))
 
 
 def _checked_arena(num_nvl_bytes, limit):

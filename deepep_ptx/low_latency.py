@@ -6,6 +6,7 @@ from ._limits import MAX_HIDDEN, MAX_RANKS, MAX_TOKENS, MAX_TOPK
 from ._low_latency import GROUP, REDUCTIONS, Shape
 from ._low_latency_calls import LowLatency
 from .checks import as_bool, as_int, check_int
+from .masks import MaskCalls, check_nobody_masked
 
 WORD_TOKENS = 64                # see `_low_latency.Shape`; the same on all ranks
 # Of builds of DeepEP whose combine begins while its x is being computed: their defaults.
@@ -93,6 +94,7 @@ class Agreement:
             raise ValueError("num_max_dispatch_tokens_per_rank: the first call with these numbers "
                              "of tokens, values, experts and choices is for all ranks together, "
                              "and cannot be captured; make one before the capture")
+        check_nobody_masked(self._core, "num_max_dispatch_tokens_per_rank")
         self._symmetric.ensure_low_latency(shape, shape.nbytes, call.stream)
         if self.reduce is None:
             self.reduce = default_reduce(self._num_ranks, num_topk)
@@ -100,7 +102,7 @@ class Agreement:
         return shape
 
 
-class LowLatencyCalls:
+class LowLatencyCalls(MaskCalls):
     """The low-latency half of a `Buffer`, which brings what it shares with the other half."""
 
     def _start_low_latency(self, reduce, nbytes):
@@ -169,35 +171,6 @@ class LowLatencyCalls:
             ValueError, TypeError, DeepEPError: the handle, as `low_latency_combine`.
         """
         return self._live_low_latency().combine_buffer(handle)
-
-    def low_latency_update_mask_buffer(self, rank_to_mask, mask=False):
-        """Not in this release: ranks cannot be masked.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        self._refuse_masks("low_latency_update_mask_buffer")
-
-    def low_latency_query_mask_buffer(self, mask_status):
-        """Not in this release: ranks cannot be masked.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        self._refuse_masks("low_latency_query_mask_buffer")
-
-    def low_latency_clean_mask_buffer(self):
-        """Not in this release: ranks cannot be masked.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        self._refuse_masks("low_latency_clean_mask_buffer")
-
-    def _refuse_masks(self, name):
-        self._live_core()
-        raise NotImplementedError(f"{name}: enable_shrink, which masks ranks, is not in this "
-                                  "release")
 
     def low_latency_dispatch(self, x, topk_idx, num_max_dispatch_tokens_per_rank, num_experts,
                              cumulative_local_expert_recv_stats=None,

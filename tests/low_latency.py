@@ -55,21 +55,34 @@ def assert_received(recv_x, recv_count, handle, want):
                                           np.ascontiguousarray(b[expert, :count]).view(np.uint8))
 
 
+def without_tokens(inputs, masked):
+    """The inputs of ranks that do without the tokens of the `masked` ones."""
+    return [[of_rank[:0] if rank in masked else of_rank for rank, of_rank in enumerate(of)]
+            for of in inputs]
+
+
+def without_experts(idxs, masked, num_experts):
+    """Choices of ranks that do without the experts of the `masked` ones."""
+    each = num_experts // len(idxs)
+    return [np.where(np.isin(idx // each, masked), -1, idx) for idx in idxs]
+
+
 def keep(array):
     """The array itself: of NumPy."""
     return array
 
 
 def round_trip(comm, buffer, inputs, num_experts, max_tokens, *, hook=False, async_finish=False,
-               num_sms=None, zero_copy=False, give=keep, get=keep, **cast):
+               num_sms=None, zero_copy=False, give=keep, get=keep, masked=(), came=False, **cast):
     """One dispatch and one combine of this rank, compared with the reference.
 
     zero_copy: of combine, whose x is zeros then.  give, get: an array of NumPy as one of another
-    library, and back.
+    library, and back.  masked: ranks that take no part, with `came` none in the combine.
     """
     xs, idxs, weights = inputs
     rank = comm.rank
-    want = reference.low_latency_dispatch(xs, idxs, max_tokens, num_experts, **cast)
+    sent = inputs if came else without_tokens(inputs, masked)
+    want = reference.low_latency_dispatch(*sent[:2], max_tokens, num_experts, **cast)
     keywords = {"return_recv_hook": hook, "async_finish": async_finish, "num_sms": num_sms}
     idx = give(idxs[rank])
     recv_x, count, handle, event, receive = buffer.low_latency_dispatch(
@@ -85,7 +98,8 @@ def round_trip(comm, buffer, inputs, num_experts, max_tokens, *, hook=False, asy
     out, event, receive = buffer.low_latency_combine(give(y), idx, give(weights[rank]), handle,
                                                      zero_copy=zero_copy, **keywords)
     finish(event, receive, hook, async_finish)
-    expected = reference.low_latency_combine(ys, want, idxs, weights, buffer.reduce)[rank]
+    expected = reference.low_latency_combine(
+        ys, want, without_experts(sent[1], masked, num_experts), sent[2], buffer.reduce)[rank]
     np.testing.assert_array_equal(get(out).view(np.uint16), expected.view(np.uint16))
 
 

@@ -79,7 +79,7 @@ def expect(buffer, error, text, call, *args, **kwargs):
     ({"num_nvl_bytes": 1.5}, TypeError, "num_nvl_bytes: must be an integer"),
     ({"num_nvl_bytes": True}, TypeError, "num_nvl_bytes: must be an integer"),
     ({"num_rdma_bytes": 128}, NotImplementedError, "num_rdma_bytes: "),
-    ({"enable_shrink": True}, NotImplementedError, "enable_shrink: "),
+    ({"enable_shrink": True}, ValueError, "enable_shrink: must be False without low_latency_mode"),
     ({"num_qps_per_rank": 0}, ValueError, "num_qps_per_rank: must be at least 1"),
     ({"policy": "quick"}, ValueError, "policy: unknown policy 'quick'"),
     ({"policy": 3}, TypeError, "policy: "),

@@ -233,7 +233,9 @@ def test_defaults_of_other_builds_are_taken():
 @pytest.mark.parametrize(("options", "error", "text"), [
     ({"reduce": "sum"}, ValueError, "reduce: must be 'exact', 'rank' or None, got 'sum'"),
     ({"reduce": ["rank"]}, ValueError, "reduce: must be 'exact', 'rank' or None, got ['rank']"),
-    ({"enable_shrink": True}, NotImplementedError, "enable_shrink: must be False, ranks cannot be"),
+    ({"enable_shrink": True, "low_latency_mode": False}, ValueError,
+     "enable_shrink: must be False without low_latency_mode"),
+    ({"enable_shrink": zeros(2)}, TypeError, "enable_shrink: must be True or False"),
     ({"num_rdma_bytes": 128, "low_latency_mode": False}, NotImplementedError,
      "num_rdma_bytes: must be 0 without low_latency_mode"),
     ({"num_rdma_bytes": -1}, ValueError, "num_rdma_bytes: must be in [0, "),
@@ -269,18 +271,6 @@ def test_sizes():
             assert isinstance(raised(buffer.clean_low_latency_buffer, *arguments), ValueError)
 
     on_ranks(main, num_rdma_bytes=hint(M, H, R, E, num_topk=K))
-
-
-def test_what_is_not_there_yet():
-    def main(comm, buffer):
-        for name, arguments in (("low_latency_update_mask_buffer", (0, True)),
-                                ("low_latency_query_mask_buffer", (zeros(R, np.int32),)),
-                                ("low_latency_clean_mask_buffer", ())):
-            error = raised(getattr(buffer, name), *arguments)
-            assert type(error) is NotImplementedError and str(error).startswith(f"{name}: ")
-        assert buffer.enable_shrink is False
-
-    on_ranks(main)
 
 
 def test_names_of_a_buffer():

@@ -20,9 +20,6 @@ LATER_IN_PACKAGE = {
 LATER_IN_BUFFER = {
     "internode_combine": "RDMA",
     "internode_dispatch": "RDMA",
-    "low_latency_clean_mask_buffer": "masking of ranks",
-    "low_latency_query_mask_buffer": "masking of ranks",
-    "low_latency_update_mask_buffer": "masking of ranks",
 }
 
 
@@ -40,16 +37,6 @@ def raise_missing(owner, name, later):
                          "which has DeepEP V1's normal and low-latency modes inside one NVLink "
                          "domain")
     raise AttributeError(f"{owner!r} has no attribute {name!r}")
-
-
-class Later:
-    """A method of `deepep_ptx.Buffer` that only says that it is not there: here it is missing."""
-
-    def __set_name__(self, owner, name):
-        self._name = name
-
-    def __get__(self, instance, owner):
-        raise_missing(owner.__name__, self._name, LATER_IN_BUFFER)
 
 
 def topk_idx_t():

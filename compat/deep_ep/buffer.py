@@ -50,9 +50,6 @@ class Buffer(deepep_ptx.Buffer, metaclass=_BufferNames):
                          allow_nvlink_for_low_latency_mode, allow_mnnvl, explicitly_destroy,
                          enable_shrink, **options)
 
-    low_latency_clean_mask_buffer = _names.Later()
-    low_latency_query_mask_buffer = _names.Later()
-    low_latency_update_mask_buffer = _names.Later()
 
     def __getattr__(self, name):
         _names.raise_missing(type(self).__name__, name, _names.LATER_IN_BUFFER)

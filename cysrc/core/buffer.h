@@ -36,6 +36,7 @@ struct ep_buffer {
         uint64_t  bytes;         /* of both halves                                             */
         ep_dptr_t peer[EP_MAX_RANKS];
     } ll, next_ll;               /* the second while the ranks replace the first                */
+    int       ll_shrink;         /* ranks may be masked                                         */
 
     ep_dptr_t tally;             /* of layout, zero between calls                              */
 

@@ -67,7 +67,7 @@ int ep_launch_max_ctas(const struct ep_buffer *b, uint32_t *ctas)
     for (uint32_t i = 0; i < EP_NUM_KERNELS; i++) {
         const struct ep_loaded *kernel = &b->kernel[i];
         uint32_t resident = UINT32_MAX;
-        if (ep_kernels[i].co_resident)
+        if (ep_kernels[i].co_resident && kernel->handle)
             TRY(b->exec->max_resident(b->exec->self, kernel->handle, kernel->threads,
                                       most_smem(b, kernel), &resident));
         *ctas = min_u32(*ctas, resident);

@@ -10,6 +10,8 @@
 #include "core/status.h"
 #include "core/util.h"
 
+#include <stddef.h>
+
 #define BF16_BYTES 2
 #define ROWS_AT_ONCE 2           /* of a team that takes rows, in shared memory                 */
 
@@ -178,4 +180,38 @@ int ep_buffer_ll_combine(struct ep_buffer *b, const struct ep_ll_combine_args *a
     params.ll.agree[EP_AGREE_HANDLE] = (uint32_t)a->handle;
     return end(b, &a->ll, ep_launch_call(b, &a->ll.call, EP_KERNEL_LL_COMBINE,
                                          &b->kernel[EP_KERNEL_LL_COMBINE], &params, sizeof params));
+}
+
+/* -- ranks that calls do without ---------------------------------------------------------------- */
+
+void ep_buffer_ll_shrink(struct ep_buffer *b)
+{
+    b->ll_shrink = 1;
+}
+
+int ep_buffer_ll_mask(struct ep_buffer *b, const struct ep_ll_mask_args *a)
+{
+    uint64_t ranks = ~0ull >> (64 - b->comm.num_ranks);
+    if (!b->ll_shrink || (a->mask & (~ranks | 1ull << b->comm.rank)))
+        return EP_ERR_ARGUMENT;
+    TRY(ep_call_begin(b, &a->call));
+    TRY(ep_order_begin(b, &a->call));
+    struct ep_ll_mask_params params = {.comm = b->comm, .status = a->status, .mask = a->mask};
+    int rc = ep_launch_on(b, b->stream, EP_KERNEL_LL_MASK, &b->kernel[EP_KERNEL_LL_MASK], &params,
+                          sizeof params, 1);
+    if (rc == EP_OK)
+        return a->call.flags & EP_CALL_WAIT ? ep_status_look(b, EP_UNTOLD) : ep_call_end(b, &a->call);
+    if (b->graph)
+        ep_call_end(b, &a->call);
+    return rc;
+}
+
+int ep_buffer_ll_masked(struct ep_buffer *b, uint64_t *mask)
+{
+    const struct ep_executor *exec = b->exec;
+    if (b->closed)
+        return EP_ERR_DESTROYED;
+    TRY(exec->stream_synchronize(exec->self, b->stream));
+    return exec->copy_out(exec->self, mask, b->comm.heap + offsetof(struct ep_control, masked),
+                          sizeof *mask, b->stream);
 }

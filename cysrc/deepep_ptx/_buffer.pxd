@@ -19,6 +19,7 @@ from deepep_ptx._core cimport (
     ep_layout_args,
     ep_ll_combine_args,
     ep_ll_dispatch_args,
+    ep_ll_mask_args,
     ep_ll_shape,
     ep_symmetric,
 )
@@ -52,6 +53,7 @@ cdef class CoreBuffer:
     cdef readonly uint32_t num_ranks
     cdef readonly uint32_t ll_dispatch_smem     # dynamic shared memory that it can have at most
     cdef bint grows                  # the arena
+    cdef readonly bint shrinks       # see ep_buffer_ll_shrink
     cdef list kernels                # keeps the loaded code
     cdef list symbols
     cdef dict views                  # segment -> what keeps the memory that its slots show
@@ -69,6 +71,7 @@ cdef class CoreBuffer:
     cdef int combine_with(self, const ep_combine_args *args) except -1
     cdef int ll_dispatch_with(self, const ep_ll_dispatch_args *args, uint64_t *number) except -1
     cdef int ll_combine_with(self, const ep_ll_combine_args *args) except -1
+    cdef int ll_mask_with(self, const ep_ll_mask_args *args) except -1
     cdef ep_block *take(self, uint64_t nbytes, size_t stream) except NULL
     cdef int written(self, const ep_extent *where, uint64_t nbytes) except -1
     cdef void locate_slot(self, const ep_block *block, ep_extent *out) noexcept

@@ -39,6 +39,9 @@ from deepep_ptx._core cimport (
     ep_buffer_ll_bytes,
     ep_buffer_ll_combine,
     ep_buffer_ll_dispatch,
+    ep_buffer_ll_mask,
+    ep_buffer_ll_masked,
+    ep_buffer_ll_shrink,
     ep_buffer_leave,
     ep_buffer_look,
     ep_buffer_make_landing,
@@ -71,6 +74,7 @@ from deepep_ptx._core cimport (
     ep_ll_bytes,
     ep_ll_combine_args,
     ep_ll_dispatch_args,
+    ep_ll_mask_args,
     ep_ll_shape,
     ep_ll_smem,
     ep_loaded,
@@ -134,6 +138,7 @@ cdef class CoreBuffer:
         report.rank = self.rank
         report.grows = self.grows
         report.crowded = ep_buffer_is_crowded(self.core)
+        report.shrinks = self.shrinks
         return check(code, self.executor, &report)
 
     # -- construction ------------------------------------------------------------------------------
@@ -255,6 +260,7 @@ cdef class CoreBuffer:
         report.rank = self.rank
         report.grows = self.grows
         report.crowded = ep_buffer_is_crowded(self.core)
+        report.shrinks = self.shrinks
         if report.num_records == 0:
             return None
         try:
@@ -293,6 +299,20 @@ cdef class CoreBuffer:
     def low_latency_bytes(self):
         """Bytes of low-latency memory."""
         return ep_buffer_ll_bytes(self.core)
+
+    def shrink(self):
+        """From here on low-latency calls mask a rank that does not come."""
+        self.shrinks = True
+        ep_buffer_ll_shrink(self.core)
+
+    def masked_ranks(self):
+        """Ranks that are masked, once all calls made so far have ended."""
+        cdef uint64_t mask = 0
+        cdef int code
+        with nogil:
+            code = ep_buffer_ll_masked(self.core, &mask)
+        self.raise_for(code)
+        return [rank for rank in range(64) if mask >> rank & 1]
 
     @property
     def num_segments(self):
@@ -385,6 +405,12 @@ cdef class CoreBuffer:
         cdef int code
         with nogil:
             code = ep_buffer_ll_combine(self.core, args)
+        return self.raise_for(code)
+
+    cdef int ll_mask_with(self, const ep_ll_mask_args *args) except -1:
+        cdef int code
+        with nogil:
+            code = ep_buffer_ll_mask(self.core, args)
         return self.raise_for(code)
 
     cdef int check_stage_bytes(self, uint32_t kernel, uint32_t stage_bytes) except -1:

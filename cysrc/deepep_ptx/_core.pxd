@@ -164,6 +164,11 @@ cdef extern from "deepep_ptx/deepep_ptx.h" nogil:
         ep_dptr_t wait_stats
         uint32_t cast
 
+    struct ep_ll_mask_args:
+        ep_call call
+        uint64_t mask
+        ep_dptr_t status
+
     struct ep_ll_combine_args:
         ep_ll_args ll
         ep_dptr_t x
@@ -229,6 +234,9 @@ cdef extern from "deepep_ptx/deepep_ptx.h" nogil:
     uint64_t ep_buffer_ll_bytes(const ep_buffer *b)
     int ep_buffer_ll_dispatch(ep_buffer *b, const ep_ll_dispatch_args *args, uint64_t *number)
     int ep_buffer_ll_combine(ep_buffer *b, const ep_ll_combine_args *args)
+    void ep_buffer_ll_shrink(ep_buffer *b)
+    int ep_buffer_ll_mask(ep_buffer *b, const ep_ll_mask_args *args)
+    int ep_buffer_ll_masked(ep_buffer *b, uint64_t *mask)
 
 cdef extern from "deepep_ptx/symmetric.h" nogil:
     enum:

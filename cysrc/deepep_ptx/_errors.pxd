@@ -9,7 +9,9 @@ cdef extern from "kernels.h" nogil:
         EP_KERNEL_COMBINE
         EP_KERNEL_DISPATCH
         EP_KERNEL_LL_COMBINE
+        EP_KERNEL_LL_COMBINE_SHRINK
         EP_KERNEL_LL_DISPATCH
+        EP_KERNEL_LL_DISPATCH_SHRINK
         EP_NUM_KERNELS
 
     struct ep_kernel_info:
@@ -25,6 +27,7 @@ cdef struct Report:
     uint32_t rank
     bint grows              # the arena; else it is of fixed size
     bint crowded            # see ep_buffer_is_crowded
+    bint shrinks            # see ep_buffer_ll_shrink
 
 # The one place where a result of the core or of an executor becomes an exception.
 cdef int check(int code, Executor executor, const Report *report=*) except -1

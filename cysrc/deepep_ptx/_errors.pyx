@@ -62,6 +62,10 @@ KERNELS = {ep_kernels[i].name.decode(): i for i in range(EP_NUM_KERNELS)}
 
 cdef dict KERNEL_NAMES = {index: name for name, index in KERNELS.items()}
 
+cdef frozenset LL_KERNELS = frozenset((
+    EP_KERNEL_LL_COMBINE, EP_KERNEL_LL_COMBINE_SHRINK, EP_KERNEL_LL_DISPATCH,
+    EP_KERNEL_LL_DISPATCH_SHRINK))
+
 cdef dict WAITS = {
     EP_WAIT_CALL: "call record",
     EP_WAIT_PUSH: "pushed rows",
@@ -103,6 +107,11 @@ cdef object timeout_error(const ep_status_record *record, const Report *report):
     wait = WAITS.get(record.what, f"wait {record.what}")
     kernel = KERNEL_NAMES.get(record.kernel, f"kernel {record.kernel}")
     peer = record.peer
+    if record.code == EP_CODE_PEER_ABORT and peer == rank and report.shrinks:
+        return DeepEPTimeoutError(
+            f"rank {rank}: rank {record.seen} has masked this rank, which did not come in time; "
+            "this rank takes part again behind low_latency_clean_mask_buffer() or reset() on all "
+            "ranks", rank=rank, peer=record.seen, wait=wait)
     if record.code == EP_CODE_TIMEOUT:
         text = (f"rank {rank}: {kernel} reached the time limit waiting for the {wait} of rank "
                 f"{peer}: did it make the same call? (flag {record.seen:#x}, wanted "
@@ -121,7 +130,7 @@ cdef object timeout_error(const ep_status_record *record, const Report *report):
 
 cdef object mismatch_error(const ep_status_record *record, uint32_t rank):
     argument, show = AGREEMENTS.get(record.what, (f"word {record.what}", int))
-    if record.kernel in (EP_KERNEL_LL_DISPATCH, EP_KERNEL_LL_COMBINE):
+    if record.kernel in LL_KERNELS:
         argument, show = LL_AGREEMENTS.get(record.what, (argument, show))
     if record.what == EP_AGREE_TOPK_IDX_BYTES and (record.expected ^ record.seen) & 255 == 0:
         argument, show = "combine_hidden", lambda word: word >> 8

@@ -13,7 +13,9 @@ from deepep_ptx._arguments cimport Launch
 from deepep_ptx._array cimport Array, Form
 from deepep_ptx._buffer cimport CoreBuffer, low_latency_bytes, low_latency_smem
 from deepep_ptx._calls cimport fill
-from deepep_ptx._core cimport ep_ll_args, ep_ll_combine_args, ep_ll_dispatch_args
+from deepep_ptx._core cimport (
+    ep_ll_args, ep_ll_combine_args, ep_ll_dispatch_args, ep_ll_mask_args,
+)
 from deepep_ptx._executor cimport ep_dptr_t
 from deepep_ptx._mappings cimport Mappings
 
@@ -153,4 +155,22 @@ cdef object combine(CoreBuffer core, Shape shape, Combined call, uint32_t phases
         args.source_tokens = tokens_behind(args.rows_of, shape)
         args.wait_stats = maps.add(call.wait_stats, True, "combine_wait_recv_cost_stats")
         core.ll_combine_with(&args)
+        return maps.until_end(launch)
+
+
+def mask(CoreBuffer core not None, ranks, Array status, Launch launch not None):
+    """Masks these ranks, and tells in `status`, int32 [R] or None, which are masked then.
+
+    Returns what must stay until that has been done, or None.
+    """
+    cdef ep_ll_mask_args args
+    cdef Mappings maps = Mappings(core)
+    cdef uint64_t rank
+    memset(&args, 0, sizeof(args))
+    fill(&args.call, launch)
+    for rank in ranks:
+        args.mask |= <uint64_t>1 << rank
+    with maps:
+        args.status = maps.add(status, True, "mask_status")
+        core.ll_mask_with(&args)
         return maps.until_end(launch)

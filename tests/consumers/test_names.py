@@ -165,7 +165,7 @@ def test_arguments_that_change_nothing():
 
 
 @pytest.mark.parametrize(("argument", "value", "error"), [
-    ("enable_shrink", True, NotImplementedError),
+    ("enable_shrink", True, ValueError),
     ("use_fabric", True, NotImplementedError),
     ("num_rdma_bytes", 128, NotImplementedError),
     ("num_nvl_bytes", -1, ValueError),

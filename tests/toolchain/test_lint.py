@@ -43,6 +43,7 @@ def macro(name, lines):
         ("src/a.ptx", "", ":1", "the first line is not"),
         ("src/a.ptx", f"{lint.SPDX}\n#if X\n", ":2", "conditional text"),
         ("role/a.inc", f"{lint.SPDX}\n#ifdef X\n", ":2", "conditional text"),
+        ("role/a.inc", f"{lint.SPDX}\n#if SHRINK && X\n", ":2", "conditional text"),
         ("src/a.ptx", f"{lint.SPDX}\n    @%p1 trap;\n", ":2", "trap"),
         ("src/a.ptx", f"{lint.SPDX}\n#define A(x) \\\n  x\n", ":2", "belongs in lib/"),
         ("lib/a.inc", macro("A(x)", 9), ":2", "takes 9 lines; 8 are"),

@@ -5,7 +5,8 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from deepep_ptx.cli.check.failing import AT_ONCE_S, Gone, may_raise, must_raise
-from deepep_ptx.cli.check.low_latency import combine, dispatch, open_buffer
+from deepep_ptx.cli.check.low_latency import combine, dispatch, of_calls, open_buffer
+from deepep_ptx.cli.check.rounds import wrong_array
 from deepep_ptx.errors import DeepEPError, DeepEPTimeoutError
 
 NARROW = 256                    # hidden of short rows
@@ -97,3 +98,60 @@ def left(comm, buffer, calls, inputs, policy):
         comm.barrier()
         return
     raise DeepEPError("a low-latency dispatch without one rank ended well")
+
+
+def masked(comm, buffer, calls, inputs, policy):
+    """The last rank stays away from a combine and what follows, and comes back; its peers mask it,
+    and it comes back; it aborts in the middle of a dispatch, and comes back."""
+    last = comm.size - 1
+    left = inputs.without(last)
+    with open_buffer(comm, calls, policy, enable_shrink=True) as shrinking:
+        *_, handle = dispatch(shrinking, calls, inputs)
+        waits = np.zeros(comm.size, np.int64)
+        if comm.rank != last:
+            combine(shrinking, calls, inputs, handle, combine_wait_recv_cost_stats=waits)
+            must_be_masked(shrinking, last)
+            round_without(shrinking, calls, inputs, left)
+        comm.barrier()
+        if comm.rank == last:
+            must_raise(DeepEPTimeoutError, combine, shrinking, calls, inputs, handle)
+        shrinking.reset()
+
+        if comm.rank != last:
+            shrinking.low_latency_update_mask_buffer(last, mask=True)
+            must_be_masked(shrinking, last)
+            round_without(shrinking, calls, inputs, left)
+        shrinking.low_latency_clean_mask_buffer()
+
+        if comm.rank == last:
+            must_raise(ValueError, dispatch_to_last, shrinking, calls, inputs, calls.max_tokens,
+                       calls.topk)
+        else:
+            dispatch(shrinking, calls, inputs, dispatch_wait_recv_cost_stats=waits)
+            round_without(shrinking, calls, inputs, left)
+            must_be_masked(shrinking, last)
+        comm.barrier()
+        shrinking.reset()
+        dispatch(shrinking, calls, inputs)
+
+
+def must_be_masked(buffer, rank):
+    """That rank alone."""
+    status = np.full(buffer.group_size, -1, np.int32)
+    buffer.low_latency_query_mask_buffer(status)
+    wanted = np.zeros_like(status)
+    wanted[rank] = 1
+    if (status != wanted).any():
+        raise DeepEPError(f"masked: {status}, wanted {wanted}")
+
+
+def round_without(buffer, calls, inputs, left):
+    """A dispatch and a combine of the ranks that are left, whose results are `left`'s."""
+    y = left.ys[buffer.rank]
+    recv_x, recv_count, handle = dispatch(buffer, calls, inputs)
+    combined_x, _ = combine(buffer, calls, inputs, handle, y)
+    found = of_calls(recv_x, recv_count, *handle[:2], recv_count * calls.stats, combined_x)
+    for name, wanted in left.wanted()[buffer.rank].items():
+        wrong = wrong_array("without one rank", buffer.rank, name, found[name], wanted)
+        if wrong:
+            raise DeepEPError(str(wrong))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Rounds of low-latency calls of one `Buffer`, as `rounds` has them of the others."""
 
+import copy
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,11 +94,28 @@ class Inputs:
                    for rng, received in zip(rngs, self.received, strict=True)]
         self.normal = calls.normal and calls.normal.inputs(ranks, number, seed)
 
+    def without(self, rank):
+        """These inputs as the others have them who do without that rank: no tokens of it, and no
+        choices of its experts in combine."""
+        other = copy.copy(self)
+        for name in "xs", "topk_idxs", "topk_weights":
+            of_ranks = list(getattr(self, name))
+            of_ranks[rank] = of_ranks[rank][:0]
+            setattr(other, name, of_ranks)
+        calls = self.calls
+        other.received = reference.low_latency_dispatch(
+            other.xs, other.topk_idxs, calls.max_tokens, self.num_experts, **CASTS[calls.cast])
+        other.ys = [_expert_rows(np.random.default_rng(number), received, calls.hidden)
+                    for number, received in enumerate(other.received)]
+        other.topk_idxs = [np.where(idx // calls.experts == rank, -1, idx)
+                           for idx in other.topk_idxs]
+        return other
+
     def wanted(self):
         """Per rank: name -> array."""
         combined = reference.low_latency_combine(
             self.ys, self.received, self.topk_idxs, self.topk_weights, self.calls.reduce)
-        wanted = [_of_calls(received.recv_x, received.recv_count, received.src_info,
+        wanted = [of_calls(received.recv_x, received.recv_count, received.src_info,
                             received.layout_range, received.recv_count * self.calls.stats, out)
                   for received, out in zip(self.received, combined, strict=True)]
         normal = self.normal.wanted() if self.normal else [{}] * len(wanted)
@@ -120,7 +138,7 @@ def _expert_rows(rng, received, hidden):
     return y
 
 
-def _of_calls(recv_x, recv_count, src_info, layout_range, recv_stats, combined_x):
+def of_calls(recv_x, recv_count, src_info, layout_range, recv_stats, combined_x):
     """name -> array of both calls' results, without what is unspecified."""
     rows, scales = recv_x if isinstance(recv_x, tuple) else (recv_x, None)
     named = {"recv_x": _filled(rows, recv_count), "recv_count": recv_count,
@@ -162,10 +180,10 @@ def rank_main(comm, calls, all_inputs, policy):
     return made, None if comm.rank else comm.executor.ran()
 
 
-def open_buffer(comm, calls, policy, timeout_s=TIMEOUT_S):
+def open_buffer(comm, calls, policy, timeout_s=TIMEOUT_S, **options):
     """A `Buffer` for these calls."""
     return Buffer(comm, policy=policy, tuning=False, timeout_s=timeout_s, low_latency_mode=True,
-                  reduce=calls.reduce)
+                  reduce=calls.reduce, **options)
 
 
 class _Round:
@@ -195,7 +213,7 @@ class _Round:
 
     def copied(self):
         """name -> array, of the valid rows."""
-        return _of_calls(self.recv_x, self.recv_count, *self.handle[:2], self.recv_stats,
+        return of_calls(self.recv_x, self.recv_count, *self.handle[:2], self.recv_stats,
                          self.combined_x) | self.normal
 
 
@@ -214,12 +232,15 @@ def dispatch(buffer, calls, inputs, topk_idx=None, **changes):
     return recv_x, recv_count, handle
 
 
-def combine(buffer, calls, inputs, handle, **changes):
-    """`Buffer.low_latency_combine` of what this rank's experts have made: (combined_x, event)."""
+def combine(buffer, calls, inputs, handle, y=None, **changes):
+    """`Buffer.low_latency_combine` of what this rank's experts have made: (combined_x, event).
+
+    y: in the place of that.
+    """
     rank = buffer.rank
     combined_x, event, hook = buffer.low_latency_combine(
-        inputs.ys[rank], inputs.topk_idxs[rank], inputs.topk_weights[rank], handle,
-        num_sms=calls.sms, return_recv_hook=calls.hook, **changes)
+        inputs.ys[rank] if y is None else y, inputs.topk_idxs[rank], inputs.topk_weights[rank],
+        handle, num_sms=calls.sms, return_recv_hook=calls.hook, **changes)
     if hook:
         hook()
     return combined_x, event

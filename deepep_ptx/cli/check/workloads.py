@@ -99,6 +99,7 @@ _PULL = ("layout", "dispatch", "copy", "combine")
 _PUSH = ("layout", "dispatch", "copy", "combine_push")
 _MIXED = (*_PULL, "combine_push")
 _LOW_LATENCY = ("ll_dispatch", "ll_combine")
+_MASKS = ("ll_dispatch_shrink", "ll_combine_shrink", "ll_mask")
 
 WORKLOADS = {workload.name: workload for workload in (
     Workload("layout", "several CTAs, more experts than a CTA counts in shared memory",
@@ -187,6 +188,14 @@ WORKLOADS = {workload.name: workload for workload in (
                                            before=failing_low_latency.late_combine), ranks=3),
     Workload("ll-impatient", "rows that come later than the limit of a wait, their counts in time",
              _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3), before=failing_low_latency.impatient)),
+    Workload("ll-masked", "a rank is masked, late or aborted, and comes back",
+             _MASKS, LowLatencyCalls(tokens=(5, 3), before=failing_low_latency.masked), ranks=3),
+    Workload("ll-masked-flags", "the same; rows behind flags, in two launches",
+             _MASKS, LowLatencyCalls(tokens=(5, 3), word_tokens=4, sms=3, hook=True,
+                                     before=failing_low_latency.masked), ranks=3),
+    Workload("ll-masked-sums", "the same; sums cross",
+             _MASKS, LowLatencyCalls(tokens=(5, 3), word_tokens=4, reduce="rank",
+                                     before=failing_low_latency.masked), ranks=3),
     Workload("ll-left", "a rank leaves while the others are in a low-latency dispatch",
              (*_LOW_LATENCY, "abort"), LowLatencyCalls(tokens=(5, 3),
                                                        before=failing_low_latency.left)),

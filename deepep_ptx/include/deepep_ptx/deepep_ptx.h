@@ -375,6 +375,22 @@ struct ep_ll_combine_args {      /* likewise                                    
 
 int ep_buffer_ll_combine(struct ep_buffer *b, const struct ep_ll_combine_args *args);
 
+/* Its kernels for low-latency calls are those that mask a rank which does not come, in place of failing:
+ * they neither send to it nor wait for it until ep_symmetric_reset, which all ranks make.  Of a masked
+ * rank every call fails until then. */
+void ep_buffer_ll_shrink(struct ep_buffer *b);
+
+struct ep_ll_mask_args {
+    struct ep_call call;
+    uint64_t  mask;              /* ranks to mask: a bit for each, not this rank's              */
+    ep_dptr_t status;            /* out i32[num_ranks], 1 of masked ranks, else 0; 0: nobody asks */
+};
+
+/* In stream order, as a call of this rank alone.  EP_ERR_ARGUMENT: see `mask`; nothing was launched. */
+int ep_buffer_ll_mask(struct ep_buffer *b, const struct ep_ll_mask_args *args);
+/* *mask: the ranks that are masked, once all calls made so far have ended; waits for them. */
+int ep_buffer_ll_masked(struct ep_buffer *b, uint64_t *mask);
+
 #ifdef __cplusplus
 }
 #endif

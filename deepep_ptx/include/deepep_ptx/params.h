@@ -75,6 +75,8 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 #define EP_CODE_DEAD_HANDLE 10               /* the dispatch that made the handle was refused */
 #define EP_CODE_TOPK_ROWS 11                 /* low latency: a rank's tokens name an expert more
                                               * than num_max_dispatch_tokens_per_rank times   */
+#define EP_CODE_MASKED 12                    /* of a wait alone: nothing comes of that rank, which
+                                              * is masked                                     */
 
 /* -- `what` of a capacity record: what has no room --------------------------------------------- */
 #define EP_CAPACITY_ROWS 0                   /* rows received, or pushed in a combine        */
@@ -119,6 +121,8 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 
 #define EP_LL_SEND 1                         /* phases: what a launch does of its call         */
 #define EP_LL_RECEIVE 2
+#define EP_LL_MASK_NS 2000000                /* between masking a rank and the call's end: far more
+                                              * than a kernel that waits for nobody takes      */
 
 #define EP_LL_CAST_FP8 1                     /* casts of a dispatch                            */
 #define EP_LL_CAST_ROUND 2                   /* scales are powers of two                       */
@@ -138,12 +142,13 @@ struct ep_control {                          /* ptx: CTL */
     uint64_t abort;          /* 0, or epoch << 8 | blamed peer + 1: sticky until reset()         */
     uint64_t numbered;       /* CTAs of the running dispatch that have numbered their tokens    */
     uint64_t ll_epoch;       /* epoch of the newest low-latency call that was completed          */
+    uint64_t masked;         /* a bit for each rank that low-latency calls do without, until reset() */
     uint32_t in_call;        /* 1 from a call's first CTA to its end                            */
     uint32_t verdict;        /* EP_CODE_* of the newest exchange                                */
     uint32_t ticket;         /* CTAs of the running call that have started; wraps to 0          */
     uint32_t arrived;        /* CTAs of the running layout that have ended; wraps to 0           */
     uint32_t fault;          /* EP_CODE_* that layout found; the next dispatch tells it to all  */
-    uint32_t reserved[19];
+    uint32_t reserved[17];
 };
 
 struct ep_flags {                            /* ptx: FLAG */
@@ -166,6 +171,12 @@ struct ep_pushed {                           /* ptx: PUSHED */
 /* What a rank says of its low-latency call: each word is epoch << 32 | value. */
 struct ep_ll_head {                          /* ptx: LLH */
     uint64_t word[EP_LL_HEAD_WORDS];
+};
+
+/* Whether a rank takes part in a low-latency dispatch, as the CTAs of this rank have agreed:
+ * epoch << 1 | 1 if it does. */
+struct ep_ll_presence {                      /* ptx: LLP */
+    uint64_t decision;
 };
 
 /* 32 words: a warp writes and reads a record with one word per lane. */
@@ -208,6 +219,7 @@ struct ep_heap {                             /* ptx: HEAP */
     EP_REGION(struct ep_pushed, num_ranks, pushed);        /* likewise                          */
     EP_REGION(struct ep_sent_record, 2 * num_ranks, records);      /* two parities of the epoch */
     EP_REGION(struct ep_ll_head, 2 * num_ranks, ll_heads);         /* likewise                  */
+    EP_REGION(struct ep_ll_presence, num_ranks, ll_presence);      /* of each rank              */
 };
 
 /* A record as a CTA keeps it in shared memory once it has come. */
@@ -455,6 +467,13 @@ struct ep_ll_combine_params {                /* ptx: LLC */
 
 struct ep_abort_params {                     /* ptx: ABORT */
     struct ep_comm comm;
+};
+
+/* Ranks that low-latency calls do without. */
+struct ep_ll_mask_params {                   /* ptx: LLM */
+    struct ep_comm comm;
+    ep_dptr_t status;        /* out i32[num_ranks]: 1 of those that are masked, or 0            */
+    uint64_t  mask;          /* a bit for each rank to mask                                     */
 };
 
 #endif
