@@ -151,7 +151,7 @@ cdef class Call:
 
     def empty(self, tuple shape not None, dtype):
         """A new array of the library, as an `Array` whose owner it is."""
-        return self.library.empty(self.executor, shape, dtype, self.results_on)
+        return self.make((Form(shape, dtype),))[0]
 
     cdef list make(self, tuple forms):
         # New arrays of the library for `Form`s, as `Array`s whose owners they are.
@@ -160,9 +160,11 @@ cdef class Call:
         return [self.make_one(form) for form in forms]
 
     cdef Array make_one(self, Form form):
-        cdef Array lying = self.library.empty(self.executor, form.lying, form.dtype,
-                                              self.results_on)
-        owner = self.library.swapped(lying) if form.swapped else lying.owner
+        cdef Array lying
+        if not form.swapped:
+            return self.library.empty(self.executor, form.shape, form.dtype, self.results_on)
+        lying = self.library.empty(self.executor, form.lying, form.dtype, self.results_on)
+        owner = self.library.swapped(lying)
         return Array.plain(owner, lying.address, form.shape, form.dtype, form.itemsize, form.nbytes,
                            lying.device)
 
