@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 
 from deepep_ptx import Buffer, _emu, run_ranks, runtime, select
 from deepep_ptx import low_latency as low_latency_calls
@@ -18,9 +19,10 @@ from deepep_ptx.cli.check import failing_low_latency
 from deepep_ptx.cli.check.low_latency import LowLatencyCalls
 from deepep_ptx.cli.check.workloads import WORKLOADS, Workload
 from deepep_ptx.emu.coverage import coverage, ranges
-from deepep_ptx.errors import DeepEPTimeoutError, RankMismatchError
+from deepep_ptx.errors import DeepEPError, DeepEPTimeoutError, RankMismatchError
 from tests import low_latency, test_async, test_graphs, test_row_types
 from tests import test_buffer_life as life
+from tests import test_low_latency_masks as masks
 from tests.test_roundtrip import PLAIN, assert_round_trip, make_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,10 +32,12 @@ TABLE = Path(__file__).with_name("unexecuted.toml")
 SHARED = tuple(f"ptx/role/{name}.inc" for name in (
     "exchange/look_around", "exchange/wait_flag", "fault/abort_rank", "fault/give_up",
     "fault/report", "fault/stuck", "fault/tell_abort", "fault/tell_peers", "fault/write_report",
-    "low_latency/await_word", "low_latency/note_failure"))
+    "low_latency/await_word", "low_latency/mask_rank", "low_latency/note_failure"))
 
-# In the place of a policy: the kernels that have none.
+# In the place of a policy: the kernels that have none, and those of buffers with enable_shrink.
 LOW_LATENCY = "low-latency"
+SHRINK = "low-latency, enable_shrink"
+OF_KERNEL = {"ll_dispatch": LOW_LATENCY, "ll_dispatch_shrink": SHRINK}
 
 AT_ONCE = 1e-7          # seconds: a wait of more than 64 polls gives up
 LONG = 1 << 20          # hidden of rows that take longer than so many polls
@@ -45,17 +49,23 @@ def forms():
     for variant in select.load_table()["variants"]:
         if variant["path"]:
             found[variant["arch"], variant["policy"] or variant["path"]] = None
-        elif variant["kernel"] == "ll_dispatch":
-            found[variant["arch"], LOW_LATENCY] = None
+        elif variant["kernel"] in OF_KERNEL:
+            found[variant["arch"], OF_KERNEL[variant["kernel"]]] = None
     return list(found)
+
+
+def form_of(name):
+    """In the place of a policy, of the kernel of that name; None: it has one, or runs with any."""
+    if not name.startswith("ll_"):
+        return None
+    return SHRINK if name == "ll_mask" or name.endswith("_shrink") else LOW_LATENCY
 
 
 def symbols(arch, policy):
     """Those of the kernels that the runs of a form are about."""
-    low_latency = policy == LOW_LATENCY
-    chosen = select.choose(select.DEFAULT_POLICY if low_latency else policy, arch)
-    return {variant["symbol"] for name, variant in chosen.items()
-            if name.startswith("ll_") == low_latency}
+    form = policy if policy in (LOW_LATENCY, SHRINK) else None
+    chosen = select.choose(select.DEFAULT_POLICY if form else policy, arch)
+    return {variant["symbol"] for name, variant in chosen.items() if form_of(name) == form}
 
 
 # -- calls that are right ---------------------------------------------------------------------
@@ -315,6 +325,101 @@ def late_low_latency_rank(comm):
             low_latency.round_trip(comm, buffer, inputs, 4, 3)
 
 
+def aborted_before(comm):
+    """Of two CTAs the first aborts the rank, and the call ends; others are queued behind it."""
+    idx = np.full((4, 3), -1)
+    idx[:2] = 0                                         # six times, where four may be
+    x = np.zeros((4, 128), life.BF16)
+    with Buffer(comm, low_latency_mode=True) as buffer:
+        for _ in range(2):
+            recv_x, _, handle, _, _ = buffer.low_latency_dispatch(
+                x, idx, 4, 2, use_fp8=False, num_sms=2, async_finish=True)
+        buffer.low_latency_combine(recv_x, idx, np.ones(idx.shape, np.float32), handle, num_sms=2,
+                                   async_finish=True)
+        with pytest.raises(ValueError, match="^topk_idx: row 1 of rank 0 names expert 0 when"):
+            buffer.check()
+        buffer.reset()
+
+
+def different_low_latency_calls(comm):
+    """Ranks that differ in a cast, and in a handle."""
+    xs, idxs, weights = low_latency.make_inputs(np.random.default_rng(2), [3, 2], 128, 4, 2)
+    mine = xs[comm.rank], idxs[comm.rank]
+    with Buffer(comm, low_latency_mode=True, timeout_s=AT_ONCE * 1e4) as buffer:
+        with pytest.raises(DeepEPError):
+            buffer.low_latency_dispatch(*mine, 3, 4, round_scale=comm.rank == 0)
+        buffer.reset()
+        handles = [buffer.low_latency_dispatch(*mine, 3, 4)[2] for _ in range(2)]
+        with pytest.raises(DeepEPError):
+            buffer.low_latency_combine(np.zeros((2, 6, 128), life.BF16), idxs[comm.rank],
+                                       weights[comm.rank], handles[comm.rank])
+        buffer.reset()
+
+
+def told_while_waiting(comm, call, reduce, idx_dtype):
+    """Rank 2 waits in a call to which nobody comes, and is told that rank 1 has masked it."""
+    xs, idxs, weights = low_latency.make_inputs(np.random.default_rng(3), [4, 3, 5], 128, 12, 8,
+                                                idx_dtype=idx_dtype)
+    x, idx, weight = xs[comm.rank], idxs[comm.rank], weights[comm.rank]
+    with Buffer(comm, low_latency_mode=True, reduce=reduce) as buffer:
+        recv_x, _, handle, _, _ = buffer.low_latency_dispatch(x, idx, 5, 12, use_fp8=False)
+        if comm.rank == 1:
+            buffer.low_latency_update_mask_buffer(2, mask=True)
+        elif comm.rank == 2:
+            with pytest.raises(DeepEPTimeoutError, match="^rank 2: rank 1 has masked this rank"):
+                if call == "dispatch":
+                    buffer.low_latency_dispatch(x, idx, 5, 12, use_fp8=False, num_sms=2)
+                else:
+                    buffer.low_latency_combine(recv_x, idx, weight, handle, num_sms=2)
+        comm.barrier()
+        buffer.reset()
+
+
+def late_with_many_tokens(comm, reduce):
+    """The warps of a combine have several units of a rank that does not come."""
+    xs, idxs, weights = low_latency.make_inputs(np.random.default_rng(4), [40, 40], 256, 4, 3)
+    x, idx, weight = xs[comm.rank], idxs[comm.rank], weights[comm.rank]
+    with Buffer(comm, low_latency_mode=True, reduce=reduce) as buffer:
+        recv_x, _, handle, _, _ = buffer.low_latency_dispatch(x, idx, 40, 4, use_fp8=False)
+        if comm.rank == 0:
+            buffer.low_latency_combine(recv_x, idx, weight, handle, num_sms=1)
+        comm.barrier()
+        buffer.reset()
+
+
+def late_among_many(comm):
+    """The last of more ranks than a warp has lanes does not come; then it is masked."""
+    inputs = low_latency.make_inputs(np.random.default_rng(1), [1] * comm.size, 128, comm.size, 2)
+    x, idx, weights = (arrays[comm.rank] for arrays in inputs)
+    waits = np.zeros(comm.size, np.int64)
+    with Buffer(comm, low_latency_mode=True) as buffer:
+        recv_x, _, handle, _, _ = buffer.low_latency_dispatch(x, idx, 1, comm.size, use_fp8=False,
+                                                              num_sms=1)
+        if comm.rank != comm.size - 1:
+            for _ in range(2):
+                buffer.low_latency_combine(recv_x, idx, weights, handle, num_sms=1,
+                                           combine_wait_recv_cost_stats=waits)
+        comm.barrier()
+        buffer.reset()
+        recv_x, _, handle, _, _ = buffer.low_latency_dispatch(x, idx, 1, comm.size, use_fp8=False,
+                                                              num_sms=1)
+        if comm.rank != comm.size - 1:
+            for _ in range(2):
+                buffer.low_latency_dispatch(x, idx, 1, comm.size, use_fp8=False, num_sms=1,
+                                            dispatch_wait_recv_cost_stats=waits)
+            assert waits[-1] > 0
+        comm.barrier()
+        buffer.reset()
+
+
+def no_such_expert(comm):
+    x, idx = np.zeros((1, 128), life.BF16), np.full((1, 1), 7)
+    with Buffer(comm, low_latency_mode=True) as buffer:
+        buffer.low_latency_dispatch(x, idx, 1, 1, async_finish=True)
+        with pytest.raises(ValueError, match="^topk_idx: row 0 has expert 7"):
+            buffer.check()
+
+
 def often(comm):
     """Now and then a rank begins a call before the flag ll_free of the one before has come."""
     inputs = low_latency.make_inputs(np.random.default_rng(0), [1, 1], 128, 2, 1)
@@ -356,11 +461,63 @@ def low_latency_scenes(arch):
                                   2432 if max(tokens) < 10 else 128)
     yield partial(run_ranks, late_low_latency_rank, 2)
     yield partial(run_ranks, many_low_latency_ranks, 34)
+    for scheduler in ("rr", "random"):
+        yield partial(run_ranks, aborted_before, 1, scheduler=scheduler)
 
 
-def with_word_tokens(number, run, *args):
+def shrinking_scenes(arch):
+    """As `scenes`, of the same with masks of ranks."""
+    for workload in WORKLOADS.values():
+        if "ll_dispatch_shrink" in workload.uses or (
+                "ll_dispatch" in workload.uses and not workload.calls.before):
+            for scheduler in ("rr", "random"):
+                yield partial(clean, workload, arch, scheduler)
+    for reduce in ("exact", "rank"):
+        for word_tokens in (0, 1 << 12):
+            for tokens, changes in LL_ROUND_TRIPS:
+                for idx_dtype in ("int32", "int64"):
+                    yield partial(with_word_tokens, word_tokens, run_ranks, low_latency_round_trip,
+                                  2, tokens, changes, reduce, idx_dtype,
+                                  2432 if max(tokens) < 10 else 128)
+            for late_for in ("dispatch", "combine", "receive"):
+                yield partial(with_word_tokens, word_tokens, masks.a_late_rank_is_masked, late_for,
+                              reduce)
+            yield partial(with_word_tokens, word_tokens, masks.masked_between, reduce)
+            for call in ("dispatch", "combine"):
+                for scheduler, idx_dtype in (("rr", "int32"), ("random", "int64")):
+                    yield partial(with_word_tokens, word_tokens, run_ranks, told_while_waiting, 3,
+                                  call, reduce, idx_dtype, scheduler=scheduler)
+            yield partial(with_word_tokens, word_tokens, run_ranks, late_with_many_tokens, 2,
+                          reduce)
+    for scheduler in ("rr", "random"):
+        yield partial(run_ranks, different_low_latency_calls, 2, scheduler=scheduler)
+        yield partial(run_ranks, aborted_before, 1, scheduler=scheduler)
+    for seed in (1, 3):
+        yield partial(run_ranks, often, 2, scheduler="random", seed=seed)
+    yield partial(run_ranks, late_low_latency_rank, 2)
+    for seed in range(4):
+        yield partial(masks.ctas_agree_on_a_rank_that_aborts, seed, "random")
+    # Rows that are lost; CTAs that give up on a rank whose numbers others have; of either target.
+    for seed in (6, 15, 28):
+        yield partial(clean, WORKLOADS["ll-impatient"], arch, "random", seed=seed)
+    yield partial(run_ranks, late_among_many, 34)
+    yield partial(run_ranks, no_such_expert, 1)
+    yield masks.test_waits_of_a_late_rank
+    yield partial(run_ranks, many_low_latency_ranks, 34)
+
+
+def shrinking(make):
+    """`Buffer.__init__` that makes low-latency buffers with enable_shrink."""
+    def init(buffer, group, *args, **options):
+        if options.get("low_latency_mode"):
+            options.setdefault("enable_shrink", True)
+        make(buffer, group, *args, **options)
+    return init
+
+
+def with_word_tokens(number, run, *args, **options):
     with mock.patch.object(low_latency_calls, "WORD_TOKENS", number):
-        run(*args)
+        run(*args, **options)
 
 
 # -- the matrix ------------------------------------------------------------------------------------
@@ -419,11 +576,16 @@ def executed(arch, policy):
         def __init__(self, *args, **kwargs):
             worlds.append(self)
 
+    init = Buffer.__init__
     if policy == LOW_LATENCY:
         policy, all_scenes = select.DEFAULT_POLICY, low_latency_scenes(arch)
+    elif policy == SHRINK:
+        policy, all_scenes = select.DEFAULT_POLICY, shrinking_scenes(arch)
+        init = shrinking(init)
     else:
         all_scenes = scenes(arch, policy)
     with mock.patch.multiple(runtime, World=Recorded, ARCHS=(arch,)), \
+            mock.patch.object(Buffer, "__init__", init), \
             mock.patch.dict(os.environ, DEEPEP_PTX_POLICY=policy, DEEPEP_PTX_EXECUTOR="emu"):
         for scene in all_scenes:
             scene()

@@ -57,6 +57,9 @@ NOT_REACHED = {
     # More ranks than a warp has lanes: seconds a run.
     ("ptx/role/dispatch/list_rows.inc", "vote.sync.ballot.b32 r_mask, p_in, 0xffffffff;"),
     ("ptx/role/low_latency/count_waits.inc", "@p_1 ld.relaxed.sys.global.u64 v_seen, [a_1];"),
+    # A CTA gives up on a rank whose numbers another one has: a schedule in some tens.
+    ("ptx/role/low_latency/await_counts.inc",
+     "@q red.relaxed.cta.shared.max.u32 [s_again], 1;"),
     # Two replays of one captured call at the same time, which is a mistake.
     ("ptx/role/exchange/claim_call.inc", "red.relaxed.cta.shared.max.u32 [s_verdict], r_code;"),
     # A host gives up while its kernel is about to.

@@ -4,9 +4,9 @@
 import numpy as np
 import pytest
 
-from deepep_ptx import Buffer, low_latency, run_ranks
+from deepep_ptx import Buffer, low_latency, reference, run_ranks
 from deepep_ptx.errors import DeepEPError, DeepEPTimeoutError, RankMismatchError
-from tests.low_latency import make_inputs, round_trip
+from tests.low_latency import make_inputs, round_trip, without_experts
 
 R, HIDDEN, EXPERTS, TOPK, MAX_TOKENS = 4, 256, 16, 4, 6
 OUT = 2                         # the rank that is out
@@ -47,9 +47,12 @@ def run(rank_main, **keywords):
 @pytest.mark.parametrize("word_tokens", [64, 0])
 @pytest.mark.parametrize("hook", [False, True])
 def test_masked_by_its_peers(cast, reduce, word_tokens, hook, monkeypatch):
-    """A rank that the others have masked is neither sent to nor awaited, and comes back."""
     monkeypatch.setattr(low_latency, "WORD_TOKENS", word_tokens)
+    masked_by_its_peers(cast, reduce, hook)
 
+
+def masked_by_its_peers(cast, reduce, hook):
+    """A rank that the others have masked is neither sent to nor awaited, and comes back."""
     def rank_main(comm):
         rng = np.random.default_rng(3)
         with make_buffer(comm, reduce) as buffer:
@@ -75,9 +78,12 @@ def test_masked_by_its_peers(cast, reduce, word_tokens, hook, monkeypatch):
 @pytest.mark.parametrize("word_tokens", [64, 0])
 @pytest.mark.parametrize("late_for", ["dispatch", "combine", "receive"])
 def test_a_late_rank_is_masked(late_for, word_tokens, reduce, arch, scheduler, monkeypatch):
-    """The others finish, the late rank is told, and is served again behind reset()."""
     monkeypatch.setattr(low_latency, "WORD_TOKENS", word_tokens)
+    a_late_rank_is_masked(late_for, reduce, scheduler=scheduler, arch=arch, seed=7)
 
+
+def a_late_rank_is_masked(late_for, reduce, **options):
+    """The others finish, the late rank is told, and is served again behind reset()."""
     def late(comm, buffer, inputs):
         xs, idxs, weights = (of[OUT] for of in inputs)
         hook = late_for == "receive"
@@ -113,7 +119,44 @@ def test_a_late_rank_is_masked(late_for, word_tokens, reduce, arch, scheduler, m
             for _ in range(3):
                 round_trip(comm, buffer, inputs_of(rng), EXPERTS, MAX_TOKENS, use_fp8=False)
 
-    run(rank_main, scheduler=scheduler, arch=arch, seed=7)
+    run(rank_main, **options)
+
+
+@pytest.mark.parametrize("reduce", ["exact", "rank"])
+@pytest.mark.parametrize("word_tokens", [64, 0])
+def test_masked_between_the_calls(reduce, word_tokens, monkeypatch):
+    monkeypatch.setattr(low_latency, "WORD_TOKENS", word_tokens)
+    masked_between(reduce)
+
+
+def masked_between(reduce):
+    """A rank is masked between a dispatch and its combine, which has its tokens and not its
+    experts' rows."""
+    def rank_main(comm):
+        rng = np.random.default_rng(14)
+        waits = np.zeros(R, np.int64)
+        with make_buffer(comm, reduce) as buffer:
+            xs, idxs, weights = inputs_of(rng)
+            mine = idxs[comm.rank], weights[comm.rank]
+            recv_x, _, handle, _, _ = buffer.low_latency_dispatch(
+                xs[comm.rank], idxs[comm.rank], MAX_TOKENS, EXPERTS, use_fp8=False)
+            if comm.rank != OUT:
+                buffer.low_latency_update_mask_buffer(OUT, mask=True)
+                out, _, _ = buffer.low_latency_combine(recv_x, *mine, handle,
+                                                       combine_wait_recv_cost_stats=waits)
+                want = reference.low_latency_dispatch(xs, idxs, MAX_TOKENS, EXPERTS, use_fp8=False)
+                wanted = reference.low_latency_combine(
+                    [of_rank.recv_x for of_rank in want], want,
+                    without_experts(idxs, [OUT], EXPERTS), weights, reduce)[comm.rank]
+                np.testing.assert_array_equal(out.view(np.uint16), wanted.view(np.uint16))
+                assert waits[OUT] == 0
+            comm.barrier()
+            if comm.rank == OUT:
+                with pytest.raises(DeepEPTimeoutError, match="has masked this rank"):
+                    buffer.low_latency_combine(recv_x, *mine, handle)
+            buffer.reset()
+
+    run(rank_main)
 
 
 @pytest.mark.parametrize("memory", ["sc", "weak"])
@@ -141,6 +184,10 @@ def test_no_races(word_tokens, reduce, scheduler, memory, monkeypatch):
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("scheduler", ["random", "late-async"])
 def test_ctas_agree_on_a_rank_that_aborts(seed, scheduler):
+    ctas_agree_on_a_rank_that_aborts(seed, scheduler)
+
+
+def ctas_agree_on_a_rank_that_aborts(seed, scheduler):
     """A rank aborts in the middle of its dispatch: it is there for all CTAs of another rank or for
     none, so rows of the others lie where they say."""
     def rank_main(comm):

@@ -3,6 +3,8 @@
  * The low-latency calls: what they take of memory, and their parameter blocks. */
 #include "core/low_latency.h"
 
+#include <stddef.h>
+
 #include "core/call.h"
 #include "core/graphs.h"
 #include "core/launch.h"
@@ -10,7 +12,7 @@
 #include "core/status.h"
 #include "core/util.h"
 
-#include <stddef.h>
+_Static_assert(offsetof(struct ep_control, masked) % sizeof(uint64_t) == 0, "it is one u64");
 
 #define BF16_BYTES 2
 #define ROWS_AT_ONCE 2           /* of a team that takes rows, in shared memory                 */

@@ -11,8 +11,9 @@ def findings(root, kernel):
     """Place -> text, of the roles that this kernel has."""
     params.generate(root)
     table = variants.load(root, params.load(root))
+    # and one that waits as low-latency kernels do
     texts = [render.render_with_origins(v, root) for v in table.variants
-             if str(v) == f"sm_90/ep_{kernel}_bulk"]
+             if str(v) in (f"sm_90/ep_{kernel}_bulk", "sm_90/ep_ll_combine_shrink")]
     found = [finding.partition(": ")[::2] for finding in roles.check_roles(root, texts)]
     return {place: text for place, text in found if text != "no kernel has this role"}
 

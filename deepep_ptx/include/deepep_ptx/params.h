@@ -142,13 +142,15 @@ struct ep_control {                          /* ptx: CTL */
     uint64_t abort;          /* 0, or epoch << 8 | blamed peer + 1: sticky until reset()         */
     uint64_t numbered;       /* CTAs of the running dispatch that have numbered their tokens    */
     uint64_t ll_epoch;       /* epoch of the newest low-latency call that was completed          */
-    uint64_t masked;         /* a bit for each rank that low-latency calls do without, until reset() */
     uint32_t in_call;        /* 1 from a call's first CTA to its end                            */
     uint32_t verdict;        /* EP_CODE_* of the newest exchange                                */
     uint32_t ticket;         /* CTAs of the running call that have started; wraps to 0          */
     uint32_t arrived;        /* CTAs of the running layout that have ended; wraps to 0           */
     uint32_t fault;          /* EP_CODE_* that layout found; the next dispatch tells it to all  */
-    uint32_t reserved[17];
+    uint32_t unused;
+    uint32_t masked[2];      /* u64: a bit for each rank that low-latency calls do without, until
+                              * reset()                                                         */
+    uint32_t reserved[16];
 };
 
 struct ep_flags {                            /* ptx: FLAG */
