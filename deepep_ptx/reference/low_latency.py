@@ -19,6 +19,7 @@ from .checks import (
     check_topk_idx,
 )
 from .floats import FP8_GROUP, fma_f32, low_latency_cast_to_fp8, round_to_bf16, widen
+from .logfmt import SMALL_BLOCK, logfmt_round_trip
 
 REDUCTIONS = "exact", "rank"
 LOW_HALF = 0xFFFFFFFF
@@ -134,7 +135,7 @@ def low_latency_dispatch(xs, topk_idxs, num_max_dispatch_tokens_per_rank, num_ex
     return received
 
 
-def low_latency_combine(ys, received, topk_idxs, topk_weights, reduce="exact"):
+def low_latency_combine(ys, received, topk_idxs, topk_weights, reduce="exact", use_logfmt=False):
     """Add up, at each token's home rank, what its experts made of it, each times its weight.
 
     In float32, each step fma(weight, value, sum) with one rounding, from +0.0, k ascending; one
@@ -150,6 +151,8 @@ def low_latency_combine(ys, received, topk_idxs, topk_weights, reduce="exact"):
         topk_weights: R arrays float32 [T_r, K].
         reduce: "exact", one sum over all k; or "rank", such a sum over the k of each rank, and
             the sums of those ranks that have any of the token's experts added in ascending order.
+        use_logfmt: rows of other ranks' experts are what `logfmt_round_trip` makes of them; those
+            of the token's own rank, which do not travel, are as they were.  With "exact" only.
 
     Returns:
         R arrays bfloat16 [T_r, H].
@@ -169,18 +172,23 @@ def low_latency_combine(ys, received, topk_idxs, topk_weights, reduce="exact"):
         if weights.dtype != np.float32:
             raise ValueError(f"topk_weights: must be float32, got {weights.dtype}")
 
-    ys = [y.reshape(-1, hidden) for y in ys]
+    sent = ys = [y.reshape(-1, hidden) for y in ys]
+    if as_bool(use_logfmt, "use_logfmt"):
+        if reduce != "exact":
+            raise ValueError(f"use_logfmt: must be False with reduce={reduce!r}")
+        sent = [_encoded(y, host) for y, host in zip(ys, received, strict=True)]
     results = []
     for home, (topk_idx, weights) in enumerate(zip(topk_idxs, topk_weights, strict=True)):
         ranks, rows = _places(received, home, topk_idx)
         acc = np.zeros((len(topk_idx), hidden), np.float32)
+        seen = [*sent[:home], ys[home], *sent[home + 1:]]
         if reduce == "exact":
-            _add_rows(acc, ys, range(num_ranks), ranks, rows, weights)
+            _add_rows(acc, seen, range(num_ranks), ranks, rows, weights)
         else:
             begun = np.zeros(len(topk_idx), bool)
             for rank in range(num_ranks):
                 partial = np.zeros_like(acc)
-                _add_rows(partial, ys, [rank], ranks, rows, weights)
+                _add_rows(partial, seen, [rank], ranks, rows, weights)
                 contributes = (ranks == rank).any(axis=1)
                 first, later = contributes & ~begun, contributes & begun
                 acc[first] = partial[first]     # not 0 + partial, which has no -0
@@ -199,6 +207,17 @@ def _add_rows(acc, ys, from_ranks, ranks, rows, weights):
             values = ys[rank][rows[tokens, k]]
             values = widen(values) if values.dtype == ml_dtypes.bfloat16 else values
             acc[tokens] = fma_f32(weights[tokens, k, None], values, acc[tokens])
+
+
+def _encoded(y, host):
+    """A rank's rows as other ranks see them in LogFMT-10."""
+    if y.dtype != ml_dtypes.bfloat16 or y.shape[1] % SMALL_BLOCK:
+        raise ValueError(f"ys: must be bfloat16 [.., multiple of {SMALL_BLOCK}] with use_logfmt, "
+                         f"got {y.dtype} {y.shape[1]}")
+    filled = (np.arange(host.origin.shape[1]) < host.recv_count[:, None]).ravel()
+    sent = np.zeros(y.shape, np.float32)
+    sent[filled] = logfmt_round_trip(y[filled])[0]
+    return sent
 
 
 def _places(received, home, topk_idx):
