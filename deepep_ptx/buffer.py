@@ -46,6 +46,7 @@ from .tuning import tuned_variants
 
 DEFAULT_SMS = configs.DEFAULT_SMS
 _SHRINK = "_shrink"             # kernels in whose calls ranks may be masked, by how they end
+_LOGFMT_COMBINE = "ll_logfmt_combine"   # the one that has no such form
 MAX_ARENA_BYTES = 1 << 48       # no address space of a GPU or a process has more
 
 
@@ -776,10 +777,14 @@ class Buffer(LowLatencyCalls):
 
 
 def _places(variants, enable_shrink):
-    """Name of a call's kernel -> the variant that runs there."""
+    """Name of a call's kernel -> the variant that runs there.
+
+    Not those of calls that such a buffer does not make.
+    """
     plain = {name: variant for name, variant in variants.items() if not name.endswith(_SHRINK)}
     if not enable_shrink:
         return plain
+    del plain[_LOGFMT_COMBINE]
     return plain | {name.removesuffix(_SHRINK): variant for name, variant in variants.items()
                     if name.endswith(_SHRINK)}
 

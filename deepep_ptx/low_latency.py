@@ -249,7 +249,17 @@ class LowLatencyCalls(MaskCalls):
             topk_idx: of the dispatch, of as many tokens.
             topk_weights: float32 [num_tokens, num_topk].
             handle: of the dispatch.
-            use_logfmt: False in this release.
+            use_logfmt: rows of other ranks' experts cross in LogFMT-10, 10 bits for a value and 32
+                for 128, in place of 16 bits a value; hidden a multiple of 512, and `reduce` is
+                "exact".  This is DeepEP V1's format: of each 128 values, code 0 is 0 and code c
+                from 1 to 511 is 2^(log_min + (c - 1) * step), log_max = log2(largest |x|), log_min
+                = max(log2(least |x|), log_max - 32), step = (log_max - log_min) / 510.  A value
+                is off by at most |x| * ((2^step - 1) / (2^step + 1) + 2^-13) + 2^-126, which is
+                2.2 % at most, one below 2^log_min by 2^log_min
+                (`reference.logfmt_error_bound`).  Blocks of 1024 values (512 where hidden is no
+                multiple of 1024) cross as they are if any |x| is 1 or more or not a number, or
+                128 values have one size, all zero for example.  The same on all ranks.  Not in a
+                buffer with enable_shrink, in this release.
             zero_copy: the rows are read from the array of
                 `get_next_low_latency_combine_buffer(handle)`, which must have been called; x is
                 looked at for its shape alone.  Not with use_logfmt.
@@ -271,16 +281,20 @@ class LowLatencyCalls(MaskCalls):
         if not (use_logfmt is zero_copy is overlap is False
                 and packed_recv_count is comp_signal is src_signals is None
                 and block_m is BLOCK_M and threshold is src_signal_expect_value is NO_SIGNAL):
+            use_logfmt = as_bool(use_logfmt, "use_logfmt")
             zero_copy = as_bool(zero_copy, "zero_copy")
-            if zero_copy and as_bool(use_logfmt, "use_logfmt"):
+            if zero_copy and use_logfmt:
                 raise ValueError("zero_copy: must be False with use_logfmt")
-            _check_off(use_logfmt=use_logfmt, overlap=overlap)
+            if use_logfmt and self.enable_shrink:
+                raise NotImplementedError("use_logfmt: must be False in a buffer with "
+                                          "enable_shrink=True in this release")
+            _check_off(overlap=overlap)
             _check_absent(packed_recv_count=packed_recv_count, comp_signal=comp_signal,
                           src_signals=src_signals)
             _check_default(BLOCK_M, block_m=block_m)
             _check_default(NO_SIGNAL, threshold=threshold,
                            src_signal_expect_value=src_signal_expect_value)
-        return calls.combine(x, topk_idx, topk_weights, handle, zero_copy, async_finish,
+        return calls.combine(x, topk_idx, topk_weights, handle, use_logfmt, zero_copy, async_finish,
                              return_recv_hook, out, combine_wait_recv_cost_stats, num_sms, stream)
 
 

@@ -24,6 +24,8 @@ LOW_LATENCY = "low-latency"     # in the place of a data path: these kernels hav
 LOW_LATENCY_CALLS = {
     "dispatch fp8": {}, "dispatch bf16": {"cast": "bf16"},
     "combine exact words": {}, "combine exact vectors": {"word_tokens": 0},
+    "combine logfmt words": {"logfmt": True},
+    "combine logfmt vectors": {"logfmt": True, "word_tokens": 0},
     "combine rank words": {"reduce": "rank"},
     "combine rank vectors": {"reduce": "rank", "word_tokens": 0}}
 MAY_GROW, MAY_SHRINK = 0.02, 0.10

@@ -17,6 +17,7 @@ from deepep_ptx import low_latency as low_latency_calls
 from deepep_ptx.arrays.dtypes import BY_NAME
 from deepep_ptx.cli.check import failing_low_latency
 from deepep_ptx.cli.check.low_latency import LowLatencyCalls
+from deepep_ptx.cli.check.rounds import Calls
 from deepep_ptx.cli.check.workloads import WORKLOADS, Workload
 from deepep_ptx.emu.coverage import coverage, ranges
 from deepep_ptx.errors import DeepEPError, DeepEPTimeoutError, RankMismatchError
@@ -289,6 +290,11 @@ LL_ROUND_TRIPS = [
 ]
 
 
+# Of combine: `reduce`, and changes of the call: as it is, and with rows in LogFMT-10.
+LOGFMT = {"use_logfmt": True, "shrink": 2.0**-12}
+LL_FORMS = [("exact", {}), ("rank", {}), ("exact", LOGFMT)]
+
+
 def low_latency_round_trip(comm, tokens, changes, reduce, idx_dtype, hidden):
     """Every second token names eight experts of one rank, the others some of all ranks."""
     rng = np.random.default_rng(len(tokens))
@@ -301,15 +307,15 @@ def low_latency_round_trip(comm, tokens, changes, reduce, idx_dtype, hidden):
         low_latency.round_trip(comm, buffer, inputs, LL_EXPERTS, max(1, *tokens), **changes)
 
 
-def many_low_latency_ranks(comm):
+def many_low_latency_ranks(comm, use_logfmt):
     """More ranks than a warp has lanes, whose waits are counted."""
-    inputs = low_latency.make_inputs(np.random.default_rng(1), [1] * comm.size, 128, comm.size, 2)
+    inputs = low_latency.make_inputs(np.random.default_rng(1), [1] * comm.size, 512, comm.size, 2)
     x, idx, weights = (arrays[comm.rank] for arrays in inputs)
     waits = np.zeros((2, comm.size), np.int64)
-    with Buffer(comm, low_latency_mode=True) as buffer:
+    with Buffer(comm, low_latency_mode=True, reduce="exact" if use_logfmt else None) as buffer:
         recv_x, _, handle, _, _ = buffer.low_latency_dispatch(
             x, idx, 1, comm.size, use_fp8=False, num_sms=1, dispatch_wait_recv_cost_stats=waits[0])
-        buffer.low_latency_combine(recv_x, idx, weights, handle, num_sms=1,
+        buffer.low_latency_combine(recv_x, idx, weights, handle, use_logfmt, num_sms=1,
                                    combine_wait_recv_cost_stats=waits[1])
     assert (waits >= 0).all()
 
@@ -420,17 +426,31 @@ def no_such_expert(comm):
             buffer.check()
 
 
-def often(comm):
+def late_logfmt_rank(comm):
+    """Likewise, before a combine in LogFMT-10."""
+    busy = comm.executor.load("spin", SPIN, 8)
+    ((x, _), (idx, _), (weights, _)) = low_latency.make_inputs(
+        np.random.default_rng(1), [2, 2], 512, 2, 2)
+    with Buffer(comm, low_latency_mode=True, reduce="exact") as buffer:
+        *_, handle, _, _ = buffer.low_latency_dispatch(x, idx, 2, 2, use_fp8=False)
+        rows = np.zeros((1, 4, 512), life.BF16)
+        if comm.rank:
+            comm.executor.launch(busy, (100_000).to_bytes(8, "little"), 1, 1)
+        assert not buffer.low_latency_combine(rows, idx, weights, handle, True)[0].any()
+
+
+def often(comm, use_logfmt):
     """Now and then a rank begins a call before the flag ll_free of the one before has come."""
-    inputs = low_latency.make_inputs(np.random.default_rng(0), [1, 1], 128, 2, 1)
+    hidden = 512 if use_logfmt else 128
+    inputs = low_latency.make_inputs(np.random.default_rng(0), [1, 1], hidden, 2, 1)
     x, idx, weights = (arrays[comm.rank] for arrays in inputs)
-    with Buffer(comm, low_latency_mode=True) as buffer:
+    with Buffer(comm, low_latency_mode=True, reduce="exact" if use_logfmt else None) as buffer:
         for _ in range(60):
-            low_latency.round_trip(comm, buffer, inputs, 2, 1)
+            low_latency.round_trip(comm, buffer, inputs, 2, 1, use_logfmt=use_logfmt)
         handle = buffer.low_latency_dispatch(x, idx, 1, 2)[2]
-        y = np.ones((1, 2, 128), life.BF16)
+        y = np.ones((1, 2, hidden), life.BF16)
         for _ in range(150):
-            out = buffer.low_latency_combine(y, idx, weights, handle)[0]
+            out = buffer.low_latency_combine(y, idx, weights, handle, use_logfmt)[0]
         assert (out == weights.astype(life.BF16)).all()
 
 
@@ -448,21 +468,32 @@ def low_latency_scenes(arch):
             for scheduler in ("rr", "random"):
                 yield partial(clean, workload, arch, scheduler)
     for seed in (1, 3):
-        yield partial(run_ranks, often, 2, scheduler="random", seed=seed)
+        for use_logfmt in (False, True):
+            yield partial(run_ranks, often, 2, use_logfmt, scheduler="random", seed=seed)
     for idx_dtype in ("int32", "int64"):
-        for reduce in ("exact", "rank"):
+        for reduce, form in LL_FORMS:
             late = LowLatencyCalls(tokens=(5, 3), topk=8, reduce=reduce, idx_dtype=idx_dtype,
+                                   hidden=512 if form else 256, logfmt=bool(form),
                                    before=failing_low_latency.late_combine)
             yield partial(clean, Workload("late", "more choices at once", (), late, ranks=3), arch)
             for word_tokens in (0, 1 << 12):
                 for tokens, changes in LL_ROUND_TRIPS:
+                    long, short = (2560, 512) if form else (2432, 128)
                     yield partial(with_word_tokens, word_tokens, run_ranks, low_latency_round_trip,
-                                  2, tokens, changes, reduce, idx_dtype,
-                                  2432 if max(tokens) < 10 else 128)
+                                  2, tokens, changes | form, reduce, idx_dtype,
+                                  long if max(tokens) < 10 else short)
+    # One of the two ranks that wait is told by the other one.
+    yield partial(clean, WORKLOADS["ll-late-logfmt"], arch, seed=3)
+    for changes in ({"before": failing_low_latency.late_dispatch},
+                    {"normal": Calls(tokens=(9, 7))}):
+        calls = LowLatencyCalls(tokens=(5, 3), hidden=512, logfmt=True, **changes)
+        yield partial(clean, Workload("logfmt", "behind other calls", (), calls, ranks=3), arch)
     yield partial(run_ranks, late_low_latency_rank, 2)
-    yield partial(run_ranks, many_low_latency_ranks, 34)
     for scheduler in ("rr", "random"):
         yield partial(run_ranks, aborted_before, 1, scheduler=scheduler)
+    yield partial(run_ranks, late_logfmt_rank, 2)
+    for use_logfmt in (False, True):
+        yield partial(run_ranks, many_low_latency_ranks, 34, use_logfmt)
 
 
 def shrinking_scenes(arch):
@@ -493,7 +524,7 @@ def shrinking_scenes(arch):
         yield partial(run_ranks, different_low_latency_calls, 2, scheduler=scheduler)
         yield partial(run_ranks, aborted_before, 1, scheduler=scheduler)
     for seed in (1, 3):
-        yield partial(run_ranks, often, 2, scheduler="random", seed=seed)
+        yield partial(run_ranks, often, 2, False, scheduler="random", seed=seed)
     yield partial(run_ranks, late_low_latency_rank, 2)
     for seed in range(4):
         yield partial(masks.ctas_agree_on_a_rank_that_aborts, seed, "random")
@@ -503,7 +534,7 @@ def shrinking_scenes(arch):
     yield partial(run_ranks, late_among_many, 34)
     yield partial(run_ranks, no_such_expert, 1)
     yield masks.test_waits_of_a_late_rank
-    yield partial(run_ranks, many_low_latency_ranks, 34)
+    yield partial(run_ranks, many_low_latency_ranks, 34, False)
 
 
 def shrinking(make):

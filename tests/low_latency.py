@@ -28,14 +28,16 @@ def make_inputs(rng, tokens, hidden, num_experts, num_topk, routing="random", id
     return xs, idxs, weights
 
 
-def expert_output(recv_x, received):
-    """Rows of bfloat16 for combine: each depends on its row, its expert and its place."""
+def expert_output(recv_x, received, shrink=1):
+    """Rows of bfloat16 for combine: each depends on its row, its expert and its place; times
+    `shrink`."""
     rows = recv_x
     if isinstance(rows, tuple):
         rows = rows[0].view(np.uint8).astype(np.float32)
     out = np.zeros(rows.shape, np.float32)
     for expert, count in enumerate(received.recv_count):
-        scale = np.float32(expert + 1) / np.arange(1, count + 1, dtype=np.float32)[:, None]
+        places = np.arange(1, count + 1, dtype=np.float32)[:, None]
+        scale = np.float32(shrink * (expert + 1)) / places
         out[expert, :count] = rows[expert, :count].astype(np.float32) * scale
     return out.astype(BF16)
 
@@ -73,11 +75,14 @@ def keep(array):
 
 
 def round_trip(comm, buffer, inputs, num_experts, max_tokens, *, hook=False, async_finish=False,
-               num_sms=None, zero_copy=False, give=keep, get=keep, masked=(), came=False, **cast):
+               num_sms=None, use_logfmt=False, zero_copy=False, shrink=1, give=keep, get=keep,
+               masked=(), came=False, **cast):
     """One dispatch and one combine of this rank, compared with the reference.
 
-    zero_copy: of combine, whose x is zeros then.  give, get: an array of NumPy as one of another
-    library, and back.  masked: ranks that take no part, with `came` none in the combine.
+    zero_copy: of combine, whose x is zeros then.  shrink: combine's rows are so many times what
+    they would be: 2^-12 and less for rows of which nearly all can be encoded.  give, get: an array
+    of NumPy as one of another library, and back.  masked: ranks that take no part, with `came`
+    none in the combine.
     """
     xs, idxs, weights = inputs
     rank = comm.rank
@@ -90,16 +95,17 @@ def round_trip(comm, buffer, inputs, num_experts, max_tokens, *, hook=False, asy
     finish(event, receive, hook, async_finish)
     recv_x = tuple(map(get, recv_x)) if isinstance(recv_x, tuple) else get(recv_x)
     assert_received(recv_x, get(count), tuple(map(get, handle[:2])), want[rank])
-    ys = [expert_output(w.recv_x, w) for w in want]
+    ys = [expert_output(w.recv_x, w, shrink) for w in want]
     y = ys[rank]
     if zero_copy:
         buffer.get_next_low_latency_combine_buffer(handle)[...] = give(y)
         y = np.zeros_like(y)
     out, event, receive = buffer.low_latency_combine(give(y), idx, give(weights[rank]), handle,
-                                                     zero_copy=zero_copy, **keywords)
+                                                     use_logfmt, zero_copy, **keywords)
     finish(event, receive, hook, async_finish)
     expected = reference.low_latency_combine(
-        ys, want, without_experts(sent[1], masked, num_experts), sent[2], buffer.reduce)[rank]
+        ys, want, without_experts(sent[1], masked, num_experts), sent[2], buffer.reduce,
+        use_logfmt)[rank]
     np.testing.assert_array_equal(get(out).view(np.uint16), expected.view(np.uint16))
 
 

@@ -230,7 +230,8 @@ def test_processes_find_the_same():
 
 @pytest.mark.parametrize("argv, start", [
     (["dispach"], "KERNEL: must be all, a file *.ptx, or one of layout, dispatch, combine, "
-                  "ll_dispatch, ll_combine, copy, abort"),
+                  "ll_dispatch, ll_combine, copy, abort, ll_dispatch_shrink, ll_combine_shrink, "
+                  "ll_mask, ll_logfmt_combine;"),
     (["my.ptx"], "--harness: must say how my.ptx is run"),
     (["all", "--ranks", "1"], "--ranks: must be 2..8"),
     (["all", "--seeds", "0"], "--seeds: must be N or A:B"),

@@ -183,7 +183,8 @@ BAD_COMBINES = [
     ({"async_finish": True, "return_recv_hook": True}, ValueError,
      "return_recv_hook: must be False with async_finish"),
     ({"num_sms": 0}, ValueError, "num_sms: must be at least 1, got 0"),
-    ({"use_logfmt": True}, NotImplementedError, "use_logfmt: must be False in this release"),
+    ({"use_logfmt": True}, ValueError, "x: hidden must be a multiple of 512 with use_logfmt, got"),
+    ({"use_logfmt": zeros(2)}, TypeError, "use_logfmt: must be True or False, got ndarray"),
     ({"zero_copy": True}, ValueError,
      "zero_copy: must be False where get_next_low_latency_combine_buffer(handle) was not called"),
     ({"zero_copy": True, "use_logfmt": True}, ValueError,
@@ -392,6 +393,59 @@ def test_flags_that_differ(flags):
         round_trip(comm, buffer, made, E, M)
 
     on_ranks(main)
+
+
+@pytest.mark.parametrize("word_tokens", [M, 0])
+@pytest.mark.parametrize("scheduler", ["rr", "random", "late-async"])
+def test_formats_that_differ(word_tokens, scheduler, monkeypatch):
+    """Rank 0 sends rows in LogFMT-10, rank 1 as they are; only the device compares.  Who waits for
+    rows may be told by the other rank, which has found it before."""
+    monkeypatch.setattr(low_latency, "WORD_TOKENS", word_tokens)
+
+    def main(comm, buffer):
+        made = inputs(hidden=512)
+        xs, idxs, weights = (arrays[comm.rank] for arrays in made)
+        for _ in range(2):
+            recv_x, _, handle, _, _ = buffer.low_latency_dispatch(xs, idxs, M, E, use_fp8=False)
+            error = raised(buffer.low_latency_combine, recv_x, idxs, weights, handle,
+                           comm.rank == 0)
+            found = isinstance(error, RankMismatchError)
+            assert found or isinstance(error, DeepEPTimeoutError), repr(error)
+            assert any(comm.allgather(found))
+            assert found or scheduler != "rr"
+            if found:
+                assert error.argument == "use_logfmt" and set(error.values) == {True, False}
+            buffer.reset()
+            for use_logfmt in (False, True):
+                round_trip(comm, buffer, made, E, M, use_logfmt=use_logfmt)
+
+    for seed in range(3):
+        on_ranks(main, reduce="exact", run={"scheduler": scheduler, "seed": seed})
+
+
+def test_sums_are_not_sent_in_logfmt():
+    def main(comm, buffer):
+        made = inputs(hidden=512)
+        xs, idxs, weights = (arrays[comm.rank] for arrays in made)
+        recv_x, _, handle, _, _ = buffer.low_latency_dispatch(xs, idxs, M, E, use_fp8=False)
+        refused(lambda: buffer.low_latency_combine(recv_x, idxs, weights, handle, True), ValueError,
+                "use_logfmt: must be False in a buffer with reduce='rank'")
+        round_trip(comm, buffer, made, E, M)
+
+    on_ranks(main, reduce="rank")
+
+
+def test_masks_are_not_for_logfmt():
+    def main(comm, buffer):
+        made = inputs(hidden=512)
+        xs, idxs, weights = (arrays[comm.rank] for arrays in made)
+        recv_x, _, handle, _, _ = buffer.low_latency_dispatch(xs, idxs, M, E, use_fp8=False)
+        refused(lambda: buffer.low_latency_combine(recv_x, idxs, weights, handle, True),
+                NotImplementedError,
+                "use_logfmt: must be False in a buffer with enable_shrink=True in this release")
+        round_trip(comm, buffer, made, E, M)
+
+    on_ranks(main, reduce="exact", enable_shrink=True)
 
 
 def test_reductions_that_differ():

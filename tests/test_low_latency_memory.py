@@ -22,8 +22,8 @@ def rows_of_number(number, shape):
 class Exchange:
     """Two ranks of an expert each, which send all tokens to both."""
 
-    def __init__(self, comm, buffer):
-        self.comm, self.buffer = comm, buffer
+    def __init__(self, comm, buffer, use_logfmt=False):
+        self.comm, self.buffer, self.use_logfmt = comm, buffer, use_logfmt
 
     def dispatch(self, tokens, number=None):
         idx = np.tile(np.array([1 - self.comm.rank, self.comm.rank]), (tokens, 1))
@@ -41,20 +41,24 @@ class Exchange:
         if number is not None:
             rows = rows_of_number(number, recv_x.shape)
         out, _, _ = self.buffer.low_latency_combine(rows, idx, np.ones(idx.shape, np.float32),
-                                                    handle)
+                                                    handle, self.use_logfmt)
         if number is None:
             np.testing.assert_array_equal(out.astype(np.float32), 2)
 
 
-@pytest.mark.parametrize("reduce", ["exact", "rank"])
+@pytest.mark.parametrize("reduce", ["exact", "rank", "logfmt"])
 @pytest.mark.parametrize("tokens", [MANY, FEW])
 @pytest.mark.parametrize("scheduler", ["rr", "random"])
 @pytest.mark.parametrize("is_paired", [True, False])
 def test_rows_that_look_like_words_of_a_later_call(reduce, tokens, scheduler, is_paired):
-    """Bits of rows are the epochs of calls that come, in memory of both parities."""
+    """Bits of rows are the epochs of calls that come, in memory of both parities.  logfmt: exact,
+    with rows that nothing encodes, since they have one size."""
+    use_logfmt = reduce == "logfmt"
+
     def main(comm):
-        with Buffer(comm, low_latency_mode=True, reduce=reduce) as buffer:
-            ranks = Exchange(comm, buffer)
+        with Buffer(comm, low_latency_mode=True,
+                    reduce="exact" if use_logfmt else reduce) as buffer:
+            ranks = Exchange(comm, buffer, use_logfmt)
             epoch = 0
             for _ in range(4):
                 if is_paired:

@@ -124,7 +124,8 @@ def test_shipped_aliases_differ_in_load_forms_alone():
     paths = [{kernel: row["path"] for kernel, row in rows.items()} for rows in chosen.values()]
     assert paths == [{"layout": None, "dispatch": "vec", "combine": "bulk", "combine_push": "vec",
                       "ll_dispatch": None, "ll_combine": None, "copy": None, "abort": None,
-                      "ll_dispatch_shrink": None, "ll_combine_shrink": None, "ll_mask": None}] * 3
+                      "ll_dispatch_shrink": None, "ll_combine_shrink": None, "ll_mask": None,
+                      "ll_logfmt_combine": None}] * 3
     assert chosen["aggressive"]["dispatch"]["policy"] == "ld_nc_na"
     assert chosen["safe"]["combine_push"]["policy"] == "ld_relaxed_sys"
 

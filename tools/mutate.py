@@ -43,7 +43,7 @@ ARCH = "sm_90"
 # form of payload loads, which no mutant is about.
 SYMBOLS = {"ep_dispatch_vec_ld_na": "ld_na", "ep_combine_vec_ld_na": "ld_na",
            "ep_dispatch_bulk": "bulk", "ep_combine_bulk": "bulk",
-           "ep_ll_dispatch": "ld_na", "ep_ll_combine": "ld_na",
+           "ep_ll_dispatch": "ld_na", "ep_ll_combine": "ld_na", "ep_ll_logfmt_combine": "ld_na",
            "ep_layout": "ld_na", "ep_copy": "ld_na", "ep_abort": "ld_na"}
 SCHEDULES = (("rr", 0, "sc"), ("late-async", 0, "sc"), ("random", 0, "sc"), ("rr", 0, "weak"),
              ("random", 0, "weak"))

@@ -47,15 +47,26 @@ static uint32_t of_reduce(const struct ep_ll_shape *shape)
     return shape->reduce == EP_LL_REDUCE_RANK ? 2 : 1;
 }
 
-static uint32_t word_slot(const struct ep_ll_shape *shape)
+static uint32_t word_slot(const struct ep_ll_shape *shape, int logfmt)
 {
-    return (uint32_t)in_lines((uint64_t)of_reduce(shape) * words_of_row(shape->hidden)
-                              * EP_LL_WORD_BYTES);
+    uint32_t words = of_reduce(shape) * words_of_row(shape->hidden);
+    if (logfmt)
+        words = shape->hidden / EP_LL_PIECE * EP_LL_PIECE_WORDS;
+    return (uint32_t)in_lines((uint64_t)words * EP_LL_WORD_BYTES);
 }
 
-static uint32_t raw_slot(const struct ep_ll_shape *shape)
+static uint32_t raw_slot(const struct ep_ll_shape *shape, int logfmt)
 {
-    return (uint32_t)in_lines((uint64_t)of_reduce(shape) * shape->hidden * BF16_BYTES);
+    uint64_t ranges = logfmt ? shape->hidden / EP_LL_PIECE * EP_LL_PIECE_RANGES : 0;
+    return (uint32_t)in_lines((uint64_t)of_reduce(shape) * shape->hidden * BF16_BYTES
+                              + ranges * sizeof(uint32_t));
+}
+
+/* Whether rows of that shape can be encoded: then there is room for them, which takes more where
+ * they cross as they are after all. */
+static int may_encode(const struct ep_ll_shape *shape)
+{
+    return shape->reduce == EP_LL_REDUCE_EXACT && shape->hidden % EP_LL_PIECE == 0;
 }
 
 struct ep_ll_areas ep_ll_areas_of(const struct ep_ll_shape *shape, uint32_t num_ranks)
@@ -64,8 +75,10 @@ struct ep_ll_areas ep_ll_areas_of(const struct ep_ll_shape *shape, uint32_t num_
     int sums = shape->reduce == EP_LL_REDUCE_RANK;
     uint64_t slots = sums ? num_ranks : shape->num_topk;         /* of a combine, for a token    */
     uint64_t numbers = all * (EP_LL_MAX_PARTS + (sums ? shape->num_topk : 0));
-    uint64_t words = slots * min_u32(shape->max_tokens, shape->word_tokens) * word_slot(shape);
-    uint64_t raw = tokens > shape->word_tokens ? slots * tokens * raw_slot(shape) : 0;
+    uint64_t words = slots * min_u32(shape->max_tokens, shape->word_tokens)
+                     * max_u64(word_slot(shape, 0), word_slot(shape, may_encode(shape)));
+    uint64_t raw = tokens > shape->word_tokens
+                   ? slots * tokens * raw_slot(shape, may_encode(shape)) : 0;
     return (struct ep_ll_areas){
         .numbers = in_lines(max_u64(numbers, shape->num_experts) * sizeof(uint64_t)),
         .words = max_u64(words, all * dispatch_slot(shape, 0)), .raw = raw};
@@ -171,17 +184,21 @@ int ep_buffer_ll_dispatch(struct ep_buffer *b, const struct ep_ll_dispatch_args 
 int ep_buffer_ll_combine(struct ep_buffer *b, const struct ep_ll_combine_args *a)
 {
     const struct ep_ll_shape *shape = &a->ll.shape;
+    int logfmt = a->logfmt != 0;
+    uint32_t kernel = logfmt ? EP_KERNEL_LL_LOGFMT_COMBINE : EP_KERNEL_LL_COMBINE;
+    if (logfmt && (b->ll_shrink || !may_encode(shape)))
+        return EP_ERR_ARGUMENT;
     TRY(begin(b, &a->ll));
     struct ep_ll_combine_params params = {
         .ll = common(b, &a->ll, EP_OP_LL_COMBINE), .x = a->x, .topk_idx = a->topk_idx,
         .topk_weights = a->topk_weights, .out = a->out, .rows_of = a->rows_of,
         .source_tokens = a->source_tokens, .wait_stats = a->wait_stats,
-        .slot_bytes = word_slot(shape), .raw_bytes = raw_slot(shape), .reduce = shape->reduce,
-        .x_row_bytes = a->x_row_bytes, .word_tokens = shape->word_tokens};
-    params.ll.agree[EP_AGREE_DTYPE] = shape->reduce;
+        .slot_bytes = word_slot(shape, logfmt), .raw_bytes = raw_slot(shape, logfmt),
+        .reduce = shape->reduce, .x_row_bytes = a->x_row_bytes, .word_tokens = shape->word_tokens};
+    params.ll.agree[EP_AGREE_DTYPE] = (uint32_t)logfmt;      /* the hosts agreed on `reduce`     */
     params.ll.agree[EP_AGREE_HANDLE] = (uint32_t)a->handle;
-    return end(b, &a->ll, ep_launch_call(b, &a->ll.call, EP_KERNEL_LL_COMBINE,
-                                         &b->kernel[EP_KERNEL_LL_COMBINE], &params, sizeof params));
+    return end(b, &a->ll, ep_launch_call(b, &a->ll.call, kernel, &b->kernel[kernel], &params,
+                                         sizeof params));
 }
 
 /* -- ranks that calls do without ---------------------------------------------------------------- */

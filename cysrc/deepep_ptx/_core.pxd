@@ -180,6 +180,7 @@ cdef extern from "deepep_ptx/deepep_ptx.h" nogil:
         ep_dptr_t wait_stats
         uint64_t handle
         uint32_t x_row_bytes
+        uint32_t logfmt
 
     int ep_buffer_create(const ep_executor *exec, uint32_t rank, uint32_t num_ranks,
                          uint64_t timeout_ns, int grows, ep_buffer **out)

@@ -10,6 +10,7 @@ cdef extern from "kernels.h" nogil:
         EP_KERNEL_DISPATCH
         EP_KERNEL_LL_COMBINE
         EP_KERNEL_LL_COMBINE_SHRINK
+        EP_KERNEL_LL_LOGFMT_COMBINE
         EP_KERNEL_LL_DISPATCH
         EP_KERNEL_LL_DISPATCH_SHRINK
         EP_NUM_KERNELS

@@ -62,9 +62,9 @@ KERNELS = {ep_kernels[i].name.decode(): i for i in range(EP_NUM_KERNELS)}
 
 cdef dict KERNEL_NAMES = {index: name for name, index in KERNELS.items()}
 
-cdef frozenset LL_KERNELS = frozenset((
-    EP_KERNEL_LL_COMBINE, EP_KERNEL_LL_COMBINE_SHRINK, EP_KERNEL_LL_DISPATCH,
-    EP_KERNEL_LL_DISPATCH_SHRINK))
+cdef frozenset LL_COMBINES = frozenset((
+    EP_KERNEL_LL_COMBINE, EP_KERNEL_LL_COMBINE_SHRINK, EP_KERNEL_LL_LOGFMT_COMBINE))
+cdef frozenset LL_KERNELS = LL_COMBINES | {EP_KERNEL_LL_DISPATCH, EP_KERNEL_LL_DISPATCH_SHRINK}
 
 cdef dict WAITS = {
     EP_WAIT_CALL: "call record",
@@ -100,6 +100,8 @@ cdef dict LL_AGREEMENTS = {
     EP_AGREE_DTYPE: ("use_fp8", lambda word: f"use_fp8={word & 1}, round_scale={word >> 1 & 1}, "
                                              f"use_ue8m0={word >> 2}"),
 }
+# And a combine of low latency.
+cdef dict LL_COMBINE_AGREEMENTS = {EP_AGREE_DTYPE: ("use_logfmt", bool)}
 
 
 cdef object timeout_error(const ep_status_record *record, const Report *report):
@@ -132,6 +134,8 @@ cdef object mismatch_error(const ep_status_record *record, uint32_t rank):
     argument, show = AGREEMENTS.get(record.what, (f"word {record.what}", int))
     if record.kernel in LL_KERNELS:
         argument, show = LL_AGREEMENTS.get(record.what, (argument, show))
+    if record.kernel in LL_COMBINES:
+        argument, show = LL_COMBINE_AGREEMENTS.get(record.what, (argument, show))
     if record.what == EP_AGREE_TOPK_IDX_BYTES and (record.expected ^ record.seen) & 255 == 0:
         argument, show = "combine_hidden", lambda word: word >> 8
     values = (show(record.expected), show(record.seen))

@@ -25,6 +25,7 @@ cdef class Sent:
 cdef class Combined:
     cdef Array x, topk_idx, topk_weights, out, places, wait_stats
     cdef uint32_t x_row_bytes
+    cdef bint logfmt
     cdef uint64_t handle
 
 

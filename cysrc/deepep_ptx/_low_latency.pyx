@@ -97,7 +97,7 @@ cdef class Combined:
 
     x bfloat16 [L, R * M, H], rows x_row_bytes apart; topk_idx and topk_weights [T, K]; out
     bfloat16 [T, H]; places: of the dispatch, whose call number is `handle`.  wait_stats int64 [R]:
-    what is added to, or None.
+    what is added to, or None.  logfmt: rows cross in LogFMT-10.
     """
 
 
@@ -146,6 +146,7 @@ cdef object combine(CoreBuffer core, Shape shape, Combined call, uint32_t phases
     fill_common(&args.ll, shape, call.topk_idx, phases, launch)
     args.x_row_bytes = call.x_row_bytes
     args.handle = call.handle
+    args.logfmt = call.logfmt
     with maps:
         args.x = maps.add(call.x, False, "x")
         args.topk_idx = maps.add(call.topk_idx, False, "topk_idx")

@@ -8,8 +8,8 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from gen.params cimport (
-    EP_LL_CAST_FP8, EP_LL_CAST_ROUND, EP_LL_CAST_UE8M0, EP_LL_GROUP, EP_LL_RECEIVE, EP_LL_SEND,
-    EP_MAX_TOKENS, EP_ROW_ALIGN,
+    EP_LL_CAST_FP8, EP_LL_CAST_ROUND, EP_LL_CAST_UE8M0, EP_LL_GROUP, EP_LL_PIECE,
+    EP_LL_RECEIVE, EP_LL_REDUCE_EXACT, EP_LL_SEND, EP_MAX_TOKENS, EP_ROW_ALIGN,
 )
 
 from deepep_ptx._arguments cimport Launch, as_flag, take_indices, take_weights
@@ -217,8 +217,8 @@ cdef class LowLatency:
 
     # -- combine -------------------------------------------------------------------------------
 
-    def combine(self, x, topk_idx, topk_weights, handle, zero_copy, async_finish, return_recv_hook,
-                out, wait_stats, num_sms, stream):
+    def combine(self, x, topk_idx, topk_weights, handle, use_logfmt, zero_copy, async_finish,
+                return_recv_hook, out, wait_stats, num_sms, stream):
         """See `Buffer.low_latency_combine`."""
         cdef Dispatched sent
         cdef Combined combined = Combined()
@@ -256,6 +256,9 @@ cdef class LowLatency:
         hooks = hook_of(async_finish, return_recv_hook)
         if sent.buffer_number != self.room.number:
             shape = self.agreement.of(call, *handle[2:5], sent.num_topk)
+        if use_logfmt:
+            check_logfmt(shape)
+            combined.logfmt = True
         # CTAs whose warps have a part of a row to give or to add up.
         launch = self.launch(call, num_sms, async_finish,
                              (2 * num_tokens * hidden + PARTS - 1) // PARTS)
@@ -379,6 +382,17 @@ cdef Array take_written(Call call, value, str name, tuple dtypes, tuple shape, u
     if call.library.is_read_only(value):
         raise ValueError(f"{name}: must be writable, the call stores to it")
     return array
+
+
+cdef int check_logfmt(Shape shape) except -1:
+    # Rows of the shape can cross in LogFMT-10.
+    if shape.shape.reduce != EP_LL_REDUCE_EXACT:
+        raise ValueError("use_logfmt: must be False in a buffer with reduce='rank', whose float32 "
+                         "sums cross in the place of rows; make it with reduce='exact'")
+    if shape.shape.hidden % EP_LL_PIECE:
+        raise ValueError(f"x: hidden must be a multiple of {EP_LL_PIECE} with use_logfmt, got "
+                         f"{shape.shape.hidden}")
+    return 0
 
 
 cdef int64_t cast_of(use_fp8, round_scale, use_ue8m0, uint32_t hidden) except -1:

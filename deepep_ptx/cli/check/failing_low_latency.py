@@ -150,7 +150,7 @@ def round_without(buffer, calls, inputs, left):
     y = left.ys[buffer.rank]
     recv_x, recv_count, handle = dispatch(buffer, calls, inputs)
     combined_x, _ = combine(buffer, calls, inputs, handle, y)
-    found = of_calls(recv_x, recv_count, *handle[:2], recv_count * calls.stats, combined_x)
+    found = of_calls(calls, recv_x, recv_count, *handle[:2], recv_count * calls.stats, combined_x)
     for name, wanted in left.wanted()[buffer.rank].items():
         wrong = wrong_array("without one rank", buffer.rank, name, found[name], wanted)
         if wrong:

@@ -25,11 +25,12 @@ class LowLatencyCalls:
     experts: of each rank.  sms: CTAs of each kernel.
     cast: "bf16" for none, "fp8", "round": scales are powers of two, "ue8m0": as exponents.
     reduce: "exact" or "rank".  word_tokens: of a rank with more tokens, rows or sums cross as they
-    are, behind flags.  stats: both calls count cycles of waiting, dispatch also rows.  hook: a call
-    is two launches.  twice: of two dispatches the second counts, so that both halves of the memory
-    have both calls.  again: so many combines more by the same handle, before the one that counts.
-    queued: no host waits for anything before all rounds are queued.  normal: what
-    rounds of other calls do, on the same buffer, one between the two and one behind them.
+    are, behind flags.  logfmt: rows cross in LogFMT-10, about half of them encoded.  stats: both
+    calls count cycles of waiting, dispatch also rows.  hook: a call is two launches.  twice: of two
+    dispatches the second counts, so that both halves of the memory have both calls.  again: so many
+    combines more by the same handle, before the one that counts.  queued: no host waits for
+    anything before all rounds are queued.  normal: what rounds of other calls do, on the same
+    buffer, one between the two and one behind them.
     before: a function of (comm, buffer, calls, inputs, policy) that each rank calls before its last
     round.
     """
@@ -42,6 +43,7 @@ class LowLatencyCalls:
     cast: str = "fp8"
     reduce: str = "exact"
     word_tokens: int = low_latency.WORD_TOKENS
+    logfmt: bool = False
     stats: bool = False
     hook: bool = False
     twice: bool = False
@@ -90,7 +92,7 @@ class Inputs:
                    for rng, count in zip(rngs, counts, strict=True)]
         self.received = reference.low_latency_dispatch(
             self.xs, self.topk_idxs, calls.max_tokens, self.num_experts, **CASTS[calls.cast])
-        self.ys = [_expert_rows(rng, received, calls.hidden)
+        self.ys = [_expert_rows(rng, received, calls)
                    for rng, received in zip(rngs, self.received, strict=True)]
         self.normal = calls.normal and calls.normal.inputs(ranks, number, seed)
 
@@ -105,7 +107,7 @@ class Inputs:
         calls = self.calls
         other.received = reference.low_latency_dispatch(
             other.xs, other.topk_idxs, calls.max_tokens, self.num_experts, **CASTS[calls.cast])
-        other.ys = [_expert_rows(np.random.default_rng(number), received, calls.hidden)
+        other.ys = [_expert_rows(np.random.default_rng(number), received, calls)
                     for number, received in enumerate(other.received)]
         other.topk_idxs = [np.where(idx // calls.experts == rank, -1, idx)
                            for idx in other.topk_idxs]
@@ -114,9 +116,10 @@ class Inputs:
     def wanted(self):
         """Per rank: name -> array."""
         combined = reference.low_latency_combine(
-            self.ys, self.received, self.topk_idxs, self.topk_weights, self.calls.reduce)
-        wanted = [of_calls(received.recv_x, received.recv_count, received.src_info,
-                            received.layout_range, received.recv_count * self.calls.stats, out)
+            self.ys, self.received, self.topk_idxs, self.topk_weights, self.calls.reduce,
+            self.calls.logfmt)
+        wanted = [of_calls(self.calls, received.recv_x, received.recv_count, received.src_info,
+                           received.layout_range, received.recv_count * self.calls.stats, out)
                   for received, out in zip(self.received, combined, strict=True)]
         normal = self.normal.wanted() if self.normal else [{}] * len(wanted)
         return [mine | _of_both(others, others)
@@ -130,15 +133,17 @@ def _with_twins(rng, idx):
     return idx
 
 
-def _expert_rows(rng, received, hidden):
+def _expert_rows(rng, received, calls):
     """What a rank's experts make of the rows that they have, for combine."""
-    y = np.zeros((*received.src_info.shape, hidden), bfloat16)
+    y = np.zeros((*received.src_info.shape, calls.hidden), bfloat16)
     for rows, count in zip(y, received.recv_count, strict=True):
-        rows[:count] = random_rows(rng, int(count), hidden, "bf16")
+        rows[:count] = random_rows(rng, int(count), calls.hidden, "bf16")
+        if calls.logfmt:
+            rows[rng.random(len(rows)) < 0.5] *= bfloat16(0.125)     # below 1 then
     return y
 
 
-def of_calls(recv_x, recv_count, src_info, layout_range, recv_stats, combined_x):
+def of_calls(calls, recv_x, recv_count, src_info, layout_range, recv_stats, combined_x):
     """name -> array of both calls' results, without what is unspecified."""
     rows, scales = recv_x if isinstance(recv_x, tuple) else (recv_x, None)
     named = {"recv_x": _filled(rows, recv_count), "recv_count": recv_count,
@@ -146,8 +151,9 @@ def of_calls(recv_x, recv_count, src_info, layout_range, recv_stats, combined_x)
              "cumulative_local_expert_recv_stats": recv_stats}
     if scales is not None:
         named["recv_x scales"] = _filled(scales, recv_count)
+    combine = "ll_logfmt_combine" if calls.logfmt else "ll_combine"
     return {f"ll_dispatch: {name}": np.array(array) for name, array in named.items()} | {
-        "ll_combine: combined_x": np.array(combined_x)}
+        f"{combine}: combined_x": np.array(combined_x)}
 
 
 def _of_both(first, second):
@@ -190,6 +196,7 @@ class _Round:
     """One round of one rank, carried out, or queued."""
 
     def __init__(self, comm, buffer, calls, inputs):
+        self.calls = calls
         if calls.twice:
             dispatch(buffer, calls, inputs)
         self.recv_stats = np.zeros(calls.experts, np.int32)
@@ -213,8 +220,8 @@ class _Round:
 
     def copied(self):
         """name -> array, of the valid rows."""
-        return of_calls(self.recv_x, self.recv_count, *self.handle[:2], self.recv_stats,
-                         self.combined_x) | self.normal
+        return of_calls(self.calls, self.recv_x, self.recv_count, *self.handle[:2],
+                        self.recv_stats, self.combined_x) | self.normal
 
 
 def dispatch(buffer, calls, inputs, topk_idx=None, **changes):
@@ -240,7 +247,8 @@ def combine(buffer, calls, inputs, handle, y=None, **changes):
     rank = buffer.rank
     combined_x, event, hook = buffer.low_latency_combine(
         inputs.ys[rank] if y is None else y, inputs.topk_idxs[rank], inputs.topk_weights[rank],
-        handle, num_sms=calls.sms, return_recv_hook=calls.hook, **changes)
+        handle, num_sms=calls.sms, return_recv_hook=calls.hook,
+        **{"use_logfmt": calls.logfmt} | changes)
     if hook:
         hook()
     return combined_x, event

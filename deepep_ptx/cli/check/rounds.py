@@ -15,7 +15,7 @@ ARENA_BYTES = 1 << 20           # for calls that cannot wait for the arena to gr
 TIMEOUT_S = 0.5                 # virtual
 # Whose array a result is, by how its name begins; the rest is dispatch's.
 _MADE_BY = {"layout": "layout", "combined": "combine", "ll_dispatch": "ll_dispatch",
-            "ll_combine": "ll_combine"}
+            "ll_logfmt_combine": "ll_logfmt_combine", "ll_combine": "ll_combine"}
 
 
 @dataclass(frozen=True)

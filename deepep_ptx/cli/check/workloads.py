@@ -99,6 +99,7 @@ _PULL = ("layout", "dispatch", "copy", "combine")
 _PUSH = ("layout", "dispatch", "copy", "combine_push")
 _MIXED = (*_PULL, "combine_push")
 _LOW_LATENCY = ("ll_dispatch", "ll_combine")
+_LOGFMT = ("ll_dispatch", "ll_logfmt_combine")
 _MASKS = ("ll_dispatch_shrink", "ll_combine_shrink", "ll_mask")
 
 WORKLOADS = {workload.name: workload for workload in (
@@ -169,6 +170,15 @@ WORKLOADS = {workload.name: workload for workload in (
     Workload("ll-hook-sums", "the same; sums, in words and behind flags",
              _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3), reduce="rank", word_tokens=4,
                                            hook=True)),
+    Workload("ll-logfmt", "rows in LogFMT-10 that cross as words, and rows that are not encoded",
+             _LOGFMT, LowLatencyCalls(tokens=(5, 0, 7), hidden=1536, topk=6, cast="bf16",
+                                      logfmt=True, stats=True, rounds=3), ranks=3),
+    Workload("ll-logfmt-flags", "the same in parts behind flags, beside words",
+             _LOGFMT, LowLatencyCalls(tokens=(6, 3), hidden=2048, sms=1, topk=8, cast="bf16",
+                                      logfmt=True, word_tokens=4, twice=True, again=2)),
+    Workload("ll-logfmt-hooks", "the same, each call in two launches",
+             _LOGFMT, LowLatencyCalls(tokens=(5, 3), hidden=512, sms=3, cast="bf16", logfmt=True,
+                                      word_tokens=4, hook=True)),
     Workload("ll-queued", "three rounds that no host waits for; more experts than a warp has lanes",
              _LOW_LATENCY, LowLatencyCalls(tokens=(5, 7), experts=24, sms=1, idx_dtype="int32",
                                            queued=True, rounds=3)),
@@ -177,6 +187,9 @@ WORKLOADS = {workload.name: workload for workload in (
                                                       normal=Calls(tokens=(9, 7)))),
     Workload("ll-mistaken", "experts, casts and handles that only the device finds wrong",
              _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3), before=failing_low_latency.mistaken)),
+    Workload("ll-logfmt-mistaken", "the same, of a combine in LogFMT-10",
+             _LOGFMT, LowLatencyCalls(tokens=(5, 3), hidden=512, logfmt=True,
+                                      before=failing_low_latency.mistaken)),
     Workload("ll-late", "a rank that does not come to a low-latency dispatch, then a reset",
              _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3),
                                            before=failing_low_latency.late_dispatch), ranks=3),
@@ -186,6 +199,9 @@ WORKLOADS = {workload.name: workload for workload in (
     Workload("ll-late-sums", "the same; sums cross",
              _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3), word_tokens=4, reduce="rank",
                                            before=failing_low_latency.late_combine), ranks=3),
+    Workload("ll-late-logfmt", "the same; rows cross in LogFMT-10",
+             _LOGFMT, LowLatencyCalls(tokens=(5, 3), hidden=512, topk=8, word_tokens=4, logfmt=True,
+                                      before=failing_low_latency.late_combine), ranks=3),
     Workload("ll-impatient", "rows that come later than the limit of a wait, their counts in time",
              _LOW_LATENCY, LowLatencyCalls(tokens=(5, 3), before=failing_low_latency.impatient)),
     Workload("ll-masked", "a rank is masked, late or aborted, and comes back",

@@ -371,8 +371,11 @@ struct ep_ll_combine_args {      /* likewise                                    
     ep_dptr_t wait_stats;
     uint64_t  handle;            /* number of the dispatch                                      */
     uint32_t  x_row_bytes;
+    uint32_t  logfmt;            /* rows cross in LogFMT-10: exact, hidden a multiple of 512    */
 };
 
+/* EP_ERR_ARGUMENT: likewise, or rows of that shape cannot be encoded, or logfmt after
+ * ep_buffer_ll_shrink. */
 int ep_buffer_ll_combine(struct ep_buffer *b, const struct ep_ll_combine_args *args);
 
 /* Its kernels for low-latency calls are those that mask a rank which does not come, in place of failing:

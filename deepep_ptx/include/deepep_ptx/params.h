@@ -130,6 +130,11 @@ typedef uint64_t ep_dptr_t;                  /* device address, valid on one ran
 
 #define EP_LL_MAX_PARTS 8                    /* of a row that crosses as it is                 */
 
+#define EP_LL_PIECE 512                      /* values of a row that a warp encodes at once:
+                                              * combine's rows in LogFMT-10                  */
+#define EP_LL_PIECE_WORDS 96                 /* of such a piece as words, at most            */
+#define EP_LL_PIECE_RANGES 4                 /* numbers of 32 bits, one of each 128 values   */
+
 #define EP_LL_REDUCE_EXACT 1                 /* combine: rows cross, summed in the order of k  */
 #define EP_LL_REDUCE_RANK 2                  /* sums of each rank's rows cross, in FP32        */
 
@@ -445,11 +450,17 @@ struct ep_ll_dispatch_params {               /* ptx: LLD */
     uint32_t  reserved;
 };
 
-/* Slots of a combine: [max_tokens][num_topk] of this rank's tokens where rows cross,
+/* Of the kernels ll_combine and ll_logfmt_combine.
+ * Slots of a combine: [max_tokens][num_topk] of this rank's tokens where rows cross,
  * [num_ranks][max_tokens] where sums do: among the words, or of a rank with more than word_tokens tokens
  * as they are.  Numbers: flags[num_ranks][max_tokens][EP_LL_MAX_PARTS], by which the writing rank's warps
  * tell which parts of a token's rows lie there as they are; where sums cross also
- * weights[num_ranks][max_tokens][num_topk], of the writing rank. */
+ * weights[num_ranks][max_tokens][num_topk], of the writing rank.
+ * A row in LogFMT-10 is pieces of 32 lanes' 16 values.  A lane has five numbers of 32 bits of it, and the
+ * range of the 128 values that these are of: the bits of the largest |x|, those of the least << 16; or
+ * eight numbers, as they are, and 0.  As words: 32 of three numbers each, 32 of two and the range, 32 of
+ * the other three, if there are any.  As it is: 1024 bytes for a piece, of which each lane has 16, then
+ * four or 16 for the others; behind the row the ranges. */
 struct ep_ll_combine_params {                /* ptx: LLC */
     struct ep_ll_params ll;
     ep_dptr_t x;             /* in  bf16[num_local_experts][num_ranks * max_tokens][hidden]     */
