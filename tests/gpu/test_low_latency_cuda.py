@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from deepep_ptx import Buffer, low_latency, run_ranks  # noqa: E402
+from tests import test_logfmt  # noqa: E402
 from tests.gpu.libraries import need_cupy  # noqa: E402
 from tests.low_latency import make_inputs, round_trip  # noqa: E402
 
@@ -48,6 +49,39 @@ def test_bits(num_ranks, reduce, word_tokens, monkeypatch):
             rounds(comm, buffer, 12)
 
     run_ranks(main, num_ranks, executor="cuda")
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4, 8])
+@pytest.mark.parametrize("word_tokens", [64, 0])
+@pytest.mark.parametrize("hidden", [512, 1536, 7168])
+def test_bits_of_logfmt(num_ranks, word_tokens, hidden, monkeypatch):
+    """Combine in LogFMT-10 and as it is, in turn, of rows that can be encoded, some or all."""
+    monkeypatch.setattr(low_latency, "WORD_TOKENS", word_tokens)
+
+    def main(comm):
+        rng = np.random.default_rng(6)              # the same on all ranks
+        with Buffer(comm, low_latency_mode=True, reduce="exact", timeout_s=TIMEOUT_S) as buffer:
+            for number in range(8):
+                inputs = make_inputs(rng, rng.integers(0, M + 1, comm.size), hidden, E, K,
+                                     ("random", "holes")[number % 2])
+                round_trip(comm, buffer, inputs, E, M, hook=number % 3 == 2, use_fp8=False,
+                           use_logfmt=number % 4 != 3, shrink=2.0 ** -(6 * (number % 3)))
+
+    run_ranks(main, num_ranks, executor="cuda")
+
+
+@pytest.mark.parametrize("kind", test_logfmt.ROWS)
+@pytest.mark.parametrize("word_tokens", [64, 0])
+def test_logfmt_of_all_kinds_of_rows(kind, word_tokens, monkeypatch):
+    monkeypatch.setattr(low_latency, "WORD_TOKENS", word_tokens)
+    job = test_logfmt.Job(kind, 1024, 2)
+
+    def main(comm):
+        with Buffer(comm, low_latency_mode=True, reduce="exact", timeout_s=TIMEOUT_S) as buffer:
+            test_logfmt.assert_bits(job.combine(buffer, job.dispatch(buffer)),
+                                    job.wanted[comm.rank])
+
+    run_ranks(main, 2, executor="cuda")
 
 
 def torch_functions(comm):
@@ -133,17 +167,19 @@ class Layer:
         holes = torch.rand(self.tokens, K, generator=generator, device=self.device) < 0.2
         self.idx.masked_fill_(holes, -1)
 
-    def run(self, hook=False):
-        """What its experts, which pass rows on, make of it: x times the experts that there are.
-        With a hook they are passed on by `zero_copy`."""
+    def run(self, hook=False, use_logfmt=False):
+        """What its experts, which pass rows on, make of x: x times the experts that there are.
+        With a hook they are passed on by `zero_copy`, if not in LogFMT-10."""
         rows, _, handle, _, receive = self.buffer.low_latency_dispatch(
             self.x, self.idx, M, E, use_fp8=False, return_recv_hook=hook)
         if hook:
             receive()
-            self.buffer.get_next_low_latency_combine_buffer(handle).copy_(rows)
-            rows.zero_()
+            if not use_logfmt:
+                self.buffer.get_next_low_latency_combine_buffer(handle).copy_(rows)
+                rows.zero_()
         out, _, receive = self.buffer.low_latency_combine(
-            rows, self.idx, self.weights, handle, zero_copy=hook, return_recv_hook=hook)
+            rows, self.idx, self.weights, handle, use_logfmt,
+            zero_copy=hook and not use_logfmt, return_recv_hook=hook)
         if hook:
             receive()
         return out
@@ -167,13 +203,17 @@ def on_ranks(main, **buffer):
     return run_ranks(rank_main, 2, executor="cuda")
 
 
-@pytest.mark.parametrize("reduce", ["exact", "rank"])
+@pytest.mark.parametrize("reduce", ["exact", "rank", "logfmt"])
 def test_replays_among_eager_calls(reduce):
+    """logfmt: of whole numbers, which are no less than 1, so that most blocks cross as they are."""
+    use_logfmt = reduce == "logfmt"
+
     def main(comm, buffer, stream, lock):
         layer = Layer(comm, buffer, M)
         comm.barrier()
-        layer.run()                                 # the first call of a shape is not captured
-        layer.run(hook=True)
+        # The first call of a shape is not captured.
+        layer.run(use_logfmt=use_logfmt)
+        layer.run(hook=True, use_logfmt=use_logfmt)
         graphs = []
         for hook in (False, True):
             stream.synchronize()
@@ -181,7 +221,8 @@ def test_replays_among_eager_calls(reduce):
             with lock:
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                    graphs.append((graph, [layer.run(hook), layer.run(hook)]))
+                    graphs.append((graph, [layer.run(hook, use_logfmt),
+                                           layer.run(hook, use_logfmt)]))
         comm.barrier()
         rng = np.random.default_rng(7)              # the same on all ranks
         right = torch.ones((), dtype=torch.bool, device=layer.device)
@@ -192,7 +233,7 @@ def test_replays_among_eager_calls(reduce):
                 graph, results = graphs[which]
                 graph.replay()
             else:
-                results = [layer.run(hook=which == 2)]
+                results = [layer.run(which == 2, use_logfmt)]
             for out in results:
                 right &= layer.is_right(out)
         stream.synchronize()
@@ -203,7 +244,7 @@ def test_replays_among_eager_calls(reduce):
         gc.collect()
         torch.cuda.synchronize()
 
-    on_ranks(main, reduce=reduce)
+    on_ranks(main, reduce="exact" if use_logfmt else reduce)
 
 
 def test_soak():
