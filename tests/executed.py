@@ -331,17 +331,17 @@ def late_low_latency_rank(comm):
             low_latency.round_trip(comm, buffer, inputs, 4, 3)
 
 
-def aborted_before(comm):
+def aborted_before(comm, use_logfmt):
     """Of two CTAs the first aborts the rank, and the call ends; others are queued behind it."""
     idx = np.full((4, 3), -1)
     idx[:2] = 0                                         # six times, where four may be
-    x = np.zeros((4, 128), life.BF16)
-    with Buffer(comm, low_latency_mode=True) as buffer:
+    x = np.zeros((4, 512), life.BF16)
+    with Buffer(comm, low_latency_mode=True, reduce="exact") as buffer:
         for _ in range(2):
             recv_x, _, handle, _, _ = buffer.low_latency_dispatch(
                 x, idx, 4, 2, use_fp8=False, num_sms=2, async_finish=True)
-        buffer.low_latency_combine(recv_x, idx, np.ones(idx.shape, np.float32), handle, num_sms=2,
-                                   async_finish=True)
+        buffer.low_latency_combine(recv_x, idx, np.ones(idx.shape, np.float32), handle, use_logfmt,
+                                   num_sms=2, async_finish=True)
         with pytest.raises(ValueError, match="^topk_idx: row 1 of rank 0 names expert 0 when"):
             buffer.check()
         buffer.reset()
@@ -465,9 +465,11 @@ def low_latency_scenes(arch):
     """As `scenes`, of the low-latency kernels."""
     for workload in WORKLOADS.values():
         if "ll_dispatch" in workload.uses:
-            for scheduler in ("rr", "random"):
+            # Under "random" a word comes between the last two looks here, on sm_80 alone.
+            once = workload.name == "ll-logfmt-mistaken"
+            for scheduler in ("rr", "random")[:1 if once else 2]:
                 yield partial(clean, workload, arch, scheduler)
-    for seed in (1, 3):
+    for seed in (0, 1, 3):
         for use_logfmt in (False, True):
             yield partial(run_ranks, often, 2, use_logfmt, scheduler="random", seed=seed)
     for idx_dtype in ("int32", "int64"):
@@ -490,7 +492,8 @@ def low_latency_scenes(arch):
         yield partial(clean, Workload("logfmt", "behind other calls", (), calls, ranks=3), arch)
     yield partial(run_ranks, late_low_latency_rank, 2)
     for scheduler in ("rr", "random"):
-        yield partial(run_ranks, aborted_before, 1, scheduler=scheduler)
+        for use_logfmt in (False, True):
+            yield partial(run_ranks, aborted_before, 1, use_logfmt, scheduler=scheduler)
     yield partial(run_ranks, late_logfmt_rank, 2)
     for use_logfmt in (False, True):
         yield partial(run_ranks, many_low_latency_ranks, 34, use_logfmt)
@@ -522,7 +525,7 @@ def shrinking_scenes(arch):
                           reduce)
     for scheduler in ("rr", "random"):
         yield partial(run_ranks, different_low_latency_calls, 2, scheduler=scheduler)
-        yield partial(run_ranks, aborted_before, 1, scheduler=scheduler)
+        yield partial(run_ranks, aborted_before, 1, False, scheduler=scheduler)
     for seed in (1, 3):
         yield partial(run_ranks, often, 2, False, scheduler="random", seed=seed)
     yield partial(run_ranks, late_low_latency_rank, 2)
