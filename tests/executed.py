@@ -503,7 +503,7 @@ def shrinking_scenes(arch):
     """As `scenes`, of the same with masks of ranks."""
     for workload in WORKLOADS.values():
         if "ll_dispatch_shrink" in workload.uses or (
-                "ll_dispatch" in workload.uses and not workload.calls.before):
+                "ll_combine" in workload.uses and not workload.calls.before):
             for scheduler in ("rr", "random"):
                 yield partial(clean, workload, arch, scheduler)
     for reduce in ("exact", "rank"):
