@@ -46,7 +46,6 @@ from .tuning import tuned_variants
 
 DEFAULT_SMS = configs.DEFAULT_SMS
 _SHRINK = "_shrink"             # kernels in whose calls ranks may be masked, by how they end
-_LOGFMT_COMBINE = "ll_logfmt_combine"   # the one that has no such form
 MAX_ARENA_BYTES = 1 << 48       # no address space of a GPU or a process has more
 
 
@@ -183,8 +182,9 @@ class Buffer(LowLatencyCalls):
         self.timeout_s = timeout_s
         self.zero_copy = None if zero_copy is None else bool(zero_copy)
         self.arena_limit_bytes = arena_limit_bytes
+        places = _places(self.variants, low_latency_mode, enable_shrink)
         kernels = {place: (variant, select.read_text(variant))
-                   for place, variant in _places(self.variants, enable_shrink).items()}
+                   for place, variant in places.items()}
         self._ranks_here = self._symmetric.connect(self.num_nvl_bytes, self.arena_limit_bytes or 0,
                                                    timeout_ns(timeout_s), kernels)
         core = self._symmetric.core
@@ -776,17 +776,18 @@ class Buffer(LowLatencyCalls):
         return combined_x, combined_weights, event
 
 
-def _places(variants, enable_shrink):
-    """Name of a call's kernel -> the variant that runs there.
+def _places(variants, low_latency_mode, enable_shrink):
+    """Name of a kernel's place -> the variant that runs there.
 
-    Not those of calls that such a buffer does not make.
+    Of the calls that such a buffer makes: to load a kernel takes time, and memory of the GPU.
     """
-    plain = {name: variant for name, variant in variants.items() if not name.endswith(_SHRINK)}
-    if not enable_shrink:
-        return plain
-    del plain[_LOGFMT_COMBINE]
-    return plain | {name.removesuffix(_SHRINK): variant for name, variant in variants.items()
-                    if name.endswith(_SHRINK)}
+    def is_used(name):
+        if not name.startswith("ll_"):
+            return True
+        return low_latency_mode and enable_shrink == (name.endswith(_SHRINK) or name == "ll_mask")
+
+    return {name.removesuffix(_SHRINK): variant for name, variant in variants.items()
+            if is_used(name)}
 
 
 def _check_same(group, arguments, everybody):

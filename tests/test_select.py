@@ -4,6 +4,7 @@
 import pytest
 
 from deepep_ptx import select
+from deepep_ptx.buffer import _places
 
 
 def row(kernel, path, policy, site, arch):
@@ -140,3 +141,16 @@ def test_shipped_table(policy, arch):
     assert chosen.keys() == KERNELS.keys()
     for variant in chosen.values():
         assert variant["symbol"] in select.read_text(variant)
+
+
+def test_a_buffer_loads_the_kernels_of_its_calls():
+    chosen = select.choose("fast", "sm_90")
+    normal = {name for name in chosen if not name.startswith("ll_")}
+    assert {"dispatch", "combine", "copy", "abort"} <= normal
+    assert set(_places(chosen, False, False)) == normal
+    plain = _places(chosen, True, False)
+    assert set(plain) - normal == {"ll_dispatch", "ll_combine", "ll_logfmt_combine"}
+    assert plain["ll_combine"]["symbol"] == "ep_ll_combine"
+    masking = _places(chosen, True, True)
+    assert set(masking) - normal == {"ll_dispatch", "ll_combine", "ll_mask"}
+    assert masking["ll_combine"]["symbol"] == "ep_ll_combine_shrink"
