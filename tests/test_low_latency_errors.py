@@ -1016,15 +1016,22 @@ class Static:
         assert_passed_on(results[3], self.all, self.rank, buffer.reduce)
 
 
+def captured_layer(comm, buffer, hook=False):
+    """(`Static`, graph, results) of a layer, captured behind the first one of its shape, which is
+    for all ranks together."""
+    static = Static(comm.rank)
+    static.fill(0)
+    static.layer(buffer)
+    with comm.executor.capture() as graph:
+        results = static.layer(buffer, hook)
+    return static, graph, results
+
+
 @pytest.mark.parametrize("hook", [False, True])
 @pytest.mark.parametrize("scheduler", ["rr", "random", "late-async"])
 def test_replays_with_changing_inputs(scheduler, hook):
     def main(comm, buffer):
-        static = Static(comm.rank)
-        static.fill(0)
-        static.layer(buffer)                # the first of the shape, for all ranks together
-        with comm.executor.capture() as graph:
-            results = static.layer(buffer, hook)
+        static, graph, results = captured_layer(comm, buffer, hook)
         for seed in range(8):
             static.fill(seed)
             graph.replay()
@@ -1078,11 +1085,7 @@ def test_a_new_shape_is_not_captured():
 def test_memory_that_has_grown_since_a_capture():
     """A graph's calls use the memory that there is when they run."""
     def main(comm, buffer):
-        static = Static(comm.rank)
-        static.fill(0)
-        static.layer(buffer)
-        with comm.executor.capture() as graph:
-            results = static.layer(buffer)
+        static, graph, results = captured_layer(comm, buffer)
         round_trip(comm, buffer, inputs(1, hidden=8 * H), E, M)
         for seed in range(3):
             static.fill(seed)
@@ -1130,11 +1133,7 @@ def test_a_hook_in_a_capture_that_its_call_is_not_in():
 
 def test_a_replay_that_a_rank_leaves_out_ends_by_its_limit():
     def main(comm, buffer):
-        static = Static(comm.rank)
-        static.fill(0)
-        static.layer(buffer)
-        with comm.executor.capture() as graph:
-            results = static.layer(buffer)
+        static, graph, results = captured_layer(comm, buffer)
         if comm.rank == 0:
             graph.replay()
             comm.executor.synchronize()
