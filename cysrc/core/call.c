@@ -37,6 +37,15 @@ int ep_call_end(struct ep_buffer *b, const struct ep_call *call)
     return EP_OK;
 }
 
+int ep_call_end_local(struct ep_buffer *b, const struct ep_call *call, int rc)
+{
+    if (rc == EP_OK)
+        return call->flags & EP_CALL_WAIT ? ep_status_look(b, EP_UNTOLD) : ep_call_end(b, call);
+    if (b->graph)
+        ep_call_end(b, call);
+    return rc;
+}
+
 int ep_call_wait_end(struct ep_buffer *b)
 {
     int rc = ep_status_look(b, EP_TOLD);

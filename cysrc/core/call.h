@@ -10,6 +10,9 @@
 int ep_call_begin(struct ep_buffer *b, const struct ep_call *call);
 /* The caller's stream waits for the call, unless it is detached. */
 int ep_call_end(struct ep_buffer *b, const struct ep_call *call);
+/* A call of this rank alone, whose launch came out as rc: its end, for which the host may wait, or the
+ * capture's streams are given back. */
+int ep_call_end_local(struct ep_buffer *b, const struct ep_call *call, int rc);
 /* The host waits for the end of a collective call: an abort or a verdict without a record is an error
  * as well. */
 int ep_call_wait_end(struct ep_buffer *b);

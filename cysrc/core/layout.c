@@ -2,7 +2,6 @@
 #include "core/call.h"
 #include "core/launch.h"
 #include "core/order.h"
-#include "core/status.h"
 #include "core/util.h"
 
 static int launch_layout(struct ep_buffer *b, const struct ep_layout_args *a)
@@ -23,10 +22,5 @@ int ep_buffer_layout(struct ep_buffer *b, const struct ep_layout_args *a)
 {
     TRY(ep_call_begin(b, &a->call));
     TRY(ep_order_begin(b, &a->call));
-    int rc = launch_layout(b, a);
-    if (rc == EP_OK)
-        return a->call.flags & EP_CALL_WAIT ? ep_status_look(b, EP_UNTOLD) : ep_call_end(b, &a->call);
-    if (b->graph)
-        ep_call_end(b, &a->call);
-    return rc;
+    return ep_call_end_local(b, &a->call, launch_layout(b, a));
 }

@@ -216,13 +216,9 @@ int ep_buffer_ll_mask(struct ep_buffer *b, const struct ep_ll_mask_args *a)
     TRY(ep_call_begin(b, &a->call));
     TRY(ep_order_begin(b, &a->call));
     struct ep_ll_mask_params params = {.comm = b->comm, .status = a->status, .mask = a->mask};
-    int rc = ep_launch_on(b, b->stream, EP_KERNEL_LL_MASK, &b->kernel[EP_KERNEL_LL_MASK], &params,
-                          sizeof params, 1);
-    if (rc == EP_OK)
-        return a->call.flags & EP_CALL_WAIT ? ep_status_look(b, EP_UNTOLD) : ep_call_end(b, &a->call);
-    if (b->graph)
-        ep_call_end(b, &a->call);
-    return rc;
+    return ep_call_end_local(b, &a->call,
+                             ep_launch_on(b, b->stream, EP_KERNEL_LL_MASK,
+                                          &b->kernel[EP_KERNEL_LL_MASK], &params, sizeof params, 1));
 }
 
 int ep_buffer_ll_masked(struct ep_buffer *b, uint64_t *mask)
