@@ -3,6 +3,7 @@
 
 from . import _low_latency as core_calls
 from ._call import Call
+from ._low_latency_calls import take_written
 from .arrays import INT32
 from .arrays.library import default_library
 from .checks import as_bool, check_int
@@ -54,10 +55,8 @@ class MaskCalls:
         """
         core = self._shrinking_core()
         call = Call(core.executor, mask_status, "mask_status")
-        status = call.take(mask_status, "mask_status", (INT32,), (self.group_size,))
-        if call.library.is_read_only(mask_status):
-            raise ValueError("mask_status: must be writable, the call stores to it")
-        self._mask(call, [], status)
+        self._mask(call, [], take_written(call, mask_status, "mask_status", (INT32,),
+                                          (self.group_size,)))
 
     def low_latency_clean_mask_buffer(self):
         """Bring all masked ranks back; collective: it is `reset()`, which ranks that were masked

@@ -26,8 +26,8 @@ from deepep_ptx.checks import check_int
 from deepep_ptx.errors import DeepEPError
 from deepep_ptx.event import EventOverlap
 from deepep_ptx.handle import LowLatencyHandle
+from deepep_ptx.launch_choice import OWN_RING
 
-cdef tuple OWN_RING = (0, 0)
 cdef tuple ROWS = (BFLOAT16,)
 cdef tuple COUNTS = (INT32,)
 cdef tuple CYCLES = (INT64,)
@@ -376,8 +376,8 @@ cdef bint is_square(stats) except -1:
         return False
 
 
-cdef Array take_written(Call call, value, str name, tuple dtypes, tuple shape, unsigned align=1):
-    # The `Array` of an argument that the call writes to.
+cpdef Array take_written(Call call, value, str name, tuple dtypes, tuple shape, unsigned align=1):
+    """The `Array` of an argument that the call writes to."""
     cdef Array array = call.take(value, name, dtypes, shape, align)
     if call.library.is_read_only(value):
         raise ValueError(f"{name}: must be writable, the call stores to it")
