@@ -118,11 +118,16 @@ def replaced(**changes):
     return change
 
 
+def unquoted(record):
+    """Without the bytes, of a handle's process say, for which repr() takes other quotes."""
+    return record.replace(b"'", b"-")
+
+
 @pytest.mark.parametrize(("change", "kind", "text"), [
     (replaced(index=8), TypeError, RETURNED + r"returned a record \(.* 8 0 0 0 0 0\) of rank 1"),
     (replaced(index=1 << 63), TypeError, RETURNED + r"returned a record \(.*\) of rank 1"),
-    (lambda record: record[:-1], TypeError, RETURNED + r"returned b'.*"),
-    (lambda record: record + b"0", TypeError, RETURNED + r"returned b'.*"),
+    (lambda record: unquoted(record[:-1]), TypeError, RETURNED + r"returned b'.*"),
+    (lambda record: unquoted(record + b"0"), TypeError, RETURNED + r"returned b'.*"),
     (lambda record: bytes(len(record)), TypeError,
      RETURNED + r"returned a record \(collective 0 of buffer 0.*\) of rank 1"),
     (replaced(handle=bytes(128)), ValueError, "handle: not a handle of the CPU executor"),
